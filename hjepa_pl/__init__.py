@@ -1,0 +1,1 @@
+"""Hierarchical joint-embedding predictive pretraining."""

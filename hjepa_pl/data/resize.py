@@ -1,0 +1,133 @@
+"""Crop, flip and resize of a batch as two small matrix products."""
+
+import torch
+from torch import Tensor
+
+from hjepa_pl.functional.counters import uniform
+
+_TRIES = 10
+
+
+def crop_boxes(
+    key: int, position: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Draw a crop for each sample by torchvision's rule: the first of ten that fits, else the centre.
+
+    Args:
+        key: What all samples share of the random key.
+        position: (B,) int64 counters of the samples.
+        height: Of all images.
+        width: Of all images.
+        scale: Smallest and largest share of the area.
+        ratio: Smallest and largest width over height.
+
+    Returns:
+        (B, 4) float32 whole numbers: top, left, height, width.
+    """
+    u = uniform(key, position, 2 * _TRIES + 2)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :_TRIES])
+    low, high = torch.log(torch.tensor(ratio)).tolist()
+    aspect = torch.exp(low + (high - low) * u[:, _TRIES : 2 * _TRIES])
+    w, h = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
+    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    first = fits.to(torch.int8).argmax(1, keepdim=True)
+    some = fits.any(1)
+    in_ratio = width / height
+    whole_h = min(height, round(width / ratio[0])) if in_ratio < ratio[0] else height
+    whole_w = min(width, round(height * ratio[1])) if in_ratio > ratio[1] else width
+    h = torch.where(some, h.gather(1, first)[:, 0], float(whole_h))
+    w = torch.where(some, w.gather(1, first)[:, 0], float(whole_w))
+    # min: (1 - 2^-24) x a side above 2^23 could round up to the side; harmless here, cheap to exclude.
+    top = torch.minimum(torch.floor(u[:, -2] * (height - h + 1)), height - h)
+    left = torch.minimum(torch.floor(u[:, -1] * (width - w + 1)), width - w)
+    top = torch.where(some, top, float((height - whole_h) // 2))
+    left = torch.where(some, left, float((width - whole_w) // 2))
+    return torch.stack([top, left, h, w], 1)
+
+
+def axis_weights(start: Tensor, length: Tensor, size: int, total: int, flip: Tensor | None = None) -> Tensor:
+    """Make the matrices that resize one axis by an antialiased triangle filter.
+
+    Args:
+        start: (B,) first pixel of each crop.
+        length: (B,) pixels of each crop.
+        size: Pixels wanted.
+        total: Pixels of the image.
+        flip: (B,) bool: read backwards.
+
+    Returns:
+        (B, size, total) float32 rows that sum to 1 and are zero outside the crop.
+    """
+    scale = (length / size)[:, None, None]
+    out = torch.arange(size, device=start.device, dtype=torch.float32)[None, :, None]
+    if flip is not None:
+        out = torch.where(flip[:, None, None], size - 1 - out, out)
+    first = start[:, None, None]
+    centre = first + scale * (out + 0.5)
+    pixel = torch.arange(total, device=start.device, dtype=torch.float32)[None, None]
+    weights = (1 - (pixel + 0.5 - centre).abs_() / scale.clamp(min=1.0)).clamp_(min=0.0)
+    weights *= (pixel >= first) & (pixel < first + length[:, None, None])
+    return weights.div_(weights.sum(-1, keepdim=True))
+
+
+def apply_axes(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Multiply every channel by its image's matrices.
+
+    Args:
+        images: (B, C, H, W) float32.
+        rows: (B, S, H).
+        columns: (B, R, W).
+
+    Returns:
+        (B, C, S, R) float32.
+    """
+    b, c, h, w = images.shape
+    wide = torch.bmm(images.reshape(b, c * h, w), columns.transpose(1, 2)).view(b * c, h, -1)
+    return torch.bmm(rows.repeat_interleave(c, 0), wide).view(b, c, rows.shape[1], -1)
+
+
+def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Cut a box out of every image, flip it, and resize it to (size, size).
+
+    Args:
+        images: (B, C, H, W) float32.
+        boxes: (B, 4): top, left, height, width.
+        flip: (B,) bool.
+        size: Side of the result.
+
+    Returns:
+        (B, C, size, size) float32.
+    """
+    top, left, height, width = boxes.unbind(1)
+    rows = axis_weights(top, height, size, images.shape[2])
+    columns = axis_weights(left, width, size, images.shape[3], flip)
+    return apply_axes(images, rows, columns)
+
+
+def clean_resize(images: Tensor, size: int) -> Tensor:
+    """Resize the short side to `size` (antialiased) and keep the centre square: the form in which features are judged.
+
+    Args:
+        images: (B, C, H, W) uint8 or float32.
+        size: Side of the result.
+
+    Returns:
+        (B, C, size, size) of the same type; the images themselves if they have that size.
+    """
+    height, width = images.shape[2:]
+    if height == width == size:
+        return images
+    short = min(height, width)
+    matrices = []
+    for total in (height, width):
+        # The whole axis, from which the middle is kept: pixels outside the square count in the filter at its edge.
+        wanted = max(size, round(total * size / short))
+        full = axis_weights(images.new_zeros(1, dtype=torch.float32), _one(total, images), wanted, total)
+        first = (wanted - size) // 2
+        matrices.append(full[:, first : first + size].expand(len(images), -1, -1))
+    result = apply_axes(images.float(), *matrices)
+    return result if images.is_floating_point() else result.round_().clamp_(0, 255).to(images.dtype)
+
+
+def _one(value: int, like: Tensor) -> Tensor:
+    return torch.full((1,), float(value), device=like.device)

@@ -1,0 +1,141 @@
+"""What a user may set about the data: frozen records that refuse what cannot be meant."""
+
+import math
+from dataclasses import dataclass
+
+from hjepa_pl.types import ConfigError
+
+
+def check_number(key: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Refuse what is no number, is not finite or lies outside [low, high] (or (low, high] with `open_low`)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < low or value > high or (open_low and value == low):  # type: ignore[operator]
+        lower = f"above {low:g}" if open_low else f"at least {low:g}"
+        upper = "" if high == math.inf else f" and at most {high:g}"
+        raise ConfigError(f"`{key}={value!r}` is refused: give a number {lower}{upper}.")
+
+
+def check_whole(key: str, value: object, low: int) -> None:
+    """Refuse what is not a whole number of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"`{key}={value!r}` is refused: give a whole number of at least {low}.")
+
+
+def check_range(key: str, value: object, low: float, high: float = math.inf) -> tuple[float, float]:
+    """Return `value` as an ascending pair above `low` and up to `high`, or refuse it."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ConfigError(f"`{key}={value!r}` is refused: give two numbers, the smaller one first.")
+    for number in value:
+        check_number(key, number, low, high, open_low=True)
+    if value[0] > value[1]:
+        raise ConfigError(f"`{key}={list(value)}` is refused: give the smaller number first.")
+    return float(value[0]), float(value[1])
+
+
+def check_name(key: str, value: object) -> None:
+    """Refuse an empty name or one that is no text."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"`{key}={value!r}` is refused: give a text that is not empty.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One dataset of the training mixture."""
+
+    name: str
+    """`digits`, `digits_canvas`, `cifar10`, `cifar100`, `stl10`, `imagenet100`, `imagenet`, `folder` or `fake`."""
+    weight: float = 1.0
+    """Share of the mixture, relative to the other datasets' weights."""
+    root: str | None = None
+    """Where the data lies; `data` if not given (`folder` needs one, `digits` and `fake` take none)."""
+    split: str = "train"
+    """Which part to draw from: `train`, `test`, and what else the dataset has (`unlabeled` for `stl10`)."""
+    fraction: float = 1.0
+    """Share of the images to use, the same of every class, chosen by the seed."""
+
+    def __post_init__(self) -> None:
+        check_name("datasets.name", self.name)
+        check_name("datasets.split", self.split)
+        check_number(f"datasets.weight (of {self.name})", self.weight, 0.0, open_low=True)
+        check_number(f"datasets.fraction (of {self.name})", self.fraction, 0.0, 1.0, open_low=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """One labelled dataset on which the features are judged during training."""
+
+    name: str
+    """Name of a dataset that has labels and the splits `train` and `test`."""
+    root: str | None = None
+    """Where the data lies; `data` if not given."""
+    max_train: int = 10000
+    """At most so many images in the bank that the probes learn from, the same share of every class."""
+    max_test: int = 10000
+    """At most so many images to be judged on."""
+    title: str | None = None
+    """Name in the metrics; the dataset's name if not given."""
+
+    def __post_init__(self) -> None:
+        check_name("probe.name", self.name)
+        if self.title is not None:
+            check_name("probe.title", self.title)
+        check_whole(f"probe.max_train (of {self.name})", self.max_train, 2)
+        check_whole(f"probe.max_test (of {self.name})", self.max_test, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """How a view is made from an image."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Share of the image's area that a crop covers, smallest and largest."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a crop, smallest and largest."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Strength of brightness, contrast, saturation and hue changes."""
+    jitter_prob: float = 0.8
+    """Probability that an image's colours are changed."""
+    gray: float = 0.2
+    """Probability of turning an image grey."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur (sigma .1 to 2 pixels of the view)."""
+    solarize: float = 0.1
+    """Probability of inverting the bright half of the values."""
+    rotate: float = 0.0
+    """Largest rotation either way, in degrees."""
+    translate: float = 0.0
+    """Largest shift either way, as a share of the side."""
+
+    def __post_init__(self) -> None:
+        scale = check_range("augmentation.crop_scale", self.crop_scale, 0.0, 1.0)
+        object.__setattr__(self, "crop_scale", scale)
+        object.__setattr__(self, "crop_ratio", check_range("augmentation.crop_ratio", self.crop_ratio, 0.0))
+        for key in ("flip", "jitter_prob", "gray", "blur", "solarize"):
+            check_number(f"augmentation.{key}", getattr(self, key), 0.0, 1.0)
+        check_number("augmentation.rotate", self.rotate, 0.0, 180.0)
+        check_number("augmentation.translate", self.translate, 0.0, 0.99)
+        self._check_jitter()
+
+    def _check_jitter(self) -> None:
+        if not isinstance(self.jitter, tuple | list) or len(self.jitter) != 4:
+            raise ConfigError(
+                f"`augmentation.jitter={self.jitter!r}` is refused: give four numbers for brightness, contrast, "
+                "saturation and hue."
+            )
+        for value, (name, high) in zip(
+            self.jitter, (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)), strict=True
+        ):
+            check_number(f"augmentation.jitter ({name})", value, 0.0, high)
+        object.__setattr__(self, "jitter", tuple(float(v) for v in self.jitter))
+
+    def check_gray_images(self, reason: str) -> None:
+        """Refuse what does nothing to images without colour."""
+        for key, value in (
+            ("augmentation.jitter (saturation)", self.jitter[2]),
+            ("augmentation.jitter (hue)", self.jitter[3]),
+            ("augmentation.gray", self.gray),
+        ):
+            if value and not (self.jitter_prob == 0 and "jitter" in key):
+                raise ConfigError(f"`{key}={value}` would do nothing to images without colour ({reason}): set it to 0.")

@@ -1,0 +1,1 @@
+"""Pure functions: counters, tokens, settings, collectives."""

@@ -1,0 +1,91 @@
+"""Random numbers as a function of counters: the same bits on every device, rank and worker, and after a resume."""
+
+import enum
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+class Stream(enum.IntEnum):
+    """Names of the independent random streams. A new use gets a new number; numbers are never reused."""
+
+    ORDER = 1
+    SOURCE = 2
+    CROP = 3
+    FLIP = 4
+    JITTER = 5
+    GRAY = 6
+    BLUR = 7
+    SOLARIZE = 8
+    BLOCK_SHAPE = 9
+    BLOCK_PLACE = 10
+    KEEP = 11
+    SLICES = 12
+    STEP = 13
+    AFFINE = 14
+    JITTER_ORDER = 15
+    REPLACE = 16
+    ERASE = 17
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Mix 32-bit values held in int64 ("lowbias32" of C. Wellons' hash prospector: a bijection of 32 bits)."""
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def _mix_int(x: int) -> int:
+    x ^= x >> 16
+    x = (x * 0x7FEB352D) & _MASK
+    x ^= x >> 15
+    x = (x * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def hash_int(*counters: int) -> int:
+    """Return a 32-bit hash of whole numbers, in plain Python (for seeds and for one draw a step)."""
+    h = 0x9E3779B9
+    for c in counters:
+        # The high half is folded in on its own, so that seeds beyond 32 bits are not cut.
+        h = _mix_int((h + c) & _MASK)
+        h = _mix_int((h + (c >> 32)) & _MASK)
+    return h
+
+
+def hash_counters(seed: int, tensor: Tensor) -> Tensor:
+    """Return a 32-bit hash (int64 tensor, same shape) of a tensor of counters under an integer key."""
+    x = _mix((tensor + seed) & _MASK)
+    return _mix((x + (tensor >> 32) + 0x85EBCA6B) & _MASK)
+
+
+def uniform(key: int, position: Tensor, n: int) -> Tensor:
+    """Draw uniform numbers in [0, 1) for each sample.
+
+    Args:
+        key: `hash_int(seed, epoch, stream, ...)`, what all samples share.
+        position: (B,) int64 counters of the samples.
+        n: Numbers per sample.
+
+    Returns:
+        (B, n) float32, multiples of 2^-24, equal to the bit on every device.
+    """
+    rows = hash_counters(key, position)[:, None]
+    columns = torch.arange(n, device=position.device, dtype=torch.int64)[None] * 0x9E3779B1
+    bits = _mix((rows ^ _mix(columns & _MASK)) & _MASK)
+    return (bits >> 8).to(torch.float32) * 2.0**-24
+
+
+def normal(key: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw standard normal numbers of `shape`, float32, as a function of `key` alone (Box-Muller)."""
+    count = 1
+    for s in shape:
+        count *= s
+    u = uniform(key, torch.arange(count, device=device), 2)
+    # 1 - u lies in (0, 1], so the logarithm is finite.
+    radius = torch.sqrt(-2.0 * torch.log1p(-u[:, 0]))
+    return (radius * torch.cos(2.0 * torch.pi * u[:, 1])).reshape(shape)

@@ -1,0 +1,40 @@
+"""The few collective operations that the objectives need, with gradients."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Return the number of processes in the default group, 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather along the first axis; the gradient of a local row is summed over all ranks.
+
+    `torch.distributed.nn.all_gather` does the same but is deprecated in parts and falls back to scatter loops on gloo.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Gather (B, ...) from every rank into (world * B, ...), with gradients; the identity with one process.
+
+    A loss of the gathered rows is the same number on every rank. DDP averages gradients over ranks, and the sum taken
+    here makes that average the gradient of the global loss.
+    """
+    return _GatherRows.apply(x) if world_size() > 1 else x

@@ -1,0 +1,77 @@
+"""Tokens on their grid: gathering by index, pooling into cells, sine-cosine positions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens by index.
+
+    Args:
+        tokens: (B, N, D).
+        index: (B, K) int64.
+
+    Returns:
+        (B, K, D).
+    """
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Cut images into patches, each flattened in the order of a convolution's weight.
+
+    Args:
+        images: (B, C, H, W), H and W multiples of the patch size.
+        patch_size: Height and width of a patch, in pixels.
+
+    Returns:
+        (B, N, C * height * width), patches in raster order.
+    """
+    b, c, h, w = images.shape
+    p, q = patch_size
+    x = images.reshape(b, c, h // p, p, w // q, q).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(b, (h // p) * (w // q), c * p * q)
+
+
+def pool_cells(tokens: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
+    """Average tokens over cells of `cell` x `cell` patches.
+
+    Args:
+        tokens: (B, H * W, D) in raster order.
+        grid: H and W, both multiples of `cell`.
+        cell: Side of a cell, in patches.
+
+    Returns:
+        (B, H // cell * W // cell, D) in raster order of the cells.
+    """
+    if cell == 1:
+        return tokens
+    b, _, d = tokens.shape
+    h, w = grid
+    x = tokens.reshape(b, h // cell, cell, w // cell, cell, d)
+    return x.mean(dim=(2, 4)).reshape(b, -1, d)
+
+
+def plain_norm(tokens: Tensor) -> Tensor:
+    """Normalise the last axis to mean 0 and variance 1, without parameters (targets of I-JEPA, arXiv:2301.08243)."""
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def sincos_positions(grid: tuple[int, int], dim: int, cell: int = 1) -> Tensor:
+    """Fixed 2-D sine-cosine embedding of the centres of all cells, as MAE (arXiv:2111.06377) places patches.
+
+    Args:
+        grid: H and W of the patch grid.
+        dim: Width of the embedding, a multiple of 4.
+        cell: Side of a cell in patches; 1 gives the patches themselves.
+
+    Returns:
+        (H // cell * W // cell, dim) float32: half for the row, half for the column, in units of patches, so that a
+        cell lies where its patches lie.
+    """
+    frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    axes = [torch.arange(n // cell, dtype=torch.float64) * cell + (cell - 1) / 2 for n in grid]
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
+    angles = [x.reshape(-1, 1) * frequency for x in (rows, columns)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()

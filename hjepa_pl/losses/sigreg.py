@@ -1,0 +1,41 @@
+"""SIGReg: embeddings are pushed towards an isotropic Gaussian (LeJEPA, arXiv:2511.08544)."""
+
+import torch
+from torch import Tensor
+
+from hjepa_pl.functional.counters import normal
+
+
+def epps_pulley(samples: Tensor, knots: int = 17) -> Tensor:
+    """Return the Epps-Pulley statistic of each column against N(0, 1), without the factor of the sample size.
+
+    The integral over t in [-3, 3] of |mean exp(itx) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), by the trapezoid rule on the
+    half line (the integrand is even), as LeJEPA's minimal code has it.
+
+    Args:
+        samples: (N, S): N samples of S variables.
+        knots: Points on [0, 3].
+
+    Returns:
+        (S,) statistics; N times one is about 1 for Gaussian samples.
+    """
+    t = torch.linspace(0.0, 3.0, knots, device=samples.device, dtype=samples.dtype)
+    gauss = torch.exp(-t.square() / 2)
+    weight = torch.full_like(t, 2 * 3.0 / (knots - 1))
+    weight[0] = weight[-1] = 3.0 / (knots - 1)  # the trapezoid's ends count half
+    angle = samples[..., None] * t  # (N, S, knots)
+    error = (angle.cos().mean(dim=0) - gauss).square() + angle.sin().mean(dim=0).square()
+    return error @ (weight * gauss)
+
+
+def sigreg(samples: Tensor, key: int, num_slices: int = 256, knots: int = 17) -> Tensor:
+    """Return the mean Epps-Pulley statistic over random directions.
+
+    Args:
+        samples: (N, D) float32 embeddings of all ranks.
+        key: Counter that the directions are drawn by.
+        num_slices: Number of directions.
+        knots: Points of the quadrature.
+    """
+    directions = normal(key, (samples.shape[1], num_slices), samples.device)
+    return epps_pulley(samples @ (directions / directions.norm(dim=0)), knots).mean()

@@ -1,0 +1,76 @@
+"""What every mask generator is: sizes fixed beforehand, places drawn by counters."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hjepa_pl.functional.counters import Stream, hash_int, uniform
+from hjepa_pl.types import Counters, Masks
+
+
+class MaskShape(NamedTuple):
+    """One row of a generator's table: the sizes of a step, the same for every image."""
+
+    height: int
+    """Rows of a target block, in patches."""
+    width: int
+    """Columns of a target block, in patches."""
+    blocks: int
+    """Target blocks an image."""
+    visible: int
+    """Patches that the context encoder sees."""
+
+
+def min_visible(patches: int) -> int:
+    """Return the least number of visible patches that is accepted: a quarter, 24 where that is under 3/8, and 4."""
+    return max(math.ceil(patches / 4), min(24, patches * 3 // 8), 4)
+
+
+class MaskGenerator(ABC):
+    """Draws masks for a batch on its device, without a loop over images.
+
+    Args:
+        grid: Rows and columns of patches.
+        cells: Side of the cells of each token level, in patches; blocks are made of whole cells of the largest.
+        seed: Seed of the run.
+    """
+
+    shapes: tuple[MaskShape, ...]
+    """The table that each step's sizes are drawn from."""
+
+    def __init__(self, grid: tuple[int, int], cells: tuple[int, ...], seed: int) -> None:
+        self.grid, self.cells, self.seed = grid, cells, seed
+        self.cell = max(cells)
+
+    def shape_of(self, step: int) -> MaskShape:
+        """Return the sizes of a step: a function of the seed and the step only, so that all ranks agree."""
+        return self.shapes[hash_int(self.seed, step, Stream.BLOCK_SHAPE) % len(self.shapes)]
+
+    @abstractmethod
+    def __call__(self, counters: Counters) -> Masks:
+        """Draw the masks of a batch, on the device of `counters.position`."""
+
+    def _keep(self, visible: Tensor, count: int, counters: Counters) -> Tensor:
+        """Pick `count` of the visible patches (B, N) at random: (B, count) indices, in no order.
+
+        Which are dropped is random, so that no corner of the image is seen less often (I-JEPA cuts a raster-ordered
+        list, which drops the lower right).
+        """
+        key = hash_int(self.seed, counters.epoch, Stream.KEEP)
+        # Draws are multiples of 2^-24 below 1, so hidden patches at 2 are never among the smallest.
+        score = uniform(key, counters.position, visible.shape[1]).masked_fill_(~visible, 2.0)
+        return score.topk(count, dim=1, largest=False, sorted=False).indices
+
+    def _cells_of(self, top: Tensor, left: Tensor, shape: MaskShape) -> tuple[Tensor, ...]:
+        """Return the cells of blocks at corners (B, T), in patches: one (B, T, M) tensor of indices per level."""
+        found = []
+        for cell in self.cells:
+            rows = torch.arange(shape.height // cell, device=top.device)
+            columns = torch.arange(shape.width // cell, device=top.device)
+            y = (top // cell)[..., None, None] + rows[:, None]
+            x = (left // cell)[..., None, None] + columns[None]
+            found.append((y * (self.grid[1] // cell) + x).flatten(2))
+        return tuple(found)

@@ -1,0 +1,49 @@
+"""Random masks: single cells anywhere on the grid."""
+
+import torch
+
+from hjepa_pl.functional.counters import Stream, hash_int, uniform
+from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible
+from hjepa_pl.masks.settings import MaskConfig
+from hjepa_pl.types import ConfigError, Counters, Masks
+
+
+class RandomMasks(MaskGenerator):
+    """A fixed share of the cells is hidden and predicted; the rest is seen (MAE's masking, arXiv:2111.06377)."""
+
+    def __init__(self, config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], seed: int) -> None:
+        """Fix the counts.
+
+        Raises:
+            ConfigError: If the ratio hides nothing, or too much.
+        """
+        super().__init__(grid, cells, seed)
+        ratio = 0.6 if config.ratio is None else config.ratio
+        total = (grid[0] // self.cell) * (grid[1] // self.cell)
+        hidden = round(ratio * total)
+        visible = (total - hidden) * self.cell**2
+        if hidden < 1 or visible < min_visible(grid[0] * grid[1]):
+            most = 1 - min_visible(grid[0] * grid[1]) / (grid[0] * grid[1])
+            raise ConfigError(
+                f"masks.ratio {ratio} hides {hidden} of the grid's {total} cells; "
+                f"a ratio between {1 / total:.2f} and {most:.2f} would do."
+            )
+        self.shapes = (MaskShape(self.cell, self.cell, hidden, visible),)
+
+    def __call__(self, counters: Counters) -> Masks:
+        """Draw masks: `context` (B, K) and per level (B, T, M), all functions of the counters."""
+        shape = self.shapes[0]
+        columns = self.grid[1] // self.cell
+        total = columns * (self.grid[0] // self.cell)
+        key = hash_int(self.seed, counters.epoch, Stream.BLOCK_PLACE)
+        hidden = uniform(key, counters.position, total).topk(shape.blocks, dim=1, sorted=False).indices
+        cells = torch.ones(len(hidden), total, dtype=torch.bool, device=hidden.device).scatter_(1, hidden, False)
+        visible = cells.reshape(len(hidden), -1, columns)
+        visible = visible.repeat_interleave(self.cell, dim=1).repeat_interleave(self.cell, dim=2).flatten(1)
+        # Every visible patch is kept: the counts are exact, so no draw is needed to thin them.
+        patch = torch.arange(visible.shape[1], device=visible.device)
+        context = torch.where(visible, patch, len(patch)).sort(dim=1).values[:, : shape.visible]
+        top, left = hidden // columns * self.cell, hidden % columns * self.cell
+        targets = self._cells_of(top, left, shape)
+        # The cells are one target block: they are predicted together.
+        return Masks(context, tuple(t.flatten(1)[:, None] for t in targets))

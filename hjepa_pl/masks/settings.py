@@ -1,0 +1,49 @@
+"""Settings of the masks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hjepa_pl.types import ConfigError
+
+
+def _check_range(key: str, value: tuple[float, float], low: float, high: float) -> None:
+    if len(value) != 2 or not low < value[0] <= value[1] <= high:
+        raise ConfigError(f"{key} must be [low, high] with {low} < low <= high <= {high}, got {list(value)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """What is hidden from the context encoder and predicted."""
+
+    kind: Literal["multiblock", "random"] = "multiblock"
+    """Rectangular target blocks (I-JEPA, arXiv:2301.08243, appendix A.1), or single cells anywhere."""
+    num_targets: int | Literal["auto"] | None = None
+    """Target blocks an image (multiblock only); null or 'auto' is 4, or fewer where the grid is too small for 4."""
+    target_scale: tuple[float, float] | None = None
+    """Area of a block as a share of the grid (multiblock only); null is [0.15, 0.2]."""
+    aspect_ratio: tuple[float, float] | None = None
+    """Height over width of a block (multiblock only); null is [0.75, 1.5]."""
+    max_visible: float | None = None
+    """Most patches that the context encoder is given, as a share of the grid (multiblock only): fewer are cheaper and
+    harder; null is all that the blocks leave. I-JEPA's published masks leave about 0.3."""
+    ratio: float | None = None
+    """Share of the patches that is hidden (random only); null is 0.6."""
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that are empty and keys that the kind does not read."""
+        unread = ("ratio",) if self.kind == "multiblock" else ("num_targets", "target_scale", "aspect_ratio", "max_visible")
+        for name in unread:
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"masks.{name} {getattr(self, name)} does nothing with masks.kind '{self.kind}'; remove it."
+                )
+        if isinstance(self.num_targets, int) and self.num_targets < 1:
+            raise ConfigError(f"masks.num_targets must be at least 1, got {self.num_targets}.")
+        if self.target_scale is not None:
+            _check_range("masks.target_scale", self.target_scale, 0.0, 1.0)
+        if self.aspect_ratio is not None:
+            _check_range("masks.aspect_ratio", self.aspect_ratio, 0.0, float("inf"))
+        if self.max_visible is not None and not 0 < self.max_visible <= 1:
+            raise ConfigError(f"masks.max_visible must lie in (0, 1], got {self.max_visible}.")
+        if self.ratio is not None and not 0 < self.ratio < 1:
+            raise ConfigError(f"masks.ratio must lie in (0, 1), got {self.ratio}.")

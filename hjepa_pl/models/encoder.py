@@ -1,0 +1,235 @@
+"""A timm vision transformer that computes on the visible tokens only."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hjepa_pl.functional.tokens import gather_tokens, patchify, sincos_positions
+from hjepa_pl.models.settings import EncoderConfig
+from hjepa_pl.types import ConfigError
+
+Block = int | Literal["last"]
+
+
+class Geometry(NamedTuple):
+    """What the rest of the model needs to know of an encoder before it has weights."""
+
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    depth: int
+    embed_dim: int
+    parameters: int
+
+
+def timm_recipe(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
+    """Return the timm model name and the keyword arguments that make this encoder.
+
+    `timm.create_model(name, **kwargs)` takes the encoder's state dict strictly. The pooled head is switched off in a
+    way that leaves the final norm on the tokens (`fc_norm=False`), as timm's own I-JEPA weights do.
+    """
+    rope = config.position == "rope"
+    kwargs: dict[str, Any] = {
+        "img_size": config.img_size,
+        "in_chans": config.in_chans,
+        "num_classes": 0,
+        "global_pool": "avg",
+        "class_token": False,
+        "drop_path_rate": config.drop_path_rate,
+    }
+    if config.name is None:
+        embed_dim, depth, num_heads = config.architecture
+        kwargs |= {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "init_values": config.init_values}
+    elif config.init_values is not None:
+        kwargs["init_values"] = config.init_values
+    if config.patch_size is not None:
+        kwargs["patch_size"] = config.patch_size
+    elif config.name is None:
+        kwargs["patch_size"] = 16
+    if config.qk_norm:
+        kwargs["qk_norm"] = True
+    is_eva = rope or (config.name is not None and _is_eva(config.name))
+    kwargs["use_fc_norm" if is_eva else "fc_norm"] = False
+    if config.reg_tokens:
+        kwargs["num_reg_tokens" if is_eva else "reg_tokens"] = config.reg_tokens
+    if is_eva:
+        kwargs["dynamic_img_size"] = True  # angles are then built for the grid at hand
+    return config.name or ("vit_small_patch16_rope_224" if rope else "vit_small_patch16_224"), kwargs
+
+
+def _is_eva(name: str) -> bool:
+    try:
+        with torch.device("meta"):
+            return isinstance(timm.create_model(name, num_classes=0), Eva)
+    except Exception:
+        return False
+
+
+def build_timm(config: EncoderConfig) -> nn.Module:
+    """Make the timm model of a config.
+
+    Raises:
+        ConfigError: If timm does not know the name, it is no ViT, or the ViT cannot hold the settings.
+    """
+    name, kwargs = timm_recipe(config)
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*small*")[:3]) or "vit_small_patch16_224"
+        raise ConfigError(f"encoder.name '{name}' is not a timm model; for example {near} would do.")
+    try:
+        vit = timm.create_model(name, **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"encoder: timm's {name} cannot hold these settings: {error or 'they do not fit'}.") from None
+    if not isinstance(vit, VisionTransformer | Eva):
+        raise ConfigError(f"encoder.name '{name}' is a {type(vit).__name__}, not a plain ViT; name a vit_* model.")
+    return vit
+
+
+def measure(config: EncoderConfig) -> Geometry:
+    """Return the geometry of an encoder from a model without storage.
+
+    Raises:
+        ConfigError: As `build_timm`, and if the patch does not divide the image or the heads the width.
+    """
+    if config.name is None:
+        embed_dim, _, num_heads = config.architecture
+        step = 4 * num_heads if config.position == "rope" else num_heads
+        if embed_dim % step:
+            why = "RoPE splits each head in four" if config.position == "rope" else "heads share the width evenly"
+            raise ConfigError(
+                f"encoder.embed_dim {embed_dim} does not divide by {step} ({why}, encoder.num_heads {num_heads}); "
+                f"{max(step, round(embed_dim / step) * step)} would do."
+            )
+        if config.position == "sincos" and embed_dim % 4:
+            raise ConfigError(f"encoder.embed_dim must be a multiple of 4 with position 'sincos', got {embed_dim}.")
+    patch = config.patch_size or (16 if config.name is None else None)
+    if patch is not None and config.img_size % patch:
+        low = config.img_size // patch * patch
+        raise ConfigError(
+            f"encoder.img_size {config.img_size} is not a multiple of encoder.patch_size {patch}; "
+            f"{f'{low} or ' if low else ''}{low + patch} would do."
+        )
+    with torch.device("meta"):
+        vit = build_timm(config)
+    grid = vit.patch_embed.grid_size
+    return Geometry(tuple(grid), len(vit.blocks), vit.embed_dim, sum(p.numel() for p in vit.parameters()))
+
+
+class VisionEncoder(nn.Module):
+    """Vision transformer over kept patches; pixels are gathered before the patch embedding.
+
+    With all patches kept it equals timm's `forward_features` of `vit`, whose state dict is the one to export.
+    """
+
+    def __init__(self, config: EncoderConfig, inner: Sequence[int] = (), affine: bool = False) -> None:
+        """Make an encoder with timm's initialisation.
+
+        Args:
+            config: The architecture.
+            inner: Blocks before the last whose output is wanted; each gets a layer norm of its own, outside `vit`.
+            affine: Whether those norms have parameters (they only learn where the predictor reads them).
+        """
+        super().__init__()
+        self.config = config
+        self.vit = build_timm(config)
+        self.grid: tuple[int, int] = tuple(self.vit.patch_embed.grid_size)
+        self.patch_size: tuple[int, int] = tuple(self.vit.patch_embed.patch_size)
+        self.embed_dim: int = self.vit.embed_dim
+        self.depth = len(self.vit.blocks)
+        self.inner_norms = nn.ModuleDict(
+            {str(b): nn.LayerNorm(self.embed_dim, elementwise_affine=affine) for b in sorted(set(inner))}
+        )
+        if config.position == "sincos":
+            table = sincos_positions(self.grid, self.embed_dim)
+            prefix = self.vit.pos_embed.shape[1] - len(table)
+            with torch.no_grad():
+                self.vit.pos_embed.copy_(torch.cat([table.new_zeros(prefix, self.embed_dim), table])[None])
+            self.vit.pos_embed.requires_grad_(False)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None, blocks: Sequence[Block] = ("last",)) -> dict[Block, Tensor]:
+        """Encode images, or their kept patches.
+
+        Args:
+            images: (B, C, H, W); another size than in training is taken with resampled (or rotary) positions.
+            keep: (B, K) indices of the patches to compute on; None is all of them.
+            blocks: Depths to return, counted from 1, or 'last'. No block beyond the deepest is computed.
+
+        Returns:
+            Patch tokens (B, K or N, D) for each depth: after the final norm for 'last', after their own norm for the
+            others. Prefix tokens are dropped.
+        """
+        x, rope = self._embed(images, keep)
+        prefix = self.vit.num_prefix_tokens
+        last = self.depth if "last" in blocks else max(b for b in blocks if b != "last")
+        found: dict[Block, Tensor] = {}
+        for number, block in enumerate(self.vit.blocks[:last], start=1):
+            x = self._run(block, x, rope)
+            if number in blocks:
+                found[number] = self.inner_norms[str(number)](x[:, prefix:])
+        if "last" in blocks:
+            found["last"] = self.vit.norm(x)[:, prefix:]
+        return found
+
+    def _run(self, block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
+        args = (x,) if rope is None else (x, rope)
+        if self.config.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens that enter the first block, prefix included, and the rotary angles of the kept ones."""
+        vit, (p, q) = self.vit, self.patch_size
+        if images.shape[-2] % p or images.shape[-1] % q or images.shape[1] != self.config.in_chans:
+            raise ConfigError(
+                f"images of shape {tuple(images.shape[1:])} do not fit the encoder, which takes {self.config.in_chans} "
+                f"channels and sides that are multiples of {p}."
+            )
+        grid = (images.shape[-2] // p, images.shape[-1] // q)
+        pixels = patchify(images, self.patch_size)
+        if keep is not None:
+            pixels = gather_tokens(pixels, keep)
+        conv = vit.patch_embed.proj
+        x = vit.patch_embed.norm(nn.functional.linear(pixels, conv.weight.flatten(1), conv.bias))
+        position = self._positions(grid)
+        if position is not None:
+            x = x + (position if keep is None else gather_tokens(position.expand(len(x), -1, -1), keep))
+        x = torch.cat([*self._prefix(len(x)), x], dim=1)
+        return vit.norm_pre(x), self._angles(grid, keep)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor | None:
+        """Return the absolute positions (1, N, D) of the patches on `grid`, or None without any."""
+        table = self.vit.pos_embed
+        if table is None:
+            return None
+        prefix = table.shape[1] - self.grid[0] * self.grid[1]
+        if grid != self.grid:
+            table = resample_abs_pos_embed(table, list(grid), list(self.grid), num_prefix_tokens=prefix)
+        return table[:, prefix:]
+
+    def _prefix(self, batch: int) -> list[Tensor]:
+        """Return the prefix tokens, each (batch, count, D), with their positions where the table holds any."""
+        vit = self.vit
+        tokens = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
+        if not tokens:
+            return []
+        x = torch.cat(tokens, dim=1)
+        if vit.pos_embed is not None:
+            own = vit.pos_embed.shape[1] - self.grid[0] * self.grid[1]
+            if own:
+                x = x + vit.pos_embed[:, :own]
+        return [x.expand(batch, -1, -1)]
+
+    def _angles(self, grid: tuple[int, int], keep: Tensor | None) -> Tensor | None:
+        """Return timm's rotary embedding of the kept patches: (N, 2 d), or (B, 1, K, 2 d) with `keep`."""
+        rope = getattr(self.vit, "rope", None)
+        if rope is None:
+            return None
+        table = rope.get_embed(shape=list(grid))
+        if keep is None:
+            return table
+        return gather_tokens(table.expand(len(keep), -1, -1), keep)[:, None]

@@ -1,0 +1,19 @@
+"""The projector of the image level."""
+
+from torch import Tensor, nn
+from torchvision.ops import MLP
+
+from hjepa_pl.models.settings import ProjectorConfig
+
+
+class Projector(nn.Module):
+    """MLP with batch norm from the pooled embedding (B, D) to the projection (B, out_dim), as LeJEPA's."""
+
+    def __init__(self, config: ProjectorConfig, embed_dim: int) -> None:
+        super().__init__()
+        widths = [config.hidden_dim] * config.hidden_layers + [config.out_dim]
+        self.mlp = MLP(embed_dim, widths, norm_layer=nn.BatchNorm1d)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Project (B, D) to (B, out_dim)."""
+        return self.mlp(pooled)

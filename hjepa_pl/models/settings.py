@@ -1,0 +1,186 @@
+"""Settings of the encoder, the levels, the predictor and the projector."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hjepa_pl.types import ConfigError
+
+SIZES: dict[str, tuple[int, int, int]] = {  # embed_dim, depth, num_heads, as timm's vit_{size}
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{_label(config)}.{name} must be at least 1, got {value}.")
+
+
+def _label(config: object) -> str:
+    return type(config).__name__.removesuffix("Config").lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A timm vision transformer: by size, or by timm's name."""
+
+    size: Literal["tiny", "small", "base", "large", "huge"] | None = None
+    """Width, depth and heads as in timm's vit_{size} (small where neither size nor name is given)."""
+    name: str | None = None
+    """Name of any timm ViT instead of a size; its own width, depth, heads and patch size then hold."""
+    img_size: int = 224
+    """Side of the square training images, in pixels."""
+    patch_size: int | None = None
+    """Side of a patch, in pixels; null is 16 (or what `name` says)."""
+    in_chans: int = 3
+    """Channels of the images."""
+    embed_dim: int | None = None
+    """Width, where it departs from the size's."""
+    depth: int | None = None
+    """Number of blocks, where it departs from the size's."""
+    num_heads: int | None = None
+    """Number of attention heads, where it departs from the size's."""
+    position: Literal["learned", "sincos", "rope"] = "learned"
+    """Position code: a learned table, a fixed 2-D sine-cosine table, or axial rotary angles (timm's RoPE ViT)."""
+    init_values: float | None = None
+    """Start of LayerScale's gains (CaiT, arXiv:2103.17239); null is without LayerScale."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last block, rising linearly from 0 in the first (context encoder, training only)."""
+    reg_tokens: int = 0
+    """Register tokens (arXiv:2309.16588)."""
+    qk_norm: bool = False
+    """Normalise queries and keys."""
+    grad_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of storing it: less memory, about a third more compute."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no encoder can have."""
+        _positive(self, "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+        if self.name is not None:
+            given = [k for k in ("size", "embed_dim", "depth", "num_heads") if getattr(self, k) is not None]
+            if given:
+                raise ConfigError(
+                    f"encoder.name '{self.name}' fixes the architecture, so encoder.{given[0]} must not be given too."
+                )
+            if self.position != "learned":
+                raise ConfigError(
+                    f"encoder.name '{self.name}' fixes the position code, so encoder.position '{self.position}' would "
+                    "do nothing; give encoder.size instead, or the name alone."
+                )
+        if not 0.0 <= self.drop_path_rate < 1.0:
+            raise ConfigError(f"encoder.drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
+        if self.reg_tokens < 0:
+            raise ConfigError(f"encoder.reg_tokens must not be negative, got {self.reg_tokens}.")
+        if self.init_values is not None and self.init_values < 0:
+            raise ConfigError(f"encoder.init_values must not be negative, got {self.init_values}.")
+
+    @property
+    def architecture(self) -> tuple[int, int, int]:
+        """Width, depth and heads of a sized encoder."""
+        size = SIZES[self.size or "small"]
+        given = (self.embed_dim, self.depth, self.num_heads)
+        return tuple(g if g is not None else s for g, s in zip(given, size, strict=True))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelConfig:
+    """One level of the hierarchy: which depth of the target encoder, how coarse, how much."""
+
+    block: int | Literal["last"] = "last"
+    """Depth of the target: the output after this block, counted from 1, or 'last' (after the final norm)."""
+    cell: int | Literal["image"] = 1
+    """Side of the cells that the target is averaged over, in patches; 'image' is the pooled image."""
+    weight: float = 1.0
+    """Weight of the level's loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse depths, cells and weights that mean nothing."""
+        if self.block != "last" and self.block < 1:
+            raise ConfigError(f"levels.block counts blocks from 1 or is 'last', got {self.block}.")
+        if self.cell != "image" and self.cell < 1:
+            raise ConfigError(f"levels.cell must be at least 1 patch or 'image', got {self.cell}.")
+        if self.cell == "image" and self.block != "last":
+            raise ConfigError(f"levels.block must be 'last' where levels.cell is 'image', got {self.block}.")
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(
+                f"levels.weight must be a positive number, got {self.weight}; leave the level out to switch it off."
+            )
+
+    @property
+    def name(self) -> str:
+        """Name in logs: 'image', or depth and cell, as in 'last_c2' and 'b4_c1'."""
+        if self.cell == "image":
+            return "image"
+        return f"{'last' if self.block == 'last' else f'b{self.block}'}_c{self.cell}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """The narrow ViT that predicts target cells from the visible tokens."""
+
+    embed_dim: int = 192
+    """Width, a multiple of 4 (positions) and of `num_heads`."""
+    depth: int = 4
+    """Number of blocks."""
+    num_heads: int = 3
+    """Number of attention heads."""
+    mlp_ratio: float = 4.0
+    """Width of the hidden layer over the width."""
+    targets: Literal["joint", "separate"] = "joint"
+    """All target blocks in one pass, which see one another's queries, or one pass a block as in I-JEPA."""
+    attention: Literal["self", "cross"] = "self"
+    """Queries and context in one sequence, or queries that attend to the context only (cheaper)."""
+    context: Literal["last", "fused"] = "last"
+    """Input: the encoder's last layer, or an MLP of all the levels' depths, each under its own norm (V-JEPA 2.1)."""
+    grad_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of storing it."""
+
+    def __post_init__(self) -> None:
+        """Refuse widths that positions or heads cannot split."""
+        _positive(self, "embed_dim", "depth", "num_heads")
+        if self.embed_dim % 4 or self.embed_dim % self.num_heads:
+            raise ConfigError(
+                f"predictor.embed_dim must be a multiple of 4 and of predictor.num_heads {self.num_heads}, "
+                f"got {self.embed_dim}."
+            )
+        if not self.mlp_ratio > 0:
+            raise ConfigError(f"predictor.mlp_ratio must be positive, got {self.mlp_ratio}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    """The MLP between the pooled embedding and the image level's objectives (LeJEPA, arXiv:2511.08544)."""
+
+    hidden_dim: int = 2048
+    """Width of the hidden layers."""
+    hidden_layers: int = 2
+    """Number of hidden layers."""
+    out_dim: int = 64
+    """Width of the projection."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty layers."""
+        _positive(self, "hidden_dim", "hidden_layers", "out_dim")
+
+
+def split_levels(levels: tuple[LevelConfig, ...]) -> tuple[tuple[LevelConfig, ...], LevelConfig | None]:
+    """Separate the token levels from the image level.
+
+    Raises:
+        ConfigError: If there is no level, or two that are the same.
+    """
+    if not levels:
+        raise ConfigError("levels is empty; give at least one, for example [{block: last, cell: 1}].")
+    names = [level.name for level in levels]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice:
+        raise ConfigError(f"levels holds '{twice}' twice; give each depth and cell once and set its weight instead.")
+    image = next((level for level in levels if level.cell == "image"), None)
+    return tuple(level for level in levels if level is not image), image
+
+

@@ -1,0 +1,1 @@
+"""Parameter groups, schedules, EMA and the time budget."""

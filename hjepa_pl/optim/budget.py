@@ -1,0 +1,51 @@
+"""How far a run is: by steps, by the clock, or by whichever is further."""
+
+import re
+import time
+
+from hjepa_pl.types import ConfigError
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds for "HH:MM:SS" or "DD:HH:MM:SS" (Lightning's `max_time` form).
+
+    Raises:
+        ConfigError: If it is written otherwise or is not positive.
+    """
+    if not isinstance(text, str) or not re.fullmatch(r"(\d+:)?\d{1,3}:\d{2}:\d{2}", text):
+        raise ConfigError(f'time_budget must be written "HH:MM:SS" in quotes, for example "08:00:00", got {text!r}.')
+    seconds = 0.0
+    for part, factor in zip(reversed(text.split(":")), (1, 60, 3600, 86400), strict=False):
+        seconds += int(part) * factor
+    if seconds <= 0:
+        raise ConfigError(f"time_budget must be longer than nothing, got {text!r}.")
+    return seconds
+
+
+class Progress:
+    """The share of the run that is done: the larger of the shares of steps and of time.
+
+    Args:
+        total_steps: Optimizer steps of the whole run; infinite if only the clock ends it.
+        budget: Seconds, or None without a budget.
+        spent: Seconds spent before this process (a resumed run).
+    """
+
+    def __init__(self, total_steps: float, budget: float | None, spent: float = 0.0) -> None:
+        self.total_steps, self.budget, self.spent = total_steps, budget, spent
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run so far, earlier processes included."""
+        return self.spent + time.monotonic() - self.started
+
+    def share(self, step: int) -> float:
+        """Return progress in [0, 1] before optimizer step number `step`, from 0."""
+        # The last step is number total - 1: it shall run at the end of every schedule.
+        done = step / max(self.total_steps - 1, 1)
+        return min(1.0, max(done, self.seconds / self.budget if self.budget else 0.0))
+
+    def expired(self) -> bool:
+        """Return whether the time is up."""
+        return self.budget is not None and self.seconds >= self.budget

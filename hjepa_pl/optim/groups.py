@@ -1,0 +1,22 @@
+"""Parameter groups."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+# Tables and tokens that are (1, N, D) in shape but no matrices: decay would only pull them to zero.
+_NOT_MATRICES = ("pos_embed", "cls_token", "reg_token", "mask_token", "level_embed")
+
+
+def weight_decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
+    """Split trainable parameters into those with decay and those without (1-D ones, position tables, tokens)."""
+    decay, plain = [], []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                exempt = parameter.ndim <= 1 or name.rsplit(".", 1)[-1] in _NOT_MATRICES
+                (plain if exempt else decay).append(parameter)
+    return [
+        {"params": decay, "weight_decay": weight_decay, "decays": True},
+        {"params": plain, "weight_decay": 0.0, "decays": False},
+    ]

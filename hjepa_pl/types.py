@@ -1,0 +1,69 @@
+"""The records that pass between the parts of the package.
+
+Letters used in every shape: B images, V views, C channels, H x W pixels or grid, N patches, K visible patches,
+T target blocks, M cells of one block, Q = T * M queries of one level, D width, P predictor width.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ConfigError(ValueError):
+    """A setting that is refused: one sentence that names the key, its value and the mend."""
+
+
+class Counters(NamedTuple):
+    """Where a batch stands in the run. Everything random is a function of these, never of the rank or worker."""
+
+    epoch: int
+    """Number of the epoch, from 0."""
+    step: int
+    """Number of the (global) batch since the start of the run, from 0."""
+    position: Tensor
+    """(B,) int64: global position of each sample within the epoch, over all ranks."""
+
+
+class ViewBatch(NamedTuple):
+    """One training batch as the module receives it, on the device and normalised."""
+
+    views: tuple[Tensor, ...]
+    """V tensors (B, C, H, W), float32: augmented views of the same B images."""
+    label: Tensor
+    """(B,) int64; -1 where the dataset has no labels. Only watched, never trained on."""
+    source: Tensor
+    """(B,) int64: index of the dataset in the mixture that each image came from."""
+    counters: Counters
+
+
+class CleanBatch(NamedTuple):
+    """One batch of a probe set: clean (unaugmented) images, on the device and normalised."""
+
+    image: Tensor
+    """(B, C, H, W), float32."""
+    label: Tensor
+    """(B,) int64."""
+    index: Tensor
+    """(B,) int64: place of the image in its probe split, so that rows gathered from ranks can be ordered."""
+
+
+class Masks(NamedTuple):
+    """What the context encoder sees and what is to be predicted."""
+
+    context: Tensor
+    """(B, K) int64: indices of the visible patches, in no particular order."""
+    targets: tuple[Tensor, ...]
+    """One (B, T, M) int64 tensor per token level: indices of the target cells on that level's own grid."""
+
+
+class LevelState(NamedTuple):
+    """What one token level predicted in a step, without gradient: for those that watch."""
+
+    prediction: Tensor
+    """(B, Q, D)."""
+    target: Tensor
+    """(B, Q, D)."""
+    cells: Tensor
+    """(B, Q) int64: index on the level's grid of each query."""
+    target_map: Tensor
+    """(B, cells of the grid, D): the target at every cell."""

@@ -1,0 +1,115 @@
+"""k-NN and linear probe against scikit-learn, on real digits."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from hjepa_pl.evaluation import fit_logistic, judge, knn_predict, linear_probe
+from hjepa_pl.evaluation.linear import _held_out, _logits, _rotate, _standardise
+from hjepa_pl.types import ConfigError
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+    return x[:1200], y[:1200], x[1200:], y[1200:]
+
+
+@pytest.mark.parametrize(("k", "chunk"), [(1, 1024), (20, 100), (200, 7)])
+def test_knn_predicts_what_sklearn_predicts(digits: tuple[Tensor, ...], k: int, chunk: int) -> None:
+    train_x, train_y, test_x, _ = digits
+    mine = knn_predict(train_x.double(), train_y, test_x.double(), 10, k=k, chunk=chunk)
+    theirs = KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d) / 0.07), metric="cosine", algorithm="brute")
+    normal = [torch.nn.functional.normalize(x.double(), dim=1).numpy() for x in (train_x, test_x)]
+    assert np.array_equal(mine.numpy(), theirs.fit(normal[0], train_y.numpy()).predict(normal[1]))
+
+
+def test_knn_small_bank_votes_as_a_whole(digits: tuple[Tensor, ...]) -> None:
+    train_x, train_y, test_x, _ = digits
+    assert torch.equal(
+        knn_predict(train_x[:15], train_y[:15], test_x, 10, k=500),
+        knn_predict(train_x[:15], train_y[:15], test_x, 10, k=15),
+    )
+
+
+def test_knn_survives_a_small_temperature(digits: tuple[Tensor, ...]) -> None:
+    train_x, train_y, test_x, _ = digits
+    sharp = knn_predict(train_x, train_y, test_x, 10, temperature=1e-4)
+    assert (sharp == knn_predict(train_x, train_y, test_x, 10, k=1)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("l2", [1e-3, 1e-1])
+def test_logistic_equals_sklearn(digits: tuple[Tensor, ...], l2: float) -> None:
+    train_x, train_y, test_x, test_y = digits
+    train_x, test_x = _standardise(train_x.double(), test_x.double())
+    weight = fit_logistic(train_x, train_y, 10, l2)
+    theirs = LogisticRegression(C=1 / (l2 * len(train_x)), max_iter=2000, tol=1e-6)
+    theirs.fit(train_x.numpy(), train_y.numpy())
+    mine = (_logits(test_x, weight).argmax(1) == test_y).double().mean().item()
+    assert abs(100 * mine - 100 * theirs.score(test_x.numpy(), test_y.numpy())) < 0.5
+    assert np.abs(weight[:-1].numpy() - theirs.coef_.T).max() < 0.02
+
+
+@pytest.mark.parametrize("images", [1200, 40])
+def test_rotation_keeps_the_optimum(digits: tuple[Tensor, ...], images: int) -> None:
+    train_x, train_y, test_x, _ = digits
+    plain = _standardise(train_x[:images].double(), test_x.double())
+    turned = _rotate(*plain)
+    logits = [_logits(x[1], fit_logistic(x[0], train_y[:images], 10, 1e-2)) for x in (plain, turned)]
+    torch.testing.assert_close(*logits, atol=0.01, rtol=0.01)
+
+
+def test_linear_probe_is_deterministic_and_leaves_the_generator_alone(digits: tuple[Tensor, ...]) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = linear_probe(*digits, num_classes=10)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    with torch.inference_mode():
+        assert linear_probe(*digits, num_classes=10) == first
+    assert first.top1 > 90
+    assert first.top5 is not None
+    assert first.top5 > first.top1
+
+
+def test_penalty_is_chosen_by_the_held_out_fifth(digits: tuple[Tensor, ...]) -> None:
+    """Many noise features beside the pixels of few images call for a strong penalty; plain pixels do not."""
+    train_x, train_y, test_x, test_y = (t[:200] for t in digits)
+    noise = torch.randn(400, 500, generator=torch.Generator().manual_seed(0)) * 6
+    noisy = linear_probe(torch.cat([train_x, noise[:200]], 1), train_y, torch.cat([test_x, noise[200:]], 1), test_y, 10)
+    plain = linear_probe(*digits, num_classes=10)
+    assert noisy.l2 > plain.l2
+
+
+def test_held_out_takes_a_fifth_of_every_class() -> None:
+    y = torch.arange(5).repeat(20)  # every fifth image of this bank is of one class
+    held = _held_out(y)
+    assert torch.bincount(y[held], minlength=5).tolist() == [4] * 5
+    assert not _held_out(torch.arange(4)).any()
+
+
+def test_judge_refuses_and_reports(digits: tuple[Tensor, ...]) -> None:
+    train_x, train_y, test_x, test_y = digits
+    verdict = judge(*digits, num_classes=10)
+    assert set(verdict) == {"knn", "linear"}
+    assert verdict["knn"] > 90
+    with pytest.raises(ConfigError, match="two classes"):
+        judge(train_x, torch.zeros_like(train_y), test_x, test_y, 10)
+    with pytest.raises(ConfigError, match="num_classes 5"):
+        judge(train_x, train_y, test_x, test_y, 5)
+    with pytest.raises(ConfigError, match="-1"):
+        judge(train_x, train_y - 1, test_x, test_y, 10)
+    assert all(math.isnan(v) for v in judge(train_x * float("nan"), train_y, test_x, test_y, 10).values())
+
+
+def test_constant_feature_changes_nothing(digits: tuple[Tensor, ...]) -> None:
+    train_x, train_y, test_x, test_y = digits
+    wide = [torch.cat([x, torch.full((len(x), 1), 3.3)], 1) for x in (train_x, test_x)]
+    assert linear_probe(wide[0], train_y, wide[1], test_y, 10).top1 == linear_probe(*digits, num_classes=10).top1
