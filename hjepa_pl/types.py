@@ -13,6 +13,10 @@ class ConfigError(ValueError):
     """A setting that is refused: one sentence that names the key, its value and the mend."""
 
 
+class RunStopped(RuntimeError):
+    """A run that must not go on: one sentence that names what happened and what to change."""
+
+
 class Counters(NamedTuple):
     """Where a batch stands in the run. Everything random is a function of these, never of the rank or worker."""
 

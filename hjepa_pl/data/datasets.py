@@ -162,7 +162,7 @@ def download_dataset(name: str, root: str | None = None) -> None:
         _TORCHVISION[name](folder, download=True)
     except (RuntimeError, OSError) as error:
         raise ConfigError(
-            f"`root={folder}` (of {name}) does not hold the complete official files and fetching them failed ({error}): "
+            f"`root={folder}` (of {name}) lacks official files and fetching them failed ({error}): "
             f"run `{_download_command(name, folder)}` where there is a network."
         ) from error
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 
-from hjepa_pl.data.storage import ArrayImages, FileImages, Images, decode
+from hjepa_pl.data.storage import ArrayImages, FileImages, Images
 from hjepa_pl.types import ConfigError
 
 SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test", "val", "validation", "valid")}
@@ -61,7 +61,8 @@ def walk(folder: str) -> list[str]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        images = (f for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in extensions())
+        known = extensions()
+        images = (f for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in known)
         found.extend(os.path.join(path, f) for f in images)
     return sorted(found)
 
@@ -86,7 +87,9 @@ def scan(name: str, base: str, classes: list[str] | None = None) -> FileImages:
         paths = [p for part in lists for p in part]
         labels = [i for i, part in enumerate(lists) for _ in part]
     if not paths:
-        raise ConfigError(f"`root` (of {name}) leads to {base}, which holds no image: point it at a folder with images.")
+        raise ConfigError(
+            f"`root` (of {name}) leads to {base}, which holds no image: point it at a folder with images."
+        )
     return FileImages(paths, torch.tensor(labels), classes)
 
 

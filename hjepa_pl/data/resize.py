@@ -1,5 +1,7 @@
 """Crop, flip and resize of a batch as two small matrix products."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,15 +11,20 @@ _TRIES = 10
 
 
 def crop_boxes(
-    key: int, position: Tensor, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    key: int,
+    position: Tensor,
+    height: Tensor | int,
+    width: Tensor | int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> Tensor:
     """Draw a crop for each sample by torchvision's rule: the first of ten that fits, else the centre.
 
     Args:
         key: What all samples share of the random key.
         position: (B,) int64 counters of the samples.
-        height: Of all images.
-        width: Of all images.
+        height: Of all images, or (B,).
+        width: Of all images, or (B,).
         scale: Smallest and largest share of the area.
         ratio: Smallest and largest width over height.
 
@@ -25,23 +32,24 @@ def crop_boxes(
         (B, 4) float32 whole numbers: top, left, height, width.
     """
     u = uniform(key, position, 2 * _TRIES + 2)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[:, :_TRIES])
-    low, high = torch.log(torch.tensor(ratio)).tolist()
+    # `full` runs on the device; a tensor made from a number would be copied there.
+    full_h, full_w = (
+        x.to(u) if isinstance(x, Tensor) else torch.full((len(u),), float(x), device=u.device) for x in (height, width)
+    )
+    area = (full_h * full_w)[:, None] * (scale[0] + (scale[1] - scale[0]) * u[:, :_TRIES])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + (high - low) * u[:, _TRIES : 2 * _TRIES])
     w, h = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    fits = (w >= 1) & (w <= full_w[:, None]) & (h >= 1) & (h <= full_h[:, None])
     first = fits.to(torch.int8).argmax(1, keepdim=True)
     some = fits.any(1)
-    in_ratio = width / height
-    whole_h = min(height, round(width / ratio[0])) if in_ratio < ratio[0] else height
-    whole_w = min(width, round(height * ratio[1])) if in_ratio > ratio[1] else width
-    h = torch.where(some, h.gather(1, first)[:, 0], float(whole_h))
-    w = torch.where(some, w.gather(1, first)[:, 0], float(whole_w))
-    # min: (1 - 2^-24) x a side above 2^23 could round up to the side; harmless here, cheap to exclude.
-    top = torch.minimum(torch.floor(u[:, -2] * (height - h + 1)), height - h)
-    left = torch.minimum(torch.floor(u[:, -1] * (width - w + 1)), width - w)
-    top = torch.where(some, top, float((height - whole_h) // 2))
-    left = torch.where(some, left, float((width - whole_w) // 2))
+    # The largest crop of an allowed ratio, for those that none fits.
+    h = torch.where(some, h.gather(1, first)[:, 0], torch.minimum(full_h, torch.round(full_w / ratio[0])))
+    w = torch.where(some, w.gather(1, first)[:, 0], torch.minimum(full_w, torch.round(full_h * ratio[1])))
+    room_h, room_w = full_h - h, full_w - w
+    # The share of the room is below 1, but the product may round up to it.
+    top = torch.where(some, torch.minimum(torch.floor(u[:, -2] * (room_h + 1)), room_h), torch.floor(room_h / 2))
+    left = torch.where(some, torch.minimum(torch.floor(u[:, -1] * (room_w + 1)), room_w), torch.floor(room_w / 2))
     return torch.stack([top, left, h, w], 1)
 
 

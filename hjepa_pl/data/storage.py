@@ -1,6 +1,8 @@
 """Where images live: in memory as one uint8 tensor, or in files that are decoded when they are drawn."""
 
+import io
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +10,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from hjepa_pl.types import ConfigError
+
+# Nothing else decodes JPEG as fast; torchvision 0.29 announces that the function will move, and Pillow takes over then.
+warnings.filterwarnings("ignore", message=".*decoding and encoding capabilities of TorchVision are deprecated.*")
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    if not hasattr(torch.ops.image, "decode_jpeg"):  # torchvision was built without libjpeg
+        decode_jpeg = None
+except ImportError:
+    decode_jpeg = None
 
 LUMA = (0.2989, 0.587, 0.114)
 _ORIENTATION = 0x0112
@@ -86,12 +97,15 @@ def decode(path: str, channels: int | None) -> Tensor:
         OSError: The file cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
-            plain = image.format == "JPEG" and image.mode in ("RGB", "L")
-            if plain and image.getexif().get(_ORIENTATION, 1) == 1:
-                gray = channels == 1 or (channels is None and image.mode == "L")
-                # Twice as fast as Pillow, and the same numbers.
-                return decode_jpeg(read_file(path), ImageReadMode.GRAY if gray else ImageReadMode.RGB)
+        with open(path, "rb") as file:
+            content = file.read()
+        components = _plain_jpeg(content) if decode_jpeg is not None else None
+        if components in (1, 3):
+            gray = channels == 1 or (channels is None and components == 1)
+            # Twice as fast as Pillow, and the same numbers.
+            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            return decode_jpeg(buffer, ImageReadMode.GRAY if gray else ImageReadMode.RGB)
+        with Image.open(io.BytesIO(content)) as image:
             array = _to_eight_bits(ImageOps.exif_transpose(image), channels)
     except OSError:
         raise
@@ -99,6 +113,24 @@ def decode(path: str, channels: int | None) -> Tensor:
         # Decoders raise anything from SyntaxError to RuntimeError on broken bytes.
         raise OSError(str(error)) from error
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def _plain_jpeg(content: bytes) -> int | None:
+    """Return the number of colour components of an 8-bit JPEG that has no EXIF orientation; None for all else."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 10 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker == 0xE1 and content[at + 4 : at + 8] == b"Exif":
+            # Most cameras write EXIF and hold the camera upright: only the tag itself tells.
+            with Image.open(io.BytesIO(content)) as image:
+                if image.getexif().get(_ORIENTATION, 1) != 1:
+                    return None
+        if marker in (0xC0, 0xC1, 0xC2):
+            return content[at + 9] if content[at + 4] == 8 else None
+        at += 2 + length
+    return None
 
 
 def _to_eight_bits(image: Any, channels: int | None) -> np.ndarray:

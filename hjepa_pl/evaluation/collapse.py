@@ -7,6 +7,7 @@ flattened tokens calls it healthy. So each figure here compares *images*: at one
 import torch
 from torch import Tensor
 
+from hjepa_pl.evaluation.threads import one_thread
 from hjepa_pl.types import ConfigError, LevelState
 
 _NOISE = 1e-5
@@ -60,9 +61,10 @@ def effective_rank(embeddings: Tensor) -> float:
     x = embeddings.detach().to("cpu", torch.float64)
     if not torch.isfinite(x).all():
         return float("nan")
-    centred = x - x.mean(dim=0)
-    gram = centred.T @ centred if x.shape[0] > x.shape[1] else centred @ centred.T
-    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    with one_thread():
+        centred = x - x.mean(dim=0)
+        gram = centred.T @ centred if x.shape[0] > x.shape[1] else centred @ centred.T
+        values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     values = values[values > _NOISE * x.norm()]
     if len(values) == 0:
         return 1.0
@@ -75,8 +77,8 @@ def prediction_gain(state: LevelState) -> Tensor:
 
     1 - mse(prediction, target) / mse(mean target of that cell over the batch, target). The mean of B images fits those
     B images too well: its error is (B - 1) / B of that of the true mean, so it is multiplied by B / (B - 1). Low for a
-    predictor that knows positions only, which no rank and no variance of the targets shows. 0 when the targets do not
-    differ between images: there is nothing to gain.
+    predictor that knows positions only, which no rank and no variance of the targets shows. 0 when the targets differ
+    between images by less than a thousandth of their size: there is nothing to gain.
 
     Args:
         state: What a level predicted for a batch of 2 images or more.
@@ -86,7 +88,7 @@ def prediction_gain(state: LevelState) -> Tensor:
     baseline = places.mean(dim=0)[state.cells]
     batch = len(places)
     floor = (target - baseline).square().mean() * (batch / (batch - 1))
-    dead = floor <= (_NOISE * target.square().mean().sqrt()).square()
+    dead = floor <= (1e-3 * target.square().mean().sqrt()).square()
     gain = 1 - (prediction - target).square().mean() / floor.clamp_min(torch.finfo(torch.float32).tiny)
     return torch.where(dead, torch.zeros_like(gain), gain)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hjepa_pl.evaluation.threads import one_thread
 from hjepa_pl.types import ConfigError
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -15,6 +16,7 @@ PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 _MIDDLE = 1e-2
 _SEARCH_STEPS = 50
 _FINAL_STEPS = 200
+_SMALL = 10_000_000
 
 
 class LinearResult(NamedTuple):
@@ -105,9 +107,11 @@ def linear_probe(
     if not penalties:
         raise ConfigError("penalties is empty: give the linear probe at least one L2 strength, such as 0.01.")
     dtype = torch.float64 if train_x.device.type == "cpu" else torch.float32
-    train_x, test_x = _rotate(*_standardise(train_x.to(dtype), test_x.to(dtype)))
-    l2, start = _choose(train_x, train_y, num_classes, penalties)
-    weight = fit_logistic(train_x, train_y, num_classes, l2, start)
+    small = train_x.device.type == "cpu" and train_x.numel() * num_classes < _SMALL
+    with one_thread(when=small):
+        train_x, test_x = _rotate(*_standardise(train_x.to(dtype), test_x.to(dtype)))
+        l2, start = _choose(train_x, train_y, num_classes, penalties)
+        weight = fit_logistic(train_x, train_y, num_classes, l2, start)
     logits = _logits(test_x, weight)
     top5 = _topk(logits, test_y, 5) if num_classes > 5 else None
     return LinearResult(_topk(logits, test_y, 1), top5, l2)

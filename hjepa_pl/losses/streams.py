@@ -39,14 +39,14 @@ def regularize(config: RegularizerConfig, stream: Tensor, index: Tensor | None, 
 
     Args:
         config: Kind, stream and factors.
-        stream: Projections (V, B, P), or tokens (B, K, D) with their `index` (B, K).
+        stream: Projections (V, B, P) of all ranks, or this rank's tokens (B, K, D) with their `index` (B, K).
         index: Positions of the tokens; None for projections.
         patches: Number of positions of the grid.
         key: `hash_int(seed, step)`: the directions of a step.
     """
     with torch.autocast(stream.device.type, enabled=False):
         if index is None:
-            views = gather_rows(stream.float().transpose(0, 1)).transpose(0, 1)
+            views = stream.float()
         else:
             views = center_positions(gather_rows(stream.float()), gather_rows(index), patches)[None]
         if config.kind == "vicreg":

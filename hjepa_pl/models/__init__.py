@@ -1,1 +1,1 @@
-"""TODO."""
+"""Encoder, predictor, projector."""

@@ -81,12 +81,14 @@ def build_timm(config: EncoderConfig) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*small*")[:3]) or "vit_small_patch16_224"
         raise ConfigError(f"encoder.name '{name}' is not a timm model; for example {near} would do.")
+    if "vit" not in name and "eva" not in name and "deit" not in name:
+        raise ConfigError(f"encoder.name '{name}' is no plain vision transformer; name a vit_* model of timm.")
     try:
         vit = timm.create_model(name, **kwargs)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"encoder: timm's {name} cannot hold these settings: {error or 'they do not fit'}.") from None
     if not isinstance(vit, VisionTransformer | Eva):
-        raise ConfigError(f"encoder.name '{name}' is a {type(vit).__name__}, not a plain ViT; name a vit_* model.")
+        raise ConfigError(f"encoder.name '{name}' is no plain vision transformer; name a vit_* model of timm.")
     return vit
 
 

@@ -76,8 +76,11 @@ class EncoderConfig:
             raise ConfigError(f"encoder.drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
         if self.reg_tokens < 0:
             raise ConfigError(f"encoder.reg_tokens must not be negative, got {self.reg_tokens}.")
-        if self.init_values is not None and self.init_values < 0:
-            raise ConfigError(f"encoder.init_values must not be negative, got {self.init_values}.")
+        if self.init_values is not None and not self.init_values > 0:
+            raise ConfigError(
+                f"encoder.init_values must be positive, got {self.init_values} (timm reads 0 as no LayerScale); "
+                "leave it out, or take 1e-5."
+            )
 
     @property
     def architecture(self) -> tuple[int, int, int]:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Lightning modules."""

@@ -41,9 +41,9 @@ class Progress:
         return self.spent + time.monotonic() - self.started
 
     def share(self, step: int) -> float:
-        """Return progress in [0, 1] before optimizer step number `step`, from 0."""
-        # The last step is number total - 1: it shall run at the end of every schedule.
-        done = step / max(self.total_steps - 1, 1)
+        """Return progress in [0, 1] of optimizer step number `step`, from 0."""
+        # Counted at the step's end: the first step moves, and the last runs at the end of every schedule.
+        done = (step + 1) / self.total_steps
         return min(1.0, max(done, self.seconds / self.budget if self.budget else 0.0))
 
     def expired(self) -> bool:

@@ -68,9 +68,10 @@ def test_rotation_keeps_the_optimum(digits: tuple[Tensor, ...], images: int) -> 
 
 def test_linear_probe_is_deterministic_and_leaves_the_generator_alone(digits: tuple[Tensor, ...]) -> None:
     torch.manual_seed(1)
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     first = linear_probe(*digits, num_classes=10)
     assert torch.equal(before, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
     torch.manual_seed(2)
     with torch.inference_mode():
         assert linear_probe(*digits, num_classes=10) == first

@@ -1,0 +1,47 @@
+"""The `hjepa` command: a dispatcher that imports nothing heavy until it knows what is asked for."""
+
+import sys
+from collections.abc import Sequence
+
+_LIGHTNING = {
+    "fit": "pretrain a model",
+    "validate": "judge a checkpoint on the probe sets",
+    "test": "the same, under Lightning's name for it",
+    "predict": "write a checkpoint's features of the training sets",
+}
+
+_HELP = """usage: hjepa COMMAND [--config FILE.yaml] [--key=value ...]
+
+commands:
+{commands}
+
+examples:
+  hjepa fit --config configs/quickstart.yaml
+  hjepa fit --config configs/quickstart.yaml --ckpt_path last     resume
+  hjepa fit --print_config                                        every key with its default
+  hjepa fit --help                                                every key with its meaning
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 for a run that had to stop, 2 for a refused setting."""
+    argv = list(sys.argv[1:] if args is None else args)
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, _LIGHTNING))
+        print(_HELP.format(commands="\n".join(f"  {k:<{width}}  {v}" for k, v in _LIGHTNING.items())))
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"hjepa_pl {version('hjepa_pl')}")
+        return 0
+    if argv[0] in _LIGHTNING:
+        from hjepa_pl.cli import run
+
+        return run(argv)
+    print(f"hjepa: error: unknown command '{argv[0]}'; the commands are {', '.join(_LIGHTNING)}.", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

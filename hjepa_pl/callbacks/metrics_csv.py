@@ -1,0 +1,131 @@
+"""One `metrics.csv` a run, which survives a resume."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from hjepa_pl.types import ConfigError
+
+
+class MetricsCSV(CSVLogger):
+    """Write `<directory>/metrics.csv`: one row a step, flushed at once, rows ordered by step.
+
+    Lightning's logger writes into a version folder and deletes the file of the run that is resumed. This one keeps the
+    earlier rows below the step of the checkpoint and drops those after it, which the resumed run computes again, so
+    that no step appears twice. What is logged at one step by several parts (losses, probes, collapse) shares a row.
+
+    Args:
+        directory: Folder of the run.
+        resumed_step: `global_step` of the checkpoint that the run continues; None for a new run, which puts an earlier
+            file aside as `metrics.old.csv`.
+    """
+
+    def __init__(self, directory: str, resumed_step: int | None = None) -> None:
+        if resumed_step is not None and resumed_step < 0:
+            raise ConfigError(
+                f"resumed_step is {resumed_step}: give the step of the checkpoint, or None for a new run."
+            )
+        super().__init__(save_dir=directory, name="", version="")
+        self._resumed_step = resumed_step
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder itself: no name and no version below it."""
+        return self._save_dir
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The table, made at first use on rank zero."""
+        if self._experiment is None:
+            self._experiment = _Table(Path(self._save_dir) / "metrics.csv", self._resumed_step)  # type: ignore[assignment]
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(  # type: ignore[override]
+        self, metrics: dict[str, Tensor | float], step: int | None = None
+    ) -> None:
+        """Write metrics of one step.
+
+        Args:
+            metrics: Values by name.
+            step: The step; the last one when it is None.
+        """
+        self.experiment.write({k: float(v) for k, v in metrics.items()}, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Do nothing: the settings are in `config.yaml` and in every checkpoint."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Do nothing: every row is on disk when `log_metrics` returns."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Do nothing: see `save`."""
+
+
+class _Table:
+    """A CSV file with one row a step, whose last row can still grow and whose header can widen."""
+
+    def __init__(self, path: Path, resumed_step: int | None) -> None:
+        self._path = path
+        self._names = ["step"]
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._last_row_at = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and resumed_step is None:
+            os.replace(path, path.with_name("metrics.old.csv"))
+        elif path.is_file():
+            self._read(int(resumed_step or 0))
+        self._rewrite()
+
+    def write(self, values: dict[str, float], step: int | None) -> None:
+        last = next(reversed(self._rows), -1)
+        step = max(last, 0) if step is None else step
+        self._rows.setdefault(step, {"step": step}).update(values)
+        wider = sorted(values.keys() - set(self._names))
+        self._names.extend(wider)
+        if wider or step < last:
+            self._rows = dict(sorted(self._rows.items()))
+            self._rewrite()
+        else:
+            self._append(self._last_row_at if step == last else self._path.stat().st_size)
+
+    def _read(self, limit: int) -> None:
+        """Take up the rows below a step."""
+        # A killed run may have left half a line at the end: only whole ones count.
+        lines = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        reader = csv.DictReader(lines)
+        self._names = list(reader.fieldnames or self._names)
+        for row in reader:
+            if int(row["step"]) < limit:
+                self._rows[int(row["step"])] = row
+
+    def _append(self, at: int) -> None:
+        """Write the last row at a place of the file, over what stood there."""
+        with self._path.open("r+", newline="") as file:
+            file.truncate(at)
+            file.seek(at)
+            csv.DictWriter(file, self._names, lineterminator="\n").writerow(next(reversed(self._rows.values())))
+        self._last_row_at = at
+
+    def _rewrite(self) -> None:
+        """Write the whole file anew beside the old one and swap them, so that no reader sees half a table."""
+        part = self._path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._names, lineterminator="\n")
+            writer.writeheader()
+            rows = list(self._rows.values())
+            writer.writerows(rows[:-1])
+            file.flush()
+            self._last_row_at = file.tell()
+            writer.writerows(rows[-1:])
+        os.replace(part, self._path)

@@ -1,0 +1,128 @@
+"""The progress bar: where the run stands, how fast it goes and what each loss does."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn
+from rich.console import Console
+from rich.progress import ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from hjepa_pl.callbacks.pace import Pace, clock, images_in, is_logging_step, total_steps
+from hjepa_pl.types import ConfigError
+
+_NOT_SHOWN = ("/lr", "/weight_decay", "/momentum", "/grad_norm", "_weighted")
+"""In the log and the CSV, but no reason to look at the bar."""
+
+
+class Progress(RichProgressBar):
+    """Lightning's rich bar with images a second, the time left of the whole run, and each loss term by name.
+
+    The figures are read on logging steps only, where the module has computed them anyway: no step waits for the device
+    because of the bar. Where standard output is no terminal (a file, a pipe, a batch job) there is no bar and no
+    control code: one plain line is printed an epoch.
+
+    Args:
+        refresh_rate: Most redraws a second.
+        leave: Leave the bar of each finished epoch on the screen.
+    """
+
+    def __init__(self, refresh_rate: int = 4, leave: bool = True) -> None:
+        if refresh_rate < 1:
+            raise ConfigError(f"Progress.refresh_rate is {refresh_rate}: use 1 or more, or enable_progress_bar: false.")
+        super().__init__(refresh_rate=refresh_rate, leave=leave)
+        self._pace = Pace()
+        self._first_step = 0
+        self._plain = False
+        self._facts = _Facts()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Choose between bar and plain lines."""
+        super().setup(trainer, pl_module, stage)
+        console = Console()
+        self._plain = not (console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal))
+        if self._plain:
+            self.disable()
+
+    def configure_columns(self, trainer: pl.Trainer) -> list:
+        """Return the columns, narrow enough for 100 characters with a few loss terms."""
+        style = self.theme.progress_bar
+        bar = CustomBarColumn(
+            complete_style=style, finished_style=self.theme.progress_bar_finished, pulse_style=style, bar_width=16
+        )
+        return [TextColumn("{task.description}"), bar, TextColumn("{task.completed:.0f}/{task.total:.0f}"), self._facts]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._pace, self._first_step = Pace(), trainer.global_step
+        self._pace.resume()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar; read the figures on logging steps."""
+        self._pace.count(images_in(batch) * trainer.world_size)
+        if self.train_progress_bar_id is None and self.is_enabled:
+            self._initialize_train_progress_bar_id()  # a resume in mid-epoch: there was no epoch start
+        self._update(self.train_progress_bar_id, batch_idx + 1)
+        if self.is_enabled and is_logging_step(trainer, batch_idx):
+            self._facts.text = self._describe(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the figures of the epoch; as a plain line where there is no bar."""
+        if not trainer.is_global_zero:
+            return
+        if self._plain or not self._facts.text:
+            self._facts.text = self._describe(trainer)
+        if self._plain:
+            epochs = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+            print(f"epoch {trainer.current_epoch + 1}{epochs}  {self._facts.text}", flush=True)
+        self.refresh()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the training clock."""
+        super().on_validation_start(trainer, pl_module)
+        self._pace.pause()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the training clock run again."""
+        self.reset_dataloader_idx_tracker()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._pace.resume()
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs
+        # Counted from 1 here: "3/45" is the third of 45.
+        text = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs is not None and epochs > 0 else "")
+        return f"{text:{len(self.validation_description)}}"
+
+    def _update_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do nothing: Lightning's way reads every figure from the device after every batch."""
+
+    def _describe(self, trainer: pl.Trainer) -> str:
+        left = self._pace.remaining(trainer, self._first_step)
+        parts = [f"{self._pace.recent_rate():.0f} img/s"]
+        if left is not None and total_steps(trainer) != trainer.global_step:
+            parts.append(f"{clock(left)} left")
+        figures = {
+            name.removeprefix("train/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("train/") and value.numel() == 1 and not name.endswith(_NOT_SHOWN)
+        }
+        return "  ".join(parts + [f"{name} {value:.3g}" for name, value in figures.items()])
+
+
+class _Facts(ProgressColumn):
+    """Figures beside the training bar, as text that was made in the training thread."""
+
+    def __init__(self) -> None:
+        # The only column that may wrap: many loss terms take a second line instead of squeezing the bar away.
+        super().__init__(table_column=Column(no_wrap=False))
+        self.text = ""
+
+    def render(self, task: Task) -> Text:
+        """Return the text for the training bar, nothing for the others."""
+        return Text(self.text if task.description.startswith("Epoch") else "", style="dim")

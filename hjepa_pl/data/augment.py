@@ -1,0 +1,146 @@
+"""Views of images, batched on the training device; everything random is a function of the counters."""
+
+from collections.abc import Sequence
+from itertools import permutations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hjepa_pl.data import colour
+from hjepa_pl.data.resize import apply_axes, axis_weights, crop_boxes
+from hjepa_pl.data.settings import AugmentationConfig
+from hjepa_pl.functional.counters import Stream, hash_int, uniform
+from hjepa_pl.types import Counters
+
+_ORDERS = tuple(permutations(range(4)))
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Subtract the mean and divide by the deviation of each channel, (B, C, H, W) float32 in [0, 1]."""
+    middle = torch.tensor(mean, device=images.device)[:, None, None]
+    width = torch.tensor(std, device=images.device)[:, None, None]
+    return (images - middle) / width
+
+
+class Augmenter:
+    """Makes the views.
+
+    Colours are changed on the native image before it is cropped where that has fewer pixels than the view, and on the
+    view otherwise. (So the mean in the contrast change is the image's in the first case, the crop's in the second.)
+    Normalisation and blur are linear: the first is done where there are fewer pixels, the second is part of the resize.
+    """
+
+    def __init__(
+        self, config: AugmentationConfig, img_size: int, mean: Sequence[float], std: Sequence[float], seed: int
+    ) -> None:
+        self.config = config
+        self.img_size = img_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.seed = seed
+
+    def _key(self, epoch: int, stream: Stream, view: int) -> int:
+        return hash_int(self.seed, epoch, stream, view)
+
+    def boxes(
+        self, height: Tensor | int, width: Tensor | int, epoch: int, position: Tensor, view: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the crops and flips of one view: (B, 4) top, left, height, width, and (B,) bool."""
+        c = self.config
+        key = self._key(epoch, Stream.CROP, view)
+        box = crop_boxes(key, position, height, width, c.crop_scale, c.crop_ratio)
+        return box, uniform(self._key(epoch, Stream.FLIP, view), position, 1)[:, 0] < c.flip
+
+    def view(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+        """Make one view of whole images.
+
+        Args:
+            images: (B, C, H, W) float32 in [0, 1].
+            counters: With the positions of these images.
+            view: Number of the view.
+
+        Returns:
+            (B, C, img_size, img_size) float32, normalised.
+        """
+        height, width = images.shape[2:]
+        box, flip = self.boxes(height, width, counters.epoch, counters.position, view)
+        rows = axis_weights(box[:, 0], box[:, 2], self.img_size, height)
+        columns = axis_weights(box[:, 1], box[:, 3], self.img_size, width, flip)
+        if height * width > self.img_size**2:
+            return self.finish(apply_axes(images, rows, columns), counters, view)
+        images = normalise(self._recolour(images, counters, view), self.mean, self.std)
+        blur = self._blur(counters, view)
+        if blur is not None:
+            rows, columns = blur @ rows, blur @ columns
+        return apply_axes(images, rows, columns)
+
+    def finish(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+        """Make one view of what is already cropped and flipped; shapes as in `view`."""
+        images = normalise(self._recolour(images, counters, view), self.mean, self.std)
+        blur = self._blur(counters, view)
+        return images if blur is None else apply_axes(images, blur, blur)
+
+    def _blur(self, counters: Counters, view: int) -> Tensor | None:
+        if not self.config.blur:
+            return None
+        u = uniform(self._key(counters.epoch, Stream.BLUR, view), counters.position, 2)
+        return colour.blur_matrix(0.1 + 1.9 * u[:, 1], u[:, 0] < self.config.blur, self.img_size)
+
+    def _recolour(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+        """Turn, shift and change colours."""
+        c, epoch, position = self.config, counters.epoch, counters.position
+        if c.rotate or c.translate:
+            u = uniform(self._key(epoch, Stream.AFFINE, view), position, 3) * 2 - 1
+            images = turn_and_shift(images, u[:, 0] * c.rotate, u[:, 1:] * c.translate)
+        if c.jitter_prob and any(c.jitter):
+            images = self._jitter(images, counters, view)
+        if c.gray:
+            chosen = uniform(self._key(epoch, Stream.GRAY, view), position, 1) < c.gray
+            images = torch.where(chosen[:, :, None, None], colour.to_gray(images), images)
+        if c.solarize:
+            chosen = uniform(self._key(epoch, Stream.SOLARIZE, view), position, 1)[:, 0] < c.solarize
+            images = colour.solarize(images, chosen)
+        return images
+
+    def _jitter(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+        """Change brightness, contrast, saturation and hue, in an order that is drawn for the step."""
+        c = self.config
+        u = uniform(self._key(counters.epoch, Stream.JITTER, view), counters.position, 5)
+        chosen = u[:, 4] < c.jitter_prob
+        amount = (u[:, :4] * 2 - 1) * chosen[:, None]
+        order = _ORDERS[hash_int(self.seed, Stream.JITTER_ORDER, counters.step, view) % len(_ORDERS)]
+        for which in order:
+            strength = c.jitter[which]
+            if not strength:
+                continue
+            by = amount[:, which] * strength
+            if which == 3:
+                # The way through hue and back is not exact, so images that are not chosen are left alone.
+                images = torch.where(chosen[:, None, None, None], colour.adjust_hue(images, by), images)
+            else:
+                change = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation)[which]
+                images = change(images, 1 + by)
+        return images
+
+
+def turn_and_shift(images: Tensor, degrees: Tensor, shift: Tensor) -> Tensor:
+    """Rotate each image about its centre, then shift it; what comes in from outside is black.
+
+    Args:
+        images: (B, C, H, W) float32.
+        degrees: (B,) counter-clockwise.
+        shift: (B, 2) to the right and down, as a share of the side.
+
+    Returns:
+        (B, C, H, W) float32.
+    """
+    height, width = images.shape[2:]
+    angle = degrees * (torch.pi / 180)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # The grid asks where each pixel comes from; its coordinates run from -1 to 1 along either side.
+    right, down = 2 * shift[:, 0], 2 * shift[:, 1]
+    b, d = -sin * height / width, sin * width / height
+    theta = torch.stack([cos, b, -cos * right - b * down, d, cos, -d * right - cos * down], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)

@@ -1,0 +1,221 @@
+"""Batches on their way from the loader to the device, and how files are read into them."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from hjepa_pl.data.augment import Augmenter
+from hjepa_pl.data.resize import clean_resize
+from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels
+from hjepa_pl.functional.counters import Stream, hash_int
+from hjepa_pl.types import Counters
+
+_ATTEMPTS = 20
+
+
+class RawGroup(NamedTuple):
+    """Images of one size within a batch."""
+
+    rows: Tensor
+    """(n,) int64: their places in the batch."""
+    images: tuple[Tensor, ...]
+    """One (n, C, H, W) uint8 tensor of whole images, or, if `cropped`, V of them at the view's size."""
+    cropped: bool
+    """Whether crop and flip are done."""
+
+
+class RawBatch(NamedTuple):
+    """A training batch as the loader gives it: bytes, not yet augmented."""
+
+    groups: tuple[RawGroup, ...]
+    label: Tensor
+    """(B,) int64, -1 where there is none."""
+    source: Tensor
+    """(B,) int64: index of the dataset."""
+    counters: Counters
+
+
+class RawClean(NamedTuple):
+    """A batch of a probe set as the loader gives it."""
+
+    image: Tensor
+    """(B, C, H, W) uint8."""
+    label: Tensor
+    """(B,) int64."""
+    place: Tensor
+    """(B,) int64: place in the split."""
+
+
+class Broken(NamedTuple):
+    """A file that could not be decoded."""
+
+    source: int
+    path: str
+
+
+class Draw(NamedTuple):
+    """What one process is to read for one batch, on the host."""
+
+    source: Tensor
+    """(B,) int64."""
+    place: Tensor
+    """(B,) int64: index within the dataset."""
+    counters: Counters
+
+
+class FileRows(NamedTuple):
+    """The part of a batch that comes from files."""
+
+    rows: Tensor
+    views: tuple[Tensor, ...]
+    """V (n, C, img_size, img_size) uint8."""
+    label: Tensor
+    broken: tuple[Broken, ...]
+
+
+class FileReader:
+    """Decodes the files of a batch and cuts the views out of them. Lives in the workers."""
+
+    def __init__(self, sets: list[FileImages | None], augmenter: Augmenter, views: int, channels: int) -> None:
+        self.sets = sets
+        self.augmenter = augmenter
+        self.views = views
+        self.channels = channels
+
+    def read(self, draw: Draw) -> FileRows:
+        """Read the rows of a draw that are in files."""
+        of_files = torch.tensor([s is not None for s in self.sets])
+        rows = torch.nonzero(of_files[draw.source])[:, 0]
+        broken: list[Broken] = []
+        decoded = [self._decode(draw, row, broken) for row in rows.tolist()]
+        labels = torch.tensor([label for _, label in decoded], dtype=torch.int64)
+        if not decoded:
+            return FileRows(rows, (), labels, tuple(broken))
+        images = [image for image, _ in decoded]
+        position = draw.counters.position[rows]
+        views = tuple(self._crop(images, draw.counters.epoch, position, v) for v in range(self.views))
+        return FileRows(rows, views, labels, tuple(broken))
+
+    def _decode(self, draw: Draw, row: int, broken: list[Broken]) -> tuple[Tensor, int]:
+        """Decode one image; a broken one is replaced by the next draw of its own position."""
+        source, index = int(draw.source[row]), int(draw.place[row])
+        files = self.sets[source]
+        assert files is not None
+        position, seed = int(draw.counters.position[row]), self.augmenter.seed
+        for attempt in range(_ATTEMPTS):
+            try:
+                return files.read(index, self.channels), int(files.labels[index])
+            except OSError:
+                broken.append(Broken(source, files.path(index)))
+                index = hash_int(seed, draw.counters.epoch, Stream.REPLACE, position, attempt) % len(files)
+        raise OSError(f"{_ATTEMPTS} files in a row cannot be decoded, the last is {files.path(index)}")
+
+    def _crop(self, images: list[Tensor], epoch: int, position: Tensor, view: int) -> Tensor:
+        """Cut one view out of each image, (n, C, img_size, img_size) uint8."""
+        size = self.augmenter.img_size
+        height, width = (torch.tensor([image.shape[d] for image in images]) for d in (1, 2))
+        boxes, flips = self.augmenter.boxes(height, width, epoch, position, view)
+        out = torch.empty(len(images), self.channels, size, size, dtype=torch.uint8)
+        for row, (image, box, flip) in enumerate(zip(images, boxes.int().tolist(), flips.tolist(), strict=True)):
+            cut = image[None, :, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+            # On one large photograph torch's uint8 kernel is faster than the matrix products, and the same filter.
+            view_of_it = F.interpolate(cut, size=(size, size), mode="bilinear", antialias=True)[0]
+            out[row] = view_of_it.flip(-1) if flip else view_of_it
+        return out
+
+
+class FileDraws(Dataset[FileRows]):
+    """The draws of an epoch as a dataset of whole batches, for a `DataLoader` with workers."""
+
+    def __init__(self, reader: FileReader, draws: Any) -> None:
+        self.reader = reader
+        self.draws = draws
+
+    def __getitem__(self, number: int) -> FileRows:
+        return self.reader.read(self.draws(number))
+
+
+class CleanRows(Dataset[RawClean]):
+    """Images of a split in their clean form, a batch at a time.
+
+    Args:
+        images: The set.
+        index: (N,) which of its images make up the split.
+        img_size: Side of the result for files (images in memory are resized on the device).
+        channels: 1 or 3.
+    """
+
+    def __init__(self, images: Images, index: Tensor, img_size: int, channels: int) -> None:
+        self.images = images
+        self.index = index
+        self.img_size = img_size
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, places: list[int]) -> RawClean:
+        place = torch.tensor(places, dtype=torch.int64)
+        chosen = self.index[place]
+        if isinstance(self.images, ArrayImages):
+            return RawClean(self.images.images[chosen], self.images.labels[chosen], place)
+        rows = [self._read(self.images, p) for p in places]
+        return RawClean(torch.stack([r[0] for r in rows]), torch.tensor([r[1] for r in rows]), place)
+
+    def _read(self, files: FileImages, place: int) -> tuple[Tensor, int]:
+        """Read one image; a broken one is replaced by the next of the split, with that one's label."""
+        for step in range(_ATTEMPTS):
+            i = int(self.index[(place + step) % len(self.index)])
+            try:
+                image = clean_resize(files.read(i, self.channels)[None], self.img_size)[0]
+                return image, int(files.labels[i])
+            except OSError as error:
+                last = error
+        raise OSError(f"{_ATTEMPTS} files in a row cannot be decoded, from {files.path(i)} back") from last
+
+
+def memory_groups(sets: list[ArrayImages | None], draw: Draw) -> tuple[RawGroup, ...]:
+    """Gather the rows of a draw that are in memory, one group per image shape."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, images in enumerate(sets):
+        if images is not None:
+            by_shape.setdefault(tuple(images.images.shape[1:]), []).append(i)
+    groups = []
+    for members in by_shape.values():
+        parts, rows = [], []
+        for i in members:
+            images = sets[i]
+            assert images is not None
+            places = torch.nonzero(draw.source == i)[:, 0]
+            if len(places):
+                parts.append(images.images[draw.place[places]])
+                rows.append(places)
+        if parts:
+            # In the order of the batch, so that a single group needs no scattering on the device.
+            order = torch.argsort(torch.cat(rows))
+            groups.append(RawGroup(torch.cat(rows)[order], (torch.cat(parts)[order],), False))
+    return tuple(groups)
+
+
+def make_views(batch: RawBatch, augmenter: Augmenter, views: int, channels: int) -> tuple[Tensor, ...]:
+    """Make all views of a batch, on the device it is on; V tensors (B, C, S, S) float32."""
+    size = augmenter.img_size
+    out = []
+    for v in range(views):
+        parts = []
+        for group in batch.groups:
+            raw = group.images[v if group.cropped else 0]
+            images = adapt_channels(raw, channels).float().div_(255)
+            counters = batch.counters._replace(position=batch.counters.position[group.rows])
+            parts.append((augmenter.finish if group.cropped else augmenter.view)(images, counters, v))
+        if len(parts) == 1:  # its rows are the whole batch, in order
+            out.append(parts[0])
+            continue
+        whole = parts[0].new_empty(len(batch.label), channels, size, size)
+        for group, part in zip(batch.groups, parts, strict=True):
+            whole[group.rows] = part
+        out.append(whole)
+    return tuple(out)

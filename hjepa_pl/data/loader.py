@@ -1,0 +1,155 @@
+"""The training loader: an iterable that knows its place in the run from a counter, and from nothing else."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hjepa_pl.data.batches import Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
+from hjepa_pl.data.folder import check_broken
+from hjepa_pl.data.mixture import EpochPlan
+from hjepa_pl.data.storage import ArrayImages, FileImages, Images
+from hjepa_pl.types import ConfigError, Counters
+
+_TRIED_AT_LEAST = 100
+
+
+def usable_size(epoch_size: int, batch_size: int, world_size: int) -> int:
+    """Return the number of images in the whole global batches of an epoch; refuse less than one batch."""
+    whole = batch_size * world_size
+    if epoch_size < whole:
+        raise ConfigError(
+            f"`batch_size={batch_size}` x {world_size} process(es) is more than the {epoch_size} images of an epoch: "
+            f"lower it to at most {epoch_size // world_size}, or set epoch_size."
+        )
+    return epoch_size // whole * whole
+
+
+class TrainLoader:
+    """Batches of a mixture, in the order of its plan.
+
+    Args:
+        sets: The datasets.
+        names: Their names, for messages.
+        plan: Of as many images as whole global batches hold.
+        reader: Decodes files and cuts the views; None if every set is in memory.
+        batch_size: Images per process.
+        world_size: Number of processes.
+        rank: Number of this process.
+        num_workers: Workers that decode files.
+        position: Tells how many batches have been processed since the start of the run; 0 if not given.
+        limit: Batches per epoch of the trainer, if it is told to stop earlier; the next one goes on from there.
+        pin_memory: Whether the memory of file batches is pinned.
+    """
+
+    def __init__(
+        self,
+        sets: list[Images],
+        names: list[str],
+        plan: EpochPlan,
+        reader: FileReader | None,
+        *,
+        batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        num_workers: int = 0,
+        position: Callable[[], int] | None = None,
+        limit: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.names = names
+        self.plan = plan
+        self.reader = reader
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.rank = rank
+        self.num_workers = num_workers
+        self.position = position or (lambda: 0)
+        self.limit = max(1, min(limit or len(self), len(self)))
+        self.pin_memory = pin_memory
+        self._sets = sets
+        self._memory = [s if isinstance(s, ArrayImages) else None for s in sets]
+        self._broken: list[set[str]] = [set() for _ in sets]
+        self._tried = [0] * len(sets)
+        usable_size(plan.epoch_size, batch_size, world_size)
+
+    def __len__(self) -> int:
+        return self.plan.epoch_size // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        # A generator: the position is read when the first batch is asked for, after a resumed run has loaded it.
+        start = int(self.position())
+        stop = (start // self.limit + 1) * self.limit
+        while start < stop:
+            epoch, first = divmod(start, len(self))
+            last = min(len(self), first + stop - start)
+            yield from self._of_epoch(epoch, first, last)
+            start += last - first
+
+    def _of_epoch(self, epoch: int, first: int, last: int) -> Iterator[RawBatch]:
+        source, index = (torch.from_numpy(a) for a in self.plan.draw(epoch))
+        draw = partial(_draw, source, index, epoch, len(self), self.batch_size, self.world_size, self.rank)
+        numbers = range(first, last)
+        files: Iterator[FileRows | None] = iter(())
+        if self.reader is not None:
+            files = iter(self._file_loader(self.reader, draw, numbers))
+        for number in numbers:
+            yield self._assemble(draw(number), next(files) if self.reader is not None else None)
+
+    def _file_loader(self, reader: FileReader, draw: Callable[[int], Draw], numbers: range) -> DataLoader[FileRows]:
+        return DataLoader(
+            FileDraws(reader, draw),
+            batch_size=None,
+            sampler=numbers,
+            num_workers=min(self.num_workers, len(numbers)),
+            pin_memory=self.pin_memory,
+        )
+
+    def _assemble(self, draw: Draw, files: FileRows | None) -> RawBatch:
+        label = torch.full_like(draw.source, -1)
+        for i, images in enumerate(self._memory):
+            if images is not None:
+                rows = draw.source == i
+                label[rows] = images.labels[draw.place[rows]]
+        groups = memory_groups(self._memory, draw)
+        if files is not None:
+            self._count_broken(draw.source[files.rows], files)
+            if len(files.rows):
+                label[files.rows] = files.label
+                groups += (RawGroup(files.rows, files.views, True),)
+        return RawBatch(groups, label, draw.source, draw.counters)
+
+    def _count_broken(self, source: Tensor, files: FileRows) -> None:
+        for i in torch.unique(source).tolist():
+            self._tried[i] += int((source == i).sum())
+        for i, path in files.broken:
+            self._tried[i] += 1
+            if path not in self._broken[i]:
+                self._broken[i].add(path)
+                rank_zero_warn(
+                    f"{self.names[i]}: {path} cannot be decoded and is replaced by another draw "
+                    f"({len(self._broken[i])} so far)."
+                )
+        for i in {b.source for b in files.broken}:
+            # Judged by files, not by draws, and not before enough of them were tried.
+            tried = min(self._tried[i], len(self._sets[i]))
+            if tried >= min(_TRIED_AT_LEAST, len(self._sets[i])):
+                check_broken(self.names[i], sorted(self._broken[i]), tried)
+
+
+def _draw(
+    source: Tensor, index: Tensor, epoch: int, batches: int, batch_size: int, world_size: int, rank: int, number: int
+) -> Draw:
+    """Cut out what one rank reads for a global batch of an epoch."""
+    start = (number * world_size + rank) * batch_size
+    position = torch.arange(start, start + batch_size)
+    counters = Counters(epoch, epoch * batches + number, position)
+    return Draw(source[position], index[position], counters)
+
+
+def file_sets(sets: list[Images]) -> list[FileImages | None]:
+    """Return the sets with None in place of those in memory."""
+    return [s if isinstance(s, FileImages) else None for s in sets]

@@ -1,0 +1,184 @@
+"""What every pretraining module shares: the optimizer, schedules by progress, finite steps, sparse logging."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from hjepa_pl.optim.budget import Progress, parse_duration
+from hjepa_pl.optim.groups import weight_decay_groups
+from hjepa_pl.optim.schedules import cosine, warmup_cosine
+from hjepa_pl.optim.settings import OptimizerConfig
+from hjepa_pl.types import ConfigError, RunStopped
+
+
+class PretrainModule(pl.LightningModule):
+    """Base of the pretraining modules. A subclass gives `trained_modules`, a `training_step` and its own hooks."""
+
+    def __init__(self, optimizer: OptimizerConfig, time_budget: str | None) -> None:
+        super().__init__()
+        self.optimizer_config = optimizer
+        self.budget = None if time_budget is None else parse_duration(time_budget)
+        self.progress = Progress(math.inf, self.budget)
+        self._seconds_spent = 0.0
+        self._terms: list[dict[str, Tensor]] = []
+
+    def trained_modules(self) -> list[nn.Module]:
+        """Return the modules whose parameters the optimizer gets."""
+        raise NotImplementedError
+
+    def after_optimizer_step(self, share: float) -> None:
+        """Do what follows an optimizer step, at a share of the run in [0, 1]."""
+
+    # ------------------------------------------------------------------------------------------------ the schedules
+
+    def configure_optimizers(self) -> Optimizer:
+        """Make AdamW. Its rate and decay are set at each step from the run's progress, so there is no scheduler."""
+        config = self.optimizer_config
+        groups = weight_decay_groups(self.trained_modules(), config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+    def total_steps(self) -> float:
+        """Return the optimizer steps of the whole run, infinite if only the clock ends it."""
+        trainer = self.trainer
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        ends = [float(n) for n in (trainer.max_steps,) if n > 0]
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            ends.append(trainer.max_epochs * per_epoch)
+        return min(ends, default=math.inf)
+
+    def on_train_start(self) -> None:
+        """Fix the length of the run and of the warm-up."""
+        total = self.total_steps()
+        if math.isinf(total) and self.budget is None:
+            raise ConfigError("the run has no end: set trainer.max_epochs, trainer.max_steps or time_budget.")
+        if self.trainer.global_step >= total:
+            raise ConfigError(
+                f"the run is already complete at step {self.trainer.global_step} of {total:.0f}; "
+                "raise trainer.max_epochs to train on."
+            )
+        self.progress = Progress(total, self.budget, self._seconds_spent)
+        self.warmup_share()
+
+    def warmup_share(self) -> float:
+        """Return the warm-up's share of the run.
+
+        Raises:
+            ConfigError: If it is as long as the run, or its share is unknown.
+        """
+        config, total = self.optimizer_config, self.progress.total_steps
+        if config.warmup_epochs is None and config.warmup_steps is None:
+            return 0.05
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        steps = config.warmup_steps if config.warmup_steps is not None else (config.warmup_epochs or 0.0) * per_epoch
+        if steps >= total:
+            key = "warmup_steps" if config.warmup_steps is not None else "warmup_epochs"
+            raise ConfigError(
+                f"optimizer.{key} {getattr(config, key)} is {steps:.0f} steps, as long as the run of {total:.0f}; "
+                "shorten it."
+            )
+        if math.isinf(total):
+            raise ConfigError(
+                "a warm-up in epochs or steps has no share of a run that only the clock ends; "
+                "set trainer.max_epochs too, or leave both out for 5 % of the time."
+            )
+        return steps / total
+
+    def _apply_schedules(self, optimizer: Optimizer, share: float) -> None:
+        config = self.optimizer_config
+        lr = warmup_cosine(config.lr, config.floor, self.warmup_share(), share)
+        end = config.weight_decay if config.weight_decay_end is None else config.weight_decay_end
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            if group["decays"]:
+                group["weight_decay"] = cosine(config.weight_decay, end, share)
+
+    # ------------------------------------------------------------------------------------------------------ the step
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Set the schedules, step, then do what follows a step: once for each step of the optimizer."""
+        share = self.progress.share(self.trainer.global_step)
+        if self.budget is not None and self.trainer.world_size > 1:
+            share = self.trainer.strategy.broadcast(share)  # one clock for all ranks, or their weights part
+        self._apply_schedules(optimizer, share)  # type: ignore[arg-type]
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._terms.clear()
+        self.after_optimizer_step(share)
+        if self.budget is not None and self._expired():
+            self.trainer.should_stop = True
+
+    def _expired(self) -> bool:
+        expired = self.progress.expired()
+        return bool(self.trainer.strategy.broadcast(expired)) if self.trainer.world_size > 1 else expired
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Check that the step is finite, and clip with the same norm.
+
+        Raises:
+            RunStopped: If a loss term or gradient is not finite: before the optimizer, the EMA or a checkpoint has it.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
+            self._stop_not_finite()
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_grads_with_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val, norm)
+        if self._logs_now():
+            self.log("train/grad_norm", norm)
+
+    def _stop_not_finite(self) -> None:
+        bad = sorted({name for terms in self._terms for name, x in terms.items() if not torch.isfinite(x)})
+        raise RunStopped(
+            f"step {self.trainer.global_step}: {', '.join(bad) if bad else 'the gradient'} is not finite; "
+            "lower optimizer.lr, set trainer.gradient_clip_val, or use precision 32-true. "
+            "Neither the target encoder nor a checkpoint took this step."
+        )
+
+    # ---------------------------------------------------------------------------------------------------- the logging
+
+    def _logs_now(self) -> bool:
+        """Return whether the running batch ends on a logged step."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0 or self.trainer.fast_dev_run
+
+    def log_terms(self, terms: dict[str, Tensor]) -> None:
+        """Keep a micro-batch's terms for the finite check, and log them every n steps from one stacked tensor.
+
+        A `self.log` call a term and step would cost milliseconds and, on an accelerator, a wait for each.
+        """
+        detached = {name: value.detach() for name, value in terms.items()}
+        self._terms.append(detached)
+        if self._logs_now():
+            values = torch.stack([v.float() for v in detached.values()]).tolist()
+            logged = {f"train/{name}": value for name, value in zip(detached, values, strict=True)}
+            group = self.trainer.optimizers[0].param_groups[0]
+            logged["train/lr"], logged["train/weight_decay"] = group["lr"], group["weight_decay"]
+            self.log_dict(logged)
+
+    # -------------------------------------------------------------------------------------------------- the checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the seconds that the run has taken, so that a time budget spans resumes."""
+        checkpoint["hjepa_seconds"] = self.progress.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the clock of the earlier run."""
+        self._seconds_spent = float(checkpoint.get("hjepa_seconds", 0.0))

@@ -1,0 +1,108 @@
+"""Which settings go together: each refusal is one sentence that names key, value and mend."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+
+from hjepa_pl.models.encoder import Geometry
+from hjepa_pl.models.settings import LevelConfig
+from hjepa_pl.types import ConfigError, ViewBatch
+
+if TYPE_CHECKING:
+    from hjepa_pl.modules.hjepa import HJEPALightningModule
+
+
+def check_model(
+    settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], image: LevelConfig | None, geometry: Geometry
+) -> None:
+    """Refuse levels, regularisers and parts that do not go together.
+
+    Raises:
+        ConfigError: Naming the first that does not.
+    """
+    for level in levels:
+        if level.block != "last" and level.block >= geometry.depth:
+            raise ConfigError(
+                f"levels.block {level.block} is not before the encoder's last of {geometry.depth} blocks; "
+                f"1 to {geometry.depth - 1} or 'last' would do."
+            )
+    streams = [term.stream for term in settings["regularizers"]]
+    names = [term.name for term in settings["regularizers"]]
+    if image is not None and "image" not in streams:
+        raise ConfigError(
+            "levels holds an image level but regularizers has no term on stream 'image', so its projections would "
+            "collapse; add {kind: sigreg, stream: image}."
+        )
+    if image is None and "image" in streams:
+        raise ConfigError(
+            f"regularizers holds '{names[streams.index('image')]}', but without an image level there is no projector "
+            "to act on; add {cell: image} to levels, or use stream 'tokens'."
+        )
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice:
+        raise ConfigError(f"regularizers holds '{twice}' twice; give it once, with the sum of the weights.")
+    _refuse_idle(settings, levels, image)
+    if settings["predictor"].context == "fused" and all(level.block == "last" for level in levels):
+        raise ConfigError("predictor.context 'fused' has one depth to fuse; give a level with a block before the last.")
+
+
+def _refuse_idle(settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], image: LevelConfig | None) -> None:
+    """Refuse parts that were set but that no level would use."""
+    if settings["prediction"] not in ("smooth_l1", "mse", "cosine"):
+        raise ConfigError(f"prediction must be 'smooth_l1', 'mse' or 'cosine', got {settings['prediction']!r}.")
+    idle = [] if levels else ["masks", "predictor", "ema"]
+    for key in idle + ([] if image else ["projector"]):
+        if settings[key] != type(settings[key])():
+            need = "an image level ({cell: image})" if key == "projector" else "a token level ({cell: 1})"
+            raise ConfigError(f"{key} does nothing without {need}; remove it, or add the level.")
+    if not levels and settings["prediction"] != "smooth_l1":
+        raise ConfigError(
+            f"prediction '{settings['prediction']}' does nothing without a token level; remove it, or add the level."
+        )
+
+
+def needs_views(module: "HJEPALightningModule") -> int:
+    """Return the least number of views a model can train on."""
+    return 2 if module.image_level is not None else 1
+
+
+def check_views(views: int, module: "HJEPALightningModule") -> None:
+    """Refuse a number of views that the levels cannot use, or would not."""
+    if views < needs_views(module):
+        raise ConfigError(
+            f"data.views {views} is too few: the image level compares views of one image; set data.views to 2 or more."
+        )
+    if views > 1 and module.image_level is None:
+        raise ConfigError(
+            f"data.views {views} does nothing without an image level, the token levels use one; "
+            "set data.views to 1, or add {cell: image} to levels."
+        )
+
+
+def check_trainer(trainer: pl.Trainer, module: "HJEPALightningModule") -> None:
+    """Refuse precisions under which the model does not learn, and data that does not go with it."""
+    precision = str(trainer.precision)
+    if precision in ("bf16-true", "16-true"):
+        raise ConfigError(
+            f"trainer.precision '{precision}' keeps weights in 16 bits, where the target encoder never moves "
+            "(its update is below their resolution); use 'bf16-mixed'."
+        )
+    if precision == "16-mixed":
+        raise ConfigError(
+            "trainer.precision '16-mixed' skips steps whose gradients overflow, which the target encoder would not "
+            "see; use 'bf16-mixed'."
+        )
+    views = getattr(getattr(trainer, "datamodule", None), "views", None)
+    if isinstance(views, int):
+        check_views(views, module)
+
+
+def check_batch(batch: ViewBatch, module: "HJEPALightningModule") -> None:
+    """Refuse a batch that is not a `ViewBatch` or has the wrong number of views."""
+    if not isinstance(batch, ViewBatch):
+        raise ConfigError(
+            f"the batch is a {type(batch).__name__}, not a ViewBatch: give Trainer.fit a MultiDatasetDataModule, "
+            "which makes the views and carries the counters."
+        )
+    check_views(len(batch.views), module)

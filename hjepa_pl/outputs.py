@@ -1,0 +1,117 @@
+"""Where a run's files lie, and what writes them: results/<experiment_name>/{checkpoints,logs}."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.trainer import Trainer
+
+from hjepa_pl.callbacks.metrics_csv import MetricsCSV
+from hjepa_pl.types import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Which checkpoints are kept beside last.ckpt, which is written at the end of every epoch."""
+
+    monitor: str | None = None
+    """Metric that ranks the best checkpoints; null is the linear probe of the first probe set, if there is one."""
+    mode: Literal["max", "min"] = "max"
+    """Whether a larger or a smaller metric is better."""
+    save_top_k: int = 3
+    """How many of the best are kept; 0 is none."""
+    every_n_epochs: int | None = None
+    """Also keep a checkpoint of every n-th epoch for good."""
+    last_every_n_steps: int | None = None
+    """Also write last.ckpt every n optimizer steps, so that a killed run loses less than an epoch."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        if self.save_top_k < 0:
+            raise ConfigError(f"checkpoint.save_top_k must not be negative, got {self.save_top_k}.")
+        for name in ("every_n_epochs", "last_every_n_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"checkpoint.{name} must be at least 1, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where metrics go, beside metrics.csv and logs/train.log, which are always written."""
+
+    tensorboard: bool = True
+    """Write TensorBoard files to logs/tensorboard."""
+    wandb: bool = False
+    """Log to Weights & Biases (entity and key from the environment)."""
+    wandb_mode: Literal["offline", "online"] = "offline"
+    """Whether W&B uploads while the run goes on; offline runs are uploaded by `wandb sync`."""
+    wandb_project: str = "hjepa_pl"
+    """W&B's project."""
+
+
+def checkpoint_callbacks(config: CheckpointConfig, folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
+    """Return the callbacks that write last.ckpt, the best by `monitor`, and one every n epochs."""
+
+    common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
+    found: list[ModelCheckpoint] = [ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)]
+    if config.last_every_n_steps:
+        found.append(ModelCheckpoint(filename="last", every_n_train_steps=config.last_every_n_steps, **common))
+    if config.every_n_epochs:
+        found.append(
+            ModelCheckpoint(filename="epoch{epoch:04d}", save_top_k=-1, every_n_epochs=config.every_n_epochs, **common)
+        )
+    if monitor and config.save_top_k:
+        found.append(
+            ModelCheckpoint(
+                filename="best-epoch{epoch:04d}", monitor=monitor, mode=config.mode, save_top_k=config.save_top_k,
+                save_on_train_epoch_end=False, **common,
+            )
+        )  # fmt: skip
+    return found
+
+
+def build_loggers(config: LoggingConfig, folder: Path, resumed_step: int | None) -> list[Logger]:
+    """Return the loggers of a run; metrics.csv goes on where an earlier one ended."""
+    loggers: list[Logger] = [MetricsCSV(str(folder), resumed_step)]
+    if config.tensorboard:
+        loggers.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=""))
+    if config.wandb:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        loggers.append(
+            WandbLogger(
+                name=folder.name, project=config.wandb_project, save_dir=folder / "logs",
+                offline=config.wandb_mode == "offline",
+            )
+        )  # fmt: skip
+    return loggers
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move an earlier run's folder to the first free name with a number, so that nothing is overwritten."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    shutil.move(folder, aside)
+    return aside
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the whole configuration to results/<experiment_name>/config.yaml."""
+
+    def __init__(self, *args: Any, folder: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, save_to_log_dir=False)
+        self.folder = Path(folder)
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write the file on rank zero, for training runs only."""
+        if stage == "fit":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config, self.folder / "config.yaml", skip_none=False, overwrite=True, multifile=self.multifile
+            )

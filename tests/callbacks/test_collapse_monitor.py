@@ -1,0 +1,89 @@
+"""The collapse monitor in real runs."""
+
+import csv
+import warnings
+from pathlib import Path
+
+import pytest
+from callback_toy import ToyData, ToyModule, fit
+
+from hjepa_pl.callbacks import CollapseMonitor
+from hjepa_pl.types import ConfigError
+
+QUICK = {"every_n_steps": 3, "window": 64, "patience": 2}
+
+
+def test_living_code_is_green_and_logged_off_the_logging_steps(tmp_path: Path) -> None:
+    monitor = CollapseMonitor(**QUICK)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Collapse")
+        trainer, _ = fit(tmp_path, [monitor], log_every_n_steps=4)
+    assert monitor.status == "green"
+    assert set(monitor.figures) == {
+        "collapse/rank", *(f"collapse/last_c1/{x}" for x in ("std", "position_share", "gain", "rank"))
+    }  # fmt: skip
+    assert monitor.figures["collapse/last_c1/std"] > 0.2
+    assert trainer.callback_metrics["collapse/last_c1/gain"].item() == pytest.approx(
+        monitor.figures["collapse/last_c1/gain"]
+    )
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [int(r["step"]) for r in rows if r["collapse/last_c1/std"]] == [2, 5, 8, 11]
+    assert [int(r["step"]) for r in rows if r["train/loss"]] == [3, 7, 11]
+
+
+def test_position_only_collapse_turns_red_and_warns_once(tmp_path: Path) -> None:
+    monitor = CollapseMonitor(**QUICK)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, _ = fit(tmp_path, [monitor], ToyModule("position"))
+    said = [str(w.message) for w in caught if "Collapse at step" in str(w.message)]
+    assert len(said) == 1
+    assert "last_c1" in said[0]
+    assert "sigreg" in said[0]
+    assert "\n" not in said[0]
+    assert monitor.status == "red"
+    assert monitor.figures["collapse/last_c1/position_share"] > 0.99
+    assert trainer.global_step == 12
+
+
+def test_stop_stops(tmp_path: Path) -> None:
+    monitor = CollapseMonitor(action="stop", **QUICK)
+    with pytest.warns(match="The run is stopped"):
+        trainer, _ = fit(tmp_path, [monitor], ToyModule("position"), max_epochs=50)
+    assert trainer.global_step == 6
+    assert (monitor.status, monitor.stopped) == ("red", True)
+
+
+def test_off_measures_nothing(tmp_path: Path) -> None:
+    monitor = CollapseMonitor(action="off", **QUICK)
+    fit(tmp_path, [monitor], ToyModule("position"))
+    assert monitor.figures == {}
+    assert "collapse" not in (tmp_path / "metrics.csv").read_text()
+
+
+def test_batches_of_one_image_wait_and_accumulation_checks_by_step(tmp_path: Path) -> None:
+    monitor = CollapseMonitor(every_n_steps=2, window=16)
+    fit(tmp_path, [monitor], data=ToyData(batch=1))
+    assert monitor.figures == {}
+    fit(tmp_path, [monitor], accumulate_grad_batches=3, max_epochs=4)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert len([r for r in rows if r["collapse/rank"]]) == 4
+
+
+def test_strikes_survive_a_resume() -> None:
+    monitor = CollapseMonitor()
+    monitor._strikes, monitor.status, monitor.verdict = {"collapse/rank": 2}, "red", "why"
+    again = CollapseMonitor()
+    again.load_state_dict(monitor.state_dict())
+    assert (again._strikes, again.status, again.verdict) == ({"collapse/rank": 2}, "red", "why")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"action": "halt"}, {"every_n_steps": 0}, {"patience": 0}, {"window": 4}, {"min_std": 1.5},
+     {"max_position_share": 0.0}, {"min_rank": 0.5}],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(keys: dict) -> None:
+    name, value = next(iter(keys.items()))
+    with pytest.raises(ConfigError, match=f"CollapseMonitor.{name} is {value!r}"):
+        CollapseMonitor(**keys)

@@ -1,0 +1,130 @@
+"""The probe callback in real runs."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from callback_toy import ToyData, ToyModule, fit, images
+
+from hjepa_pl.callbacks import CollapseMonitor, ProbeCallback
+from hjepa_pl.callbacks.probes import _Bank, _merge
+from hjepa_pl.evaluation import judge
+from hjepa_pl.types import ConfigError
+
+NAMES = {
+    f"probe/quads/{tail}"
+    for tail in (
+        "knn", "linear", "knn_online", "linear_online",
+        "untrained_knn", "untrained_linear", "pixels_knn", "pixels_linear",
+    )
+}  # fmt: skip
+
+
+def test_figures_are_those_of_the_offline_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    probe = ProbeCallback()
+    trainer, module = fit(tmp_path, [probe])
+    assert set(probe.results) == NAMES
+    assert probe.judged == "target"
+    module.eval()
+    with torch.no_grad():
+        (train_x, train_y), (test_x, test_y) = images(60, 0), images(30, 1)
+        online = [module.encode(x).flatten(1) for x in (train_x, test_x)]
+    offline = judge(online[0], train_y, online[1], test_y, 3)
+    assert probe.results["probe/quads/knn_online"] == offline["knn"]
+    assert probe.results["probe/quads/linear_online"] == offline["linear"]
+    pixels = judge(train_x.flatten(1), train_y, test_x.flatten(1), test_y, 3)
+    assert probe.results["probe/quads/pixels_linear"] == pixels["linear"]
+    assert trainer.callback_metrics["probe/quads/knn"].item() == pytest.approx(probe.results["probe/quads/knn"])
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert sum(bool(row["probe/quads/knn"]) for row in rows) == 2
+    shown = capsys.readouterr().out
+    for word in ("raw pixels", "untrained", "trained (target)", "trained (online)", "Judged network: the target"):
+        assert word in shown
+
+
+def test_without_target_the_online_network_is_judged(tmp_path: Path) -> None:
+    probe = ProbeCallback()
+    fit(tmp_path, [probe], ToyModule(target=False), max_epochs=1)
+    assert probe.judged == "online"
+    assert not any(name.endswith("_online") for name in probe.results)
+
+
+def test_removing_the_watchers_leaves_the_weights_bit_identical(tmp_path: Path) -> None:
+    watchers = [ProbeCallback(), CollapseMonitor(every_n_steps=1, window=16, patience=1, min_std=0.99)]
+    with pytest.warns(match="Collapse at step"):
+        _, watched = fit(tmp_path / "a", watchers)
+    _, alone = fit(tmp_path / "b", [])
+    for (name, a), b in zip(watched.state_dict().items(), alone.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_incomplete_passes_are_skipped_and_said(tmp_path: Path) -> None:
+    probe = ProbeCallback()
+    with pytest.warns(match="num_sanity_val_steps: -1"):
+        fit(tmp_path, [probe], num_sanity_val_steps=1, max_epochs=1)
+    assert set(probe.results) == {name for name in NAMES if "untrained" not in name and "pixels" not in name}
+    probe = ProbeCallback()
+    with pytest.warns(match=r"limit_val_batches: 1\.0"):
+        fit(tmp_path, [probe], limit_val_batches=1, max_epochs=1)
+    assert probe.results == {}
+
+
+def test_resume_keeps_the_baselines(tmp_path: Path) -> None:
+    probe = ProbeCallback()
+    fit(tmp_path, [probe], max_epochs=1)
+    again = ProbeCallback()
+    fit(tmp_path, [again], ckpt=str(tmp_path / "checkpoints" / "last.ckpt"), resumed_step=6)
+    assert set(again.results) == NAMES
+    for name in NAMES:
+        if "untrained" in name or "pixels" in name:
+            assert again.results[name] == probe.results[name]
+    torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_a_probe_added_at_the_resume_does_not_call_trained_weights_untrained(tmp_path: Path) -> None:
+    """Lightning runs its sanity check on the resumed weights too."""
+    fit(tmp_path, [], max_epochs=1)
+    added = ProbeCallback()
+    fit(tmp_path, [added], ckpt=str(tmp_path / "checkpoints" / "last.ckpt"), resumed_step=6)
+    assert "probe/quads/knn" in added.results
+    assert not any("untrained" in name for name in added.results)
+
+
+def test_no_probe_set_is_said(tmp_path: Path) -> None:
+    with pytest.warns(match="judges nothing"):
+        fit(tmp_path, [ProbeCallback()], data=ToyData(probes=()), limit_val_batches=0, max_epochs=1)
+
+
+def test_two_sets(tmp_path: Path) -> None:
+    probe = ProbeCallback(networks=["online"])
+    fit(tmp_path, [probe], data=ToyData(probes=("quads", "more")), max_epochs=1)
+    assert {"probe/quads/knn", "probe/more/linear", "probe/more/pixels_knn"} <= set(probe.results)
+    assert probe.judged == "online"
+
+
+def test_padded_and_shuffled_rows_are_put_in_order() -> None:
+    class Single:
+        world_size = 1
+
+    x = torch.arange(5.0)[:, None]
+    place = torch.tensor([3, 1, 4, 0, 2, 1, 3])
+    bank = _merge(Single(), [_Bank(place, place * 10, {"online": x[place]})])  # type: ignore[arg-type]
+    assert bank is not None
+    assert bank.place.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(bank.features["online"], x)
+
+
+@pytest.mark.parametrize("keys", [{"networks": ["teacher"]}, {"networks": []}, {"k": 0}, {"temperature": 0}])
+def test_wrong_arguments_are_refused(keys: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(keys))):
+        ProbeCallback(**keys)
+
+
+def test_validate_alone(tmp_path: Path) -> None:
+    import lightning.pytorch as pl
+
+    probe = ProbeCallback()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[probe], enable_progress_bar=False)
+    trainer.validate(ToyModule(), datamodule=ToyData(), verbose=False)
+    assert "probe/quads/knn" in trainer.callback_metrics

@@ -1,0 +1,44 @@
+"""The progress bar on a terminal and off it."""
+
+import io
+from pathlib import Path
+
+import pytest
+import rich
+from callback_toy import fit
+from rich.console import Console
+
+from hjepa_pl.callbacks import Progress
+from hjepa_pl.types import ConfigError
+
+
+def test_off_a_terminal_one_plain_line_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, [Progress()], enable_progress_bar=True)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    lines = [line for line in out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    assert lines[1].startswith("epoch 2/2")
+    for word in ("img/s", "loss ", "last_c1 "):
+        assert word in lines[1]
+
+
+def test_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws on a recording console of 100 columns."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr(rich, "_console", console)
+    bar = Progress()
+    bar._console_kwargs = {"file": screen, "force_terminal": True, "width": 100}
+    fit(tmp_path, [bar], enable_progress_bar=True)
+    shown = screen.getvalue()
+    Path("/tmp/progress_capture.txt").write_text(shown)
+    for word in ("Epoch 1/2", "Epoch 2/2", "6/6", "img/s", "loss"):
+        assert word in shown
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ConfigError, match="refresh_rate is 0"):
+        Progress(refresh_rate=0)

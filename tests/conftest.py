@@ -1,0 +1,41 @@
+"""What several tests share: tiny models, batches by hand, settings for CPU Trainers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.types import Counters, ViewBatch
+
+TINY = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 16, "patch_size": 2}
+SMALL_PREDICTOR = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+SMALL_PROJECTOR = {"hidden_dim": 32, "out_dim": 16}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_module() -> Callable[..., HJEPALightningModule]:
+    """A factory of small modules on a grid of 8 x 8; keyword arguments overrule."""
+
+    def make(**settings: Any) -> HJEPALightningModule:
+        defaults: dict[str, Any] = {"encoder": TINY, "predictor": SMALL_PREDICTOR, "projector": SMALL_PROJECTOR}
+        return HJEPALightningModule(**(defaults | settings))
+
+    return make
+
+
+def make_batch(
+    images: int = 8, views: int = 2, size: int = 16, step: int = 0, channels: int = 3, first: int = 0
+) -> ViewBatch:
+    """Return random views with counters, as the data module would."""
+    generator = torch.Generator().manual_seed(100 + step)
+    tensors = tuple(torch.randn(first + images, channels, size, size, generator=generator)[first:] for _ in range(views))
+    position = torch.arange(first, first + images)
+    zeros = torch.zeros(images, dtype=torch.int64)
+    return ViewBatch(tensors, zeros, zeros, Counters(0, step, position))

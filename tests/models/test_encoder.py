@@ -1,0 +1,166 @@
+import pytest
+import timm
+import torch
+
+from hjepa_pl.models.encoder import VisionEncoder, measure, timm_recipe
+from hjepa_pl.models.settings import EncoderConfig
+from hjepa_pl.types import ConfigError
+
+SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 32, "patch_size": 4}
+KINDS = [
+    {},
+    {"position": "sincos"},
+    {"position": "rope"},
+    {"init_values": 0.1, "qk_norm": True},
+    {"reg_tokens": 2},
+    {"position": "rope", "reg_tokens": 2, "init_values": 0.1},
+    {"in_chans": 1, "drop_path_rate": 0.3},
+]
+
+
+@pytest.mark.parametrize("extra", KINDS, ids=str)
+def test_all_tokens_kept_equals_timm_by_outputs_and_loads_strictly(extra) -> None:
+    config = EncoderConfig(**SMALL, **extra)
+    encoder = VisionEncoder(config).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():  # away from the initial zeros, so that every one shows
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    name, kwargs = timm_recipe(config)
+    reference = timm.create_model(name, **kwargs).eval()
+    reference.load_state_dict(encoder.vit.state_dict(), strict=True)
+    images = torch.randn(2, config.in_chans, 32, 32)
+    expected = reference.forward_features(images)[:, reference.num_prefix_tokens :]
+    torch.testing.assert_close(encoder(images)["last"], expected, atol=1e-5, rtol=1e-5)
+    every = torch.arange(64).expand(2, -1)
+    torch.testing.assert_close(encoder(images, every)["last"], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("extra", KINDS[:6], ids=str)
+def test_kept_tokens_equal_a_full_pass_that_masks_the_others(extra) -> None:
+    """Attention over the kept tokens only, with their own positions: timm with the hidden keys masked out."""
+    config = EncoderConfig(**SMALL, **extra)
+    encoder = VisionEncoder(config).eval()
+    images, keep = torch.randn(1, 3, 32, 32), torch.tensor([[40, 3, 17, 60, 8]])
+    reference = timm.create_model(timm_recipe(config)[0], **timm_recipe(config)[1]).eval()
+    reference.load_state_dict(encoder.vit.state_dict())
+    prefix = reference.num_prefix_tokens
+    open_keys = torch.zeros(64 + prefix, dtype=torch.bool)
+    open_keys[:prefix] = True
+    open_keys[keep[0] + prefix] = True
+    mask = torch.zeros(1, 1, 1, 64 + prefix).masked_fill(~open_keys, float("-inf")).expand(1, 1, 64 + prefix, -1)
+    expected = reference.forward_features(images, attn_mask=mask)[:, prefix:][:, keep[0]]
+    torch.testing.assert_close(encoder(images, keep)["last"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_hidden_pixels_never_reach_the_output() -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL)).eval()
+    images, keep = torch.randn(1, 3, 32, 32), torch.tensor([[0, 1, 2, 8, 9]])
+    changed = images.clone()
+    changed[..., 8:, 12:] = torch.nan
+    assert torch.equal(encoder(images, keep)["last"], encoder(changed, keep)["last"])
+
+
+def test_inner_depths_are_the_blocks_outputs_under_a_norm_of_their_own() -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL), inner=(1, 2)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    found = encoder(images, blocks=(1, 2, "last"))
+    raw = encoder.vit.forward_intermediates(images, indices=[0, 1], output_fmt="NLC", intermediates_only=True)
+    for block, tokens in zip((1, 2), raw, strict=True):
+        torch.testing.assert_close(found[block], torch.nn.functional.layer_norm(tokens, (48,)), atol=1e-5, rtol=1e-5)
+    assert set(encoder(images, blocks=(1,))) == {1}
+
+
+def test_no_block_beyond_the_deepest_asked_for_is_computed() -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL), inner=(1,)).eval()
+    ran = []
+    for number, block in enumerate(encoder.vit.blocks, start=1):
+        block.register_forward_hook(lambda *_, n=number: ran.append(n))
+    encoder(torch.randn(1, 3, 32, 32), blocks=(1,))
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("position", ["learned", "sincos", "rope"])
+def test_another_image_size_is_taken(position) -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL, position=position)).eval()
+    assert encoder(torch.randn(2, 3, 16, 24))["last"].shape == (2, 24, 48)
+
+
+def test_rope_sees_relative_positions_only() -> None:
+    """The same patches on a shifted part of the grid give the same features: RoPE has no absolute position."""
+    patch = torch.randn(1, 3, 16, 16)
+    shifted = torch.zeros(2, 3, 32, 32)
+    shifted[0, :, :16, :16], shifted[1, :, 12:28, 8:24] = patch[0], patch[0]
+    rows, columns = torch.arange(4)[:, None], torch.arange(4)
+    keep = torch.stack([(rows * 8 + columns).flatten(), ((rows + 3) * 8 + columns + 2).flatten()])
+    for position, same in (("rope", True), ("learned", False)):
+        encoder = VisionEncoder(EncoderConfig(**SMALL, position=position)).eval()
+        with torch.no_grad():
+            for p in encoder.vit.blocks.parameters():
+                p.add_(0.05 * torch.randn_like(p))
+        first, second = encoder(shifted, keep)["last"]
+        assert torch.allclose(first, second, atol=1e-4) is same
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_layer_scale_at_zero_is_the_identity(position) -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL, init_values=1e-12, position=position), inner=(1, 2)).eval()
+    found = encoder(torch.randn(1, 3, 32, 32), blocks=(1, 2))
+    torch.testing.assert_close(found[1], found[2])
+
+
+def test_layer_scale_adds_two_gains_a_block() -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL, init_values=1e-5))
+    with_scale = sum(p.numel() for p in encoder.parameters())
+    without = sum(p.numel() for p in VisionEncoder(EncoderConfig(**SMALL)).parameters())
+    assert with_scale - without == 3 * 2 * 48
+
+
+def test_checkpointing_changes_memory_and_not_gradients() -> None:
+    images, kept = torch.randn(4, 3, 32, 32), {}
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        encoder = VisionEncoder(EncoderConfig(**SMALL, grad_checkpointing=checkpointing, drop_path_rate=0.5)).train()
+        saved = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        torch.manual_seed(2)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            loss = encoder(images)["last"].square().sum()
+        kept[checkpointing] = saved
+        loss.backward()
+        gradients.append([p.grad for p in encoder.parameters()])
+    assert kept[True] < 0.5 * kept[False]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"img_size": 30, "patch_size": 4}, "encoder.img_size 30 is not a multiple of encoder.patch_size 4; 28 or 32"),
+        ({"name": "vit_smal_patch16_224"}, "encoder.name 'vit_smal_patch16_224' is not a timm model"),
+        ({"name": "resnet18"}, "encoder.name 'resnet18'"),
+        ({"name": "vit_small_patch16_224", "size": "tiny"}, "encoder.size must not be given too"),
+        ({"name": "vit_small_patch16_224", "position": "rope"}, "encoder.position 'rope' would do nothing"),
+        ({"embed_dim": 50, "num_heads": 3}, "encoder.embed_dim 50 does not divide by 3"),
+        ({"embed_dim": 48, "num_heads": 8, "position": "rope"}, "encoder.embed_dim 48 does not divide by 32 .*RoPE"),
+        ({"init_values": 0.0}, "encoder.init_values must be positive, got 0.0"),
+        ({"depth": 0}, "encoder.depth must be at least 1, got 0"),
+        ({"drop_path_rate": 1.0}, r"encoder.drop_path_rate must lie in \[0, 1\)"),
+        ({"drop_path_rate": -0.1}, r"encoder.drop_path_rate must lie in \[0, 1\)"),
+        ({"reg_tokens": -1}, "encoder.reg_tokens must not be negative"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_weights_are_made(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        measure(EncoderConfig(**settings))
+
+
+def test_any_timm_vit_by_name() -> None:
+    geometry = measure(EncoderConfig(name="vit_tiny_patch16_224", img_size=64))
+    assert (geometry.grid, geometry.depth, geometry.embed_dim) == ((4, 4), 12, 192)
