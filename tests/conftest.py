@@ -24,7 +24,12 @@ def tiny_module() -> Callable[..., HJEPALightningModule]:
     """A factory of small modules on a grid of 8 x 8; keyword arguments overrule."""
 
     def make(**settings: Any) -> HJEPALightningModule:
-        defaults: dict[str, Any] = {"encoder": TINY, "predictor": SMALL_PREDICTOR, "projector": SMALL_PROJECTOR}
+        levels = [level.get("cell", 1) for level in settings.get("levels", [{"cell": 1}, {"cell": "image"}])]
+        defaults: dict[str, Any] = {"encoder": TINY}
+        if set(levels) - {"image"}:
+            defaults["predictor"] = SMALL_PREDICTOR
+        if "image" in levels:
+            defaults["projector"] = SMALL_PROJECTOR
         return HJEPALightningModule(**(defaults | settings))
 
     return make

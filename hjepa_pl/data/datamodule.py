@@ -53,7 +53,7 @@ class MultiDatasetDataModule(LightningDataModule):
         eval_batch_size: Images per process and step of the probe sets.
         mean: Per channel; ImageNet's for colour and .5 for grey if not given.
         std: Per channel; ImageNet's for colour and .25 for grey if not given.
-        seed: Of everything random here.
+        seed: Of everything random here; seed_everything's from the CLI, 0 from Python, if not given.
         img_size: Side of the views; the encoder's if not given.
         in_chans: Channels of the views; the encoder's if not given.
     """
@@ -72,7 +72,7 @@ class MultiDatasetDataModule(LightningDataModule):
         eval_batch_size: int = 256,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         img_size: int | None = None,
         in_chans: int | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class MultiDatasetDataModule(LightningDataModule):
         self.sampling, self.temperature = sampling, temperature
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
         self.mean, self.std = mean, std
-        self.seed, self.img_size, self.in_chans = seed, img_size, in_chans
+        self.seed, self.img_size, self.in_chans = 0 if seed is None else seed, img_size, in_chans
         self.probe_splits: list[ProbeSplit] = []
         self._loaded: dict[tuple[str, str | None, str], Images] = {}
         self._train_sets: list[Images] = []
@@ -140,18 +140,14 @@ class MultiDatasetDataModule(LightningDataModule):
         return [n if names.count(n) == 1 else f"{n}-{i}" for i, n in enumerate(names)]
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings as plain numbers, texts, lists and dicts, as they may be stored in a checkpoint."""
-        plain = ("batch_size", "views", "epoch_size", "sampling", "temperature", "num_workers", "eval_batch_size")
+        """Return the settings that decide what is drawn, as plain values: a resumed run must have the same."""
+        plain = ("batch_size", "views", "epoch_size", "sampling", "temperature", "seed")
         return {
             "datasets": [asdict(d) for d in self.datasets],
             **{key: getattr(self, key) for key in plain},
             "augmentation": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.augmentation).items()},
-            "probe": [asdict(p) for p in self.probe],
             "mean": None if self.mean is None else list(self.mean),
             "std": None if self.std is None else list(self.std),
-            "seed": self.seed,
-            "img_size": self.img_size,
-            "in_chans": self.in_chans,
         }
 
     def prepare_data(self) -> None:
@@ -184,8 +180,14 @@ class MultiDatasetDataModule(LightningDataModule):
     def _take_geometry(self) -> None:
         module = getattr(self.trainer, "lightning_module", None) if self.trainer is not None else None
         for key in ("img_size", "in_chans"):
+            encoders = getattr(module, key, None)
             if getattr(self, key) is None:
-                setattr(self, key, getattr(module, key, None))
+                setattr(self, key, encoders)
+            elif encoders not in (None, getattr(self, key)):
+                raise ConfigError(
+                    f"`{key}={getattr(self, key)}` of the data is not the encoder's {encoders}: leave it out, "
+                    "the data takes it from the encoder."
+                )
             if getattr(self, key) is None:
                 raise ConfigError(
                     f"`{key}=None` is refused: the module has no `{key}` to take it from, so set it here."

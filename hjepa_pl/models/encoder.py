@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hjepa_pl.functional.tokens import gather_tokens, patchify, sincos_positions
+from hjepa_pl.models.attention import fused_pays, use_fused
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
 
@@ -165,6 +166,7 @@ class VisionEncoder(nn.Module):
             Patch tokens (B, K or N, D) for each depth: after the final norm for 'last', after their own norm for the
             others. Prefix tokens are dropped.
         """
+        use_fused(self.vit.blocks, fused_pays(images.device))
         x, rope = self._embed(images, keep)
         prefix = self.vit.num_prefix_tokens
         last = self.depth if "last" in blocks else max(b for b in blocks if b != "last")

@@ -1,13 +1,13 @@
 """The predictor: a narrow ViT from visible tokens to the target cells of every level."""
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hjepa_pl.functional.tokens import sincos_positions
+from hjepa_pl.models.attention import attend, fused_pays, use_fused
 from hjepa_pl.models.settings import PredictorConfig
 
 
@@ -26,7 +26,7 @@ class CrossBlock(nn.Module):
         b, n, d = x.shape
         q = self.query(self.norm1(x)).reshape(b, n, self.num_heads, -1).transpose(1, 2)
         k, v = self.key_value(context).reshape(b, context.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
+        attended = attend(q, k, v).transpose(1, 2).reshape(b, n, d)
         x = x + self.proj(attended)
         return x + self.mlp(self.norm2(x))
 
@@ -110,6 +110,7 @@ class Predictor(nn.Module):
             for block in self.blocks:
                 x = self._run(block, x, context)
             return self.norm(x)
+        use_fused(self.blocks, fused_pays(context.device))
         x = torch.cat([context, queries.to(context.dtype)], dim=1)
         for block in self.blocks:
             x = self._run(block, x)

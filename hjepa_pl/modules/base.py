@@ -176,8 +176,11 @@ class PretrainModule(pl.LightningModule):
     # -------------------------------------------------------------------------------------------------- the checkpoint
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the seconds that the run has taken, so that a time budget spans resumes."""
+        """Store the seconds that the run has taken, so that a time budget spans resumes, and what data it draws."""
         checkpoint["hjepa_seconds"] = self.progress.seconds
+        settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
+        if callable(settings):
+            checkpoint["hjepa_data"] = settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the clock of the earlier run."""

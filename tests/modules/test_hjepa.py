@@ -1,0 +1,207 @@
+import copy
+import zlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.types import ConfigError
+from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR, TINY, make_batch
+
+TOKENS = [{"cell": 1}, {"cell": 2}]
+
+
+def test_every_trained_parameter_has_a_gradient_and_no_target_one_has(tiny_module) -> None:
+    module = tiny_module()
+    loss, _, _ = module.compute(make_batch())
+    loss.backward()
+    for name, parameter in module.named_parameters():
+        if name.startswith("target_encoder"):
+            assert parameter.grad is None, name
+            assert not parameter.requires_grad, name
+        else:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+    groups = module.configure_optimizers().param_groups
+    optimized = {id(p) for g in groups for p in g["params"]}
+    assert optimized == {id(p) for n, p in module.named_parameters() if not n.startswith("target_encoder")}
+
+
+def test_the_target_shares_no_storage_and_no_noise_with_the_context(tiny_module) -> None:
+    module = tiny_module(encoder=TINY | {"drop_path_rate": 0.5})
+    mine = {p.data_ptr() for p in module.context_encoder.parameters()}
+    assert not mine & {p.data_ptr() for p in module.target_encoder.parameters()}
+    module.train()
+    assert module.context_encoder.training
+    assert not any(m.training for m in module.target_encoder.modules())
+
+
+def test_level_targets_equal_a_slow_plain_python_computation(tiny_module) -> None:
+    module = tiny_module(levels=[{"block": 2, "cell": 2}, {"cell": 1}, {"cell": 4}])
+    images = make_batch(images=2).views[0]
+    maps = module.target_maps(images)
+    vit = module.target_encoder.vit
+    raw = vit.forward_intermediates(images, indices=[1], output_fmt="NLC", intermediates_only=True)[0]
+    last = vit.forward_features(images)
+    for level, tokens, cell, found in zip(("b2", "last", "last"), (raw, last, last), (2, 1, 4), maps, strict=True):
+        for image in range(2):
+            for y in range(8 // cell):
+                for x in range(8 // cell):
+                    total = torch.zeros(48)
+                    for i in range(cell):
+                        for j in range(cell):
+                            token = tokens[image, (y * cell + i) * 8 + x * cell + j]
+                            if level == "b2":
+                                token = (token - token.mean()) / (token.var(correction=0) + 1e-5).sqrt()
+                            total += token / cell**2
+                    expected = (total - total.mean()) / (total.var(correction=0) + 1e-5).sqrt()
+                    torch.testing.assert_close(found[image, y * (8 // cell) + x], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_losses_are_those_of_the_definition(tiny_module) -> None:
+    """One step written out by hand: masks, targets, predictions, views, SIGReg, weights."""
+    module = tiny_module(levels=[{"cell": 1, "weight": 0.5}, {"cell": "image", "weight": 2.0}])
+    batch = make_batch()
+    loss, terms, _ = module.compute(batch)
+    masks = module.masks(batch.counters)
+    tokens = F.layer_norm(module.target_encoder.vit.forward_features(batch.views[0]), (48,))
+    index = masks.targets[0].flatten(1)
+    target = torch.stack([tokens[b, index[b]] for b in range(8)])
+    context = module.context_encoder(batch.views[0], masks.context)["last"]
+    prediction = module.predictor(context, masks.context, masks.targets)[0]
+    assert float(terms["last_c1"]) == pytest.approx(float(F.smooth_l1_loss(prediction, target)), rel=1e-5)
+    pooled = torch.cat([module.context_encoder.vit.forward_features(v).mean(1) for v in batch.views])
+    z = module.projector(pooled).reshape(2, 8, -1)
+    assert float(terms["image"]) == pytest.approx(float(((z - z.mean(0)) ** 2).mean()), rel=1e-4)
+    weighted = 0.5 * terms["last_c1"] + 2.0 * terms["image"] + 5.0 * terms["sigreg_image"]
+    assert float(loss) == pytest.approx(float(weighted), rel=1e-6)
+    assert float(terms["sigreg_image_weighted"]) == pytest.approx(5 * float(terms["sigreg_image"]), rel=1e-6)
+
+
+def test_ema_is_the_formula_to_the_bit_and_copies_buffers(tiny_module) -> None:
+    module = tiny_module()
+    with torch.no_grad():
+        for p in module.context_encoder.parameters():
+            p.add_(torch.randn_like(p))
+    before = copy.deepcopy(module.target_encoder.state_dict())
+    module.ema.update(module.context_encoder, module.target_encoder, 0.97)
+    for name, context in module.context_encoder.named_parameters():
+        expected = before[name] * 0.97 + context.detach() * (1.0 - 0.97)
+        assert torch.equal(module.target_encoder.get_parameter(name), expected), name
+
+
+def test_ijepa_and_lejepa_are_special_cases(tiny_module) -> None:
+    ijepa = tiny_module(levels=[{"block": "last", "cell": 1}])
+    assert (ijepa.projector, ijepa.regularizers) == (None, ())
+    _, terms, _ = ijepa.compute(make_batch(views=1))
+    assert set(terms) == {"last_c1"}
+    lejepa = HJEPALightningModule(encoder=TINY, levels=[{"cell": "image"}], projector=SMALL_PROJECTOR)
+    assert (lejepa.target_encoder, lejepa.predictor, lejepa.ema, lejepa.masks) == (None, None, None, None)
+    _, terms, _ = lejepa.compute(make_batch())
+    assert set(terms) == {"image", "sigreg_image", "sigreg_image_weighted"}
+
+
+BASE = {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image"}]}
+CHANGES = {
+    "levels weight": {"levels": [{"cell": 1, "weight": 2.0}, {"cell": 2}, {"cell": "image"}]},
+    "levels block": {"levels": [{"cell": 1, "block": 2}, {"cell": 2}, {"cell": "image"}]},
+    "prediction": {"prediction": "mse"},
+    "cosine": {"prediction": "cosine"},
+    "random masks": {"masks": {"kind": "random"}},
+    "num_targets": {"masks": {"num_targets": 1}},
+    "target_scale": {"masks": {"target_scale": [0.05, 0.07]}},
+    "max_visible": {"masks": {"max_visible": 0.4}},
+    "separate": {"predictor": SMALL_PREDICTOR | {"targets": "separate"}},
+    "cross": {"predictor": SMALL_PREDICTOR | {"attention": "cross"}},
+    "fused": {"predictor": SMALL_PREDICTOR | {"context": "fused"}, "levels": [{"block": 1}, {"cell": 2}, {"cell": "image"}]},
+    "vicreg": {"regularizers": [{"kind": "vicreg"}]},
+    "vicreg factors": {"regularizers": [{"kind": "vicreg", "covariance": 7.0}]},
+    "token sigreg": {"regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "tokens"}]},
+    "token vicreg": {"regularizers": [{"kind": "sigreg"}, {"kind": "vicreg", "stream": "tokens"}]},
+    "sigreg weight": {"regularizers": [{"kind": "sigreg", "weight": 2.0}]},
+    "slices": {"regularizers": [{"kind": "sigreg", "num_slices": 16}]},
+    "knots": {"regularizers": [{"kind": "sigreg", "knots": 5}]},
+    "projector": {"projector": SMALL_PROJECTOR | {"hidden_layers": 1}},
+    "seed": {"seed": 4},
+    "rope": {"encoder": TINY | {"position": "rope"}},
+    "sincos": {"encoder": TINY | {"position": "sincos"}},
+    "layer scale": {"encoder": TINY | {"init_values": 0.1}},
+    "registers": {"encoder": TINY | {"reg_tokens": 2}},
+    "qk_norm": {"encoder": TINY | {"qk_norm": True}},
+    "drop path": {"encoder": TINY | {"drop_path_rate": 0.4}},
+}
+
+
+def gradient_of(factory, settings) -> torch.Tensor:
+    torch.manual_seed(0)
+    module = factory(**(BASE | settings)).train()
+    with torch.no_grad():
+        for name, p in module.named_parameters():  # same weights whatever was drawn on the way
+            if name.endswith("pos_embed") and not module.context_encoder.vit.pos_embed.requires_grad:
+                continue  # the fixed table is what position 'sincos' is
+            own = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            p.copy_(0.1 * torch.randn(p.shape, generator=own) + (1.0 if "norm" in name and p.ndim == 1 else 0.0))
+    torch.manual_seed(1)
+    loss, _, _ = module.compute(make_batch())
+    loss.backward()
+    return module.context_encoder.vit.patch_embed.proj.weight.grad
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
+    """No silent no-op: a key that leaves the gradient as it was does nothing."""
+    assert not torch.equal(gradient_of(tiny_module, CHANGES[name]), gradient_of(tiny_module, {}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": []}, "levels is empty"),
+        ({"levels": [{"cell": 1}, {"cell": 1}]}, "levels holds 'last_c1' twice"),
+        ({"levels": [{"block": 3}]}, "levels.block 3 is not before the encoder's last of 3 blocks; 1 to 2 or 'last'"),
+        ({"levels": [{"block": 0}]}, "levels.block counts blocks from 1"),
+        ({"levels": [{"cell": 3}]}, "levels.cell 3 does not divide the grid of 8 x 8 patches; 1, 2, 4 would do"),
+        ({"levels": [{"cell": 8}]}, "leaves fewer|no target block|does not divide"),
+        ({"levels": [{"cell": 1, "weight": -1.0}]}, "levels.weight must be a positive number, got -1.0"),
+        ({"levels": [{"cell": 1, "weight": 0}]}, "levels.weight must be a positive number"),
+        ({"levels": [{"cell": "image", "block": 1}]}, "levels.block must be 'last' where levels.cell is 'image'"),
+        ({"levels": [{"cell": "picture"}]}, "levels.0..cell must be a whole number or 'image', got 'picture'"),
+        ({"regularizers": []}, "levels holds an image level but regularizers has no term on stream 'image'"),
+        ({"levels": TOKENS, "regularizers": [{"kind": "sigreg"}]}, "without an image level there is no projector"),
+        ({"levels": TOKENS, "projector": {"out_dim": 8}}, "projector does nothing without an image level"),
+        ({"levels": [{"cell": "image"}], "ema": {"momentum": 0.9}}, "ema does nothing without a token"),
+        ({"levels": [{"cell": "image"}], "prediction": "mse"}, "prediction 'mse' does nothing"),
+        ({"prediction": "l2"}, "prediction must be 'smooth_l1', 'mse' or 'cosine', got 'l2'"),
+        ({"predictor": {"context": "fused"}}, "predictor.context 'fused' has one depth to fuse"),
+        ({"predictor": {"embed_dim": 30}}, "predictor.embed_dim must be a multiple of 4"),
+        ({"encoder": TINY | {"embed_dims": 3}}, "encoder does not accept 'embed_dims'; its keys are size, name"),
+        ({"encoder": TINY | {"depth": "three"}}, "encoder.depth must be a whole number or null, got 'three'"),
+        ({"ema": {"momentum": 1.0}}, "ema.momentum must lie in"),
+        ({"ema": {"momentum": 0.99, "momentum_end": 0.9}}, "ema.momentum_end must lie between"),
+        ({"optimizer": {"lr": -1.0}}, "optimizer.lr must be a positive number, got -1.0"),
+        ({"optimizer": {"min_lr": 1e-5, "min_lr_ratio": 0.1}}, "say the same thing twice"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas must be two numbers"),
+        ({"time_budget": "8 hours"}, "time_budget must be written"),
+        ({"time_budget": "00:00:00"}, "time_budget must be longer than nothing"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused_in_one_sentence(tiny_module, settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        tiny_module(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_survive_a_round_trip_as_plain_values(tiny_module) -> None:
+    module = tiny_module(levels=[{"block": 1}, {"cell": "image"}])
+    again = HJEPALightningModule(**module.hparams)
+    assert again.hparams == module.hparams
+    assert again.load_state_dict(module.state_dict()) is not None
+
+
+def test_encode_is_the_judged_networks_mean_token(tiny_module) -> None:
+    module = tiny_module().eval()
+    images = make_batch(images=3).views[0]
+    expected = module.target_encoder.vit.forward_features(images)
+    torch.testing.assert_close(module.encode_tokens(images), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(module.encode(images), expected.mean(1), atol=1e-5, rtol=1e-5)
