@@ -1,7 +1,23 @@
 """Hierarchical joint-embedding predictive pretraining of vision transformers."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hjepa_pl.data.datamodule import MultiDatasetDataModule
+    from hjepa_pl.modules.hjepa import HJEPALightningModule
+
 __version__ = "0.1.0"
+__all__ = ["HJEPALightningModule", "MultiDatasetDataModule", "__version__"]
 
-from hjepa_pl.modules.hjepa import HJEPALightningModule
+_HOMES = {
+    "HJEPALightningModule": "hjepa_pl.modules.hjepa",
+    "MultiDatasetDataModule": "hjepa_pl.data.datamodule",
+}
 
-__all__ = ["HJEPALightningModule", "__version__"]
+
+def __getattr__(name: str) -> Any:
+    """Import the public classes at first use: `hjepa --help` shall not wait for torch."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hjepa_pl' has no attribute '{name}'")

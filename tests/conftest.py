@@ -9,6 +9,9 @@ import torch
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.types import Counters, ViewBatch
 
+# The nets here are so small that a second thread costs more than it brings, and far more on a busy machine.
+torch.set_num_threads(1)
+
 TINY = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 16, "patch_size": 2}
 SMALL_PREDICTOR = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 SMALL_PROJECTOR = {"hidden_dim": 32, "out_dim": 16}

@@ -1,0 +1,207 @@
+"""The command line as a person meets it: outputs, refusals in one sentence, resume."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hjepa_pl.__main__ import main
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+TINY = {
+    "experiment_name": "tiny",
+    "trainer": {"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1, "enable_progress_bar": False},
+    "model": {
+        "class_path": "HJEPALightningModule",
+        "init_args": {
+            "encoder": {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 8, "patch_size": 2, "in_chans": 1},
+            "levels": [{"cell": 1}, {"cell": "image"}],
+            "predictor": {"embed_dim": 24, "depth": 1, "num_heads": 2},
+            "projector": {"hidden_dim": 32, "out_dim": 16},
+        },
+    },
+    "data": {
+        "class_path": "MultiDatasetDataModule",
+        "init_args": {
+            "datasets": [{"name": "digits"}],
+            "batch_size": 32,
+            "epoch_size": 128,
+            "views": 2,
+            "augmentation": {"gray": 0.0, "jitter": [0.4, 0.4, 0.0, 0.0]},
+            "probe": [{"name": "digits", "max_train": 200, "max_test": 100}],
+        },
+    },
+}
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def fit(config: Path, *more: str) -> int:
+    return main(["fit", "--config", str(config), *more])
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = "import sys; from hjepa_pl.__main__ import main; main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert "hjepa fit --config configs/quickstart.yaml" in done.stdout
+
+
+def test_a_run_writes_what_the_design_says(config) -> None:
+    assert fit(config) == 0
+    run = Path("results/tiny")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    for key in ("knn", "linear", "untrained_knn", "untrained_linear", "pixels_knn", "pixels_linear"):
+        assert 0 <= summary["metrics"][f"probe/digits/{key}"] <= 100
+    assert summary["steps"] == 4
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["encoder"]["embed_dim"] == 24
+    assert saved["model"]["init_args"]["ema"]["momentum"] == 0.996  # defaults are written out
+    lines = (run / "logs/train.log").read_text().splitlines()
+    assert any("loss" in line for line in lines)
+    names = sorted(p.name for p in (run / "checkpoints").iterdir())
+    assert names == ["best-epoch0000.ckpt", "last.ckpt"]
+    header = (run / "metrics.csv").read_text().splitlines()[0]
+    for key in ("train/loss", "train/last_c1", "train/sigreg_image_weighted", "train/lr", "probe/digits/linear"):
+        assert key in header
+    assert list((run / "logs/tensorboard").glob("events*"))
+    assert fit(Path("results/tiny/config.yaml"), "--experiment_name=again") == 0  # a saved config runs as it is
+
+
+def test_an_earlier_run_is_set_aside_and_not_overwritten(config) -> None:
+    assert fit(config) == 0
+    first = Path("results/tiny/checkpoints/last.ckpt").read_bytes()
+    assert fit(config, "--seed_everything=1") == 0
+    assert Path("results/tiny.1/checkpoints/last.ckpt").read_bytes() == first
+    assert Path("results/tiny/checkpoints/last.ckpt").read_bytes() != first
+
+
+def test_seed_everything_is_the_one_seed(config) -> None:
+    assert fit(config, "--seed_everything=7") == 0
+    kept = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert kept["hyper_parameters"]["seed"] == 7
+    assert kept["hjepa_data"]["seed"] == 7
+
+
+def test_validate_test_and_predict_take_a_checkpoint(config, capsys) -> None:
+    assert fit(config) == 0
+    for command in ("validate", "test", "predict"):
+        assert main([command, "--config", str(config), "--ckpt_path", "last"]) == 0, capsys.readouterr().err
+    assert Path("results/tiny/metrics.csv").is_file()
+    assert not Path("results/tiny.1").exists()
+
+
+REFUSED = [
+    (["--modle.lr=1"], "modle"),
+    (["--trainer.max_epoch=3"], "max_epoch"),
+    (["--model.init_args.encoder.dept=3"], "dept"),
+    (["--model.init_args.encoder.depth=three"], "depth"),
+    (["--model.init_args.encoder.depth=-1"], "encoder.depth must be at least 1, got -1"),
+    (["--model.init_args.encoder.size=giant"], "size"),
+    (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),
+    (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
+    (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
+    (["--model.init_args.levels=[{cell: 3}]"], "levels.cell 3 does not divide"),
+    (["--model.init_args.masks={target_scale: [0.4, 0.2]}"], "masks.target_scale"),
+    (["--model.init_args.regularizers=[]"], "no term on stream 'image'"),
+    (["--model.init_args.regularizers=[{kind: sigrag}]"], "sigrag"),
+    (["--model.init_args.optimizer.lr=-1"], "optimizer.lr must be a positive number"),
+    (["--data.init_args.views=1"], "data.views 1 is too few"),
+    (["--data.init_args.batch_size=1"], "batch_size=1"),
+    (["--data.init_args.datasets=[]"], "datasets"),
+    (["--data.init_args.datasets=[{name: cifar11}]"], "cifar11"),
+    (["--data.init_args.datasets=[{name: digits, weight: 0}]"], "weight"),
+    (["--data.init_args.datasets=[{name: digits, weight: -1}]"], "weight"),
+    (["--data.init_args.datasets=[{name: folder, root: nowhere}]"], "nowhere"),
+    (["--data.init_args.datasets=[{name: cifar10, root: nowhere}]"], "nowhere"),
+    (["--data.init_args.augmentation.crop_scale=[0.9, 0.2]"], "crop_scale"),
+    (["--data.init_args.augmentation.gray=0.2"], "gray"),
+    (["--data.init_args.num_workers=2"], "num_workers"),
+    (["--trainer.accelerator=gpu"], "accelerator"),
+    (["--trainer.accelerator=quantum"], "quantum"),
+    (["--trainer.precision=bf16-true"], "trainer.precision 'bf16-true'"),
+    (["--trainer.precision=bf8"], "bf8"),
+    (["--time_budget=soon"], "time_budget must be written"),
+    (["--trainer.max_time=00:01:00:00"], "use time_budget"),
+    (["--ckpt_path=last"], "nothing was saved yet"),
+    (["--ckpt_path=no.ckpt"], "there is no file no.ckpt"),
+    (["--checkpoint.mode=up"], "mode"),
+    (["--collapse.action=explode"], "explode"),
+    (["--config=none.yaml"], "none.yaml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=[" ".join(a) for a, _ in REFUSED])
+def test_what_is_refused_is_refused_in_one_sentence_with_status_2(config, capsys, monkeypatch, arguments, named) -> None:
+    monkeypatch.setattr("sys.argv", ["hjepa"])
+    assert fit(config, *arguments) == 2
+    out = capsys.readouterr()
+    assert "Traceback" not in out.err + out.out
+    message = [line for line in out.err.splitlines() if line.startswith("hjepa: error: ")]
+    assert len(message) == 1, out.err
+    assert named in message[0]
+    assert out.err.rstrip().endswith(message[0])
+    assert len(message[0]) < 400
+    assert not Path("results/tiny/checkpoints").exists()
+
+
+def test_yaml_mistakes_are_refused_by_name(config, capsys) -> None:
+    for wrong, named in (("modle: {}", "modle"), ("trainer: {max_epoch: 3}", "max_epoch"), ("model: [", "yaml")):
+        extra = config.with_name("wrong.yaml")
+        extra.write_text(wrong)
+        assert fit(config, "--config", str(extra)) == 2
+        assert named in capsys.readouterr().err.lower()
+
+
+def test_an_unknown_command_is_refused(capsys) -> None:
+    assert main(["fti"]) == 2
+    assert "unknown command 'fti'; the commands are fit" in capsys.readouterr().err
+
+
+def test_resume_with_other_settings_is_refused_unless_told_to(config, capsys) -> None:
+    assert fit(config) == 0
+    more = ["--ckpt_path=last", "--trainer.max_epochs=2"]
+    assert fit(config, *more, "--model.init_args.optimizer.lr=0.5") == 2
+    assert "optimizer.lr was 0.001, is 0.5" in capsys.readouterr().err
+    assert fit(config, *more, "--data.init_args.batch_size=64") == 2
+    assert "data.batch_size was 32, is 64" in capsys.readouterr().err
+    assert fit(config, *more, "--model.init_args.encoder.depth=3") == 2
+    assert "encoder.depth was 2, is 3" in capsys.readouterr().err
+    assert fit(config, *more, "--model.init_args.optimizer.lr=0.5", "--override=true") == 0
+    kept = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert kept["hyper_parameters"]["optimizer"]["lr"] == 0.5
+    assert kept["global_step"] == 8
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(config, capsys) -> None:
+    Path("junk.ckpt").write_bytes(b"junk")
+    torch.save({"weights": 1}, "other.ckpt")
+    assert fit(config, "--ckpt_path=junk.ckpt") == 2
+    assert "junk.ckpt' cannot be read as a checkpoint" in capsys.readouterr().err
+    assert fit(config, "--ckpt_path=other.ckpt") == 2
+    assert "is not a checkpoint of this package" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_checkpoint(config, capsys) -> None:
+    """A real full disk: a tmpfs of 3 MB, where this machine lets us mount one."""
+    target = Path("small")
+    target.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(target)], capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        assert fit(config, f"--results_dir={target}") == 2
+        assert "the disk is full" in capsys.readouterr().err
+        for file in target.rglob("*.ckpt"):
+            torch.load(file, weights_only=True)  # whole, or not there
+    finally:
+        subprocess.run(["umount", "-l", str(target)], check=True)

@@ -1,0 +1,78 @@
+"""Kill -9 and resume: real processes, bit-identical weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.test_cli import TINY
+
+# Twelve batches an epoch; drop path, two sources and every random stream are on.
+CONFIG = yaml.safe_load(yaml.safe_dump(TINY))
+CONFIG["trainer"] |= {"max_epochs": 4}
+CONFIG["model"]["init_args"]["encoder"]["drop_path_rate"] = 0.2
+CONFIG["data"]["init_args"] |= {
+    "datasets": [{"name": "digits", "weight": 0.7}, {"name": "digits_canvas", "weight": 0.3}],
+    "epoch_size": 384,
+    "probe": [{"name": "digits", "max_train": 100, "max_test": 50}],
+}
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return [sys.executable, "-m", "hjepa_pl", "fit", "--config", str(path), "--results_dir", str(folder / "out"), *more]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "out/tiny/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run(command(folder), check=True, capture_output=True, timeout=200, env=environment())
+    return weights(folder)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize("where", ["mid-epoch", "epoch end"])
+def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path, uninterrupted, where) -> None:
+    steps = ["--checkpoint.last_every_n_steps=5"] if where == "mid-epoch" else []
+    last = tmp_path / "out/tiny/checkpoints/last.ckpt"
+    process = subprocess.Popen(command(tmp_path, *steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    deadline = time.monotonic() + 150
+    wanted = 15 if where == "mid-epoch" else 24
+    while step_of(last) < wanted:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    step = step_of(last)
+    assert step < 48, "the run was over before it was killed"
+    if where == "epoch end":
+        assert step % 12 == 0
+    resumed = subprocess.run(command(tmp_path, *steps, "--ckpt_path=last"), capture_output=True, text=True, timeout=200, env=environment())
+    assert resumed.returncode == 0, resumed.stderr
+    found = weights(tmp_path)
+    assert found.keys() == uninterrupted.keys()
+    different = [n for n in found if not torch.equal(found[n], uninterrupted[n])]
+    assert not different
+    rows = (tmp_path / "out/tiny/metrics.csv").read_text().splitlines()
+    logged = [int(r.split(",")[0]) for r in rows[1:]]
+    assert len(logged) == len(set(logged))
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint, -1 before there is one; written atomically, it can always be read."""
+    return torch.load(path, weights_only=True)["global_step"] if path.exists() else -1
