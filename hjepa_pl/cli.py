@@ -1,20 +1,20 @@
 """`hjepa fit | validate | test | predict`: LightningCLI over the modules and data modules of the package."""
 
-import errno
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hjepa_pl.callbacks.collapse import CollapseMonitor
+from hjepa_pl.callbacks.features import FeatureWriter
 from hjepa_pl.callbacks.probes import ProbeCallback
 from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
@@ -24,6 +24,7 @@ from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_trainer, check_views
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.outputs import (
+    AtomicCheckpointIO,
     CheckpointConfig,
     LoggingConfig,
     SaveConfig,
@@ -31,6 +32,7 @@ from hjepa_pl.outputs import (
     checkpoint_callbacks,
     set_aside,
 )
+from hjepa_pl.refusals import first_line, refusal
 from hjepa_pl.types import ConfigError, RunStopped
 
 __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule", "run"]
@@ -41,6 +43,9 @@ _FREE_ON_RESUME = ("time_budget",)
 
 class HJEPACLI(LightningCLI):
     """LightningCLI with the package's callbacks, outputs and refusals."""
+
+    argv: ClassVar[Sequence[str]] = ()
+    """The words of the command line, to tell a key from its beginning."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys that belong to a run rather than to model, data or Trainer."""
@@ -59,8 +64,10 @@ class HJEPACLI(LightningCLI):
         parser.add_lightning_class_args(CollapseMonitor, "collapse")
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint. LightningCLI would let its settings overrule the config's in silence: here they meet
-        in `_compare`."""
+        """Find the checkpoint.
+
+        LightningCLI would let its settings overrule the config's in silence; here they meet in `_compare`.
+        """
         config = self.config[self.config["subcommand"]]
         path = config.get("ckpt_path")
         self.checkpoint: dict[str, Any] | None = None
@@ -74,7 +81,7 @@ class HJEPACLI(LightningCLI):
         try:
             self.checkpoint = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
-            raise ConfigError(f"ckpt_path '{found}' cannot be read as a checkpoint: {_first_line(error)}.") from None
+            raise ConfigError(f"ckpt_path '{found}' cannot be read as a checkpoint: {first_line(error)}.") from None
         if "hyper_parameters" not in self.checkpoint or "state_dict" not in self.checkpoint:
             raise ConfigError(f"ckpt_path '{found}' is not a checkpoint of this package; give a .ckpt that it wrote.")
 
@@ -88,7 +95,7 @@ class HJEPACLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse abbreviated keys, and carry the run's keys to model and data."""
         config = self.config[self.subcommand]
-        self._refuse_prefixes(config)
+        self._refuse_unknown(config)
         self.folder = self.folder_of(config)
         model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
         if config["time_budget"] is not None:
@@ -107,19 +114,17 @@ class HJEPACLI(LightningCLI):
                 "the run in time with its schedules complete."
             )
 
-    def _refuse_prefixes(self, config: Any) -> None:
-        """Refuse command-line keys that argparse would take as the start of a longer one."""
-        for token in self.argv:
-            key = token[2:].split("=", 1)[0].rstrip("+") if token.startswith("--") else ""
-            if not key or key in ("config", "help", "print_config") or key.startswith(("print_", "config.")):
-                continue
-            node: Any = config
-            for part in key.split("."):
-                if hasattr(node, "get") and node.get("init_args") is not None and part not in node:
-                    node = node["init_args"]
-                if not hasattr(node, "keys") or part not in node:
-                    raise ConfigError(f"--{key} is not a key; write keys out in full ('hjepa fit --print_config').")
-                node = node[part]
+    def _refuse_unknown(self, config: Any) -> None:
+        """Refuse what the parser lets pass: the beginning of a key for the key, and an unknown key set to {}."""
+        words = iter(self.argv)
+        for word in words:
+            name, given, value = word.partition("=")
+            if name in ("--config", "-c"):
+                for key in _empty_keys(yaml.safe_load(Path(value if given else next(words)).read_text())):
+                    if not _has(config, key):
+                        raise ConfigError(f"'{key}' is not a key; 'hjepa fit --print_config' lists the keys.")
+            elif name.startswith("--") and name != "--help" and not _has(config, name[2:].rstrip("+")):
+                raise ConfigError(f"{name} is not a key; write keys out in full ('hjepa fit --print_config').")
 
     # ---------------------------------------------------------------------------------------------------- the trainer
 
@@ -127,39 +132,50 @@ class HJEPACLI(LightningCLI):
         """Make the Trainer with loggers, checkpoints and what watches."""
         options = self.config[self.subcommand]
         if self.subcommand == "fit":
-            step = self.checkpoint["global_step"] if self.checkpoint else None
-            if step is None and not config.get("fast_dev_run"):
-                self._set_aside()
-            if config.get("logger") in (None, True):
-                config["logger"] = build_loggers(options["logging"], self.folder, step)
-        elif config.get("logger") in (None, True):
+            config["logger"] = self._loggers(config["logger"], options["logging"])
+        elif config["logger"] in (None, True):
             config["logger"] = False
         probes = self.datamodule.probe
         monitor = options["checkpoint"].monitor or (f"probe/{_title(probes[0])}/linear" if probes else None)
         if self.subcommand == "fit" and not config.get("fast_dev_run"):
-            callbacks += checkpoint_callbacks(options["checkpoint"], self.folder / "checkpoints", monitor)
+            if config["enable_checkpointing"] is not False:
+                folder = self.folder.absolute() / "checkpoints"
+                callbacks += checkpoint_callbacks(options["checkpoint"], folder, monitor)
             callbacks.append(RunLog(str(self.folder)))
             if config.get("enable_progress_bar") is not False:
                 callbacks.append(Progress())
-        if probes:
+        if probes and self.subcommand != "predict":
             callbacks.append(ProbeCallback())
-        config["enable_checkpointing"] = None
+        if self.subcommand == "predict":
+            callbacks.append(FeatureWriter(str(self.folder)))
+        config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         config["default_root_dir"] = str(self.folder)
         self.save_config_kwargs = {"folder": str(self.folder)}
         try:
             return super()._instantiate_trainer(config, callbacks)
-        except MisconfigurationException as error:
-            raise ConfigError(f"trainer: {_first_line(error)}") from None
+        except (MisconfigurationException, ValueError) as error:
+            chosen = f"accelerator '{config['accelerator']}', devices {config['devices']!r}"
+            raise ConfigError(f"trainer ({chosen}): {first_line(error)}.") from None
 
-    @rank_zero_only
-    def _set_aside(self) -> None:
-        if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
-            return
-        aside = set_aside(self.folder)
-        if aside:
-            rank_zero_info(f"{self.folder} held an earlier run; it is now {aside}. (--ckpt_path last would resume it.)")
+    def _loggers(self, asked: Any, logging: LoggingConfig) -> Any:
+        """Return the run's loggers: ours, or what trainer.logger asks for."""
+        if asked in (None, True):
+            return build_loggers(logging, self.folder, self.checkpoint["global_step"] if self.checkpoint else None)
+        if logging != LoggingConfig():
+            raise ConfigError(
+                "logging does nothing beside trainer.logger, which replaces its loggers; give one of them."
+            )
+        return asked
 
     # ------------------------------------------------------------------------------------------------- before the run
+
+    @rank_zero_only
+    def before_fit(self) -> None:
+        """Move an earlier run of the name out of the way: nothing is overwritten, and nothing moves for a refusal."""
+        if self.checkpoint is None and not self.config["fit"]["trainer"]["fast_dev_run"]:
+            aside = set_aside(self.folder)
+            if aside:
+                print(f"{self.folder} held an earlier run; it is now {aside} (--ckpt_path last would have resumed it).")
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not go together, before an image is read."""
@@ -169,8 +185,8 @@ class HJEPACLI(LightningCLI):
             self._compare(self.checkpoint)
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
-        check_trainer(self.trainer, model)
-        check_views(self.datamodule.views, model)
+        check_trainer(self.trainer, model.image_level)
+        check_views(self.datamodule.views, model.image_level)
 
     def _compare(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings, unless `override` says so."""
@@ -188,6 +204,33 @@ class HJEPACLI(LightningCLI):
             )
 
 
+def _has(config: Any, key: str) -> bool:
+    """Return whether a dotted key is in a parsed config, `init_args` written or not."""
+    node = config
+    for part in key.split("."):
+        if hasattr(node, "get") and part not in node and node.get("init_args") is not None:
+            node = node["init_args"]
+        if not hasattr(node, "keys") or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _empty_keys(tree: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of empty mappings."""
+    if not isinstance(tree, dict):
+        return []
+    if not tree:
+        return [prefix] if prefix else []
+    return [x for k, v in tree.items() for x in _empty_keys(v, f"{prefix}.{k}" if prefix else str(k))]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _title(probe: Any) -> str:
     return probe.title or probe.name
 
@@ -201,25 +244,10 @@ def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix, tree)]
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _refusal(error: BaseException) -> str | None:
-    """Return the sentence of a refused setting somewhere in a chain of exceptions."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ConfigError):
-            return str(seen)
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
 def run(args: Sequence[str]) -> int:
     """Run a Lightning command; return 0, 1 for a run that had to stop, 2 for a refused setting."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # our small sets need none
-    HJEPACLI.argv = list(args[1:])  # type: ignore[attr-defined]
+    HJEPACLI.argv = list(args[1:])
     try:
         HJEPACLI(
             PretrainModule,
@@ -234,29 +262,14 @@ def run(args: Sequence[str]) -> int:
             parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
             trainer_defaults={"num_sanity_val_steps": -1, "use_distributed_sampler": False, "log_every_n_steps": 10},
         )
-    except ConfigError as error:
-        return _fail(str(error), 2)
     except RunStopped as error:
         return _fail(str(error), 1)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _fail(f"the disk is full ({error.filename or 'while writing'}); free space, then resume.", 2)
     except Exception as error:
-        sentence = _refusal(error)
-        if sentence is None and type(error).__module__.startswith(("jsonargparse", "argparse")):
-            sentence = _parser_sentence(error)
+        sentence = refusal(error)
         if sentence is None:
             raise
         return _fail(sentence, 2)
     return 0
-
-
-def _parser_sentence(error: BaseException) -> str:
-    """Return the telling line of jsonargparse's nested messages."""
-    lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip(" -\t")]
-    telling = [line for line in lines if "not accept" in line or "required" in line or "Expected" in line]
-    return (telling or lines or ["the configuration cannot be read"])[-1]
 
 
 def _fail(sentence: str, status: int) -> int:

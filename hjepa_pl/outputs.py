@@ -1,10 +1,13 @@
 """Where a run's files lie, and what writes them: results/<experiment_name>/{checkpoints,logs}."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -55,7 +58,6 @@ class LoggingConfig:
 
 def checkpoint_callbacks(config: CheckpointConfig, folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
     """Return the callbacks that write last.ckpt, the best by `monitor`, and one every n epochs."""
-
     common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
     found: list[ModelCheckpoint] = [ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)]
     if config.last_every_n_steps:
@@ -72,6 +74,29 @@ def checkpoint_callbacks(config: CheckpointConfig, folder: Path, monitor: str | 
             )
         )  # fmt: skip
     return found
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it there, so that a file of the name is always whole.
+
+    Lightning's own writer goes through the system's temporary folder, from where a move to another file system is a
+    copy, which a kill or a full disk cuts in half.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save, flush to the disk and rename; on failure leave nothing behind."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def build_loggers(config: LoggingConfig, folder: Path, resumed_step: int | None) -> list[Logger]:
@@ -105,7 +130,7 @@ class SaveConfig(SaveConfigCallback):
     """Writes the whole configuration to results/<experiment_name>/config.yaml."""
 
     def __init__(self, *args: Any, folder: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, save_to_log_dir=False)
+        super().__init__(*args, **(kwargs | {"save_to_log_dir": False}))
         self.folder = Path(folder)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

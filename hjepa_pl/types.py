@@ -47,7 +47,7 @@ class CleanBatch(NamedTuple):
     """(B, C, H, W), float32."""
     label: Tensor
     """(B,) int64."""
-    index: Tensor
+    place: Tensor  # not `index`, which is a method of every tuple
     """(B,) int64: place of the image in its probe split, so that rows gathered from ranks can be ordered."""
 
 

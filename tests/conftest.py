@@ -38,12 +38,10 @@ def tiny_module() -> Callable[..., HJEPALightningModule]:
     return make
 
 
-def make_batch(
-    images: int = 8, views: int = 2, size: int = 16, step: int = 0, channels: int = 3, first: int = 0
-) -> ViewBatch:
-    """Return random views with counters, as the data module would."""
+def make_batch(images: int = 8, views: int = 2, size: int = 16, step: int = 0, first: int = 0) -> ViewBatch:
+    """Return random views of the images from number `first` on, with counters, as the data module would."""
     generator = torch.Generator().manual_seed(100 + step)
-    tensors = tuple(torch.randn(first + images, channels, size, size, generator=generator)[first:] for _ in range(views))
+    drawn = [torch.randn(16, 3, size, size, generator=generator) for _ in range(views)]
     position = torch.arange(first, first + images)
     zeros = torch.zeros(images, dtype=torch.int64)
-    return ViewBatch(tensors, zeros, zeros, Counters(0, step, position))
+    return ViewBatch(tuple(v[position] for v in drawn), zeros, zeros, Counters(0, step, position))

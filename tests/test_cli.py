@@ -41,6 +41,7 @@ TINY = {
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hjepa"])
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
@@ -98,6 +99,9 @@ def test_validate_test_and_predict_take_a_checkpoint(config, capsys) -> None:
     for command in ("validate", "test", "predict"):
         assert main([command, "--config", str(config), "--ckpt_path", "last"]) == 0, capsys.readouterr().err
     assert Path("results/tiny/metrics.csv").is_file()
+    features = torch.load("results/tiny/features.pt", weights_only=True)["digits"]
+    assert features["features"].shape == (len(features["label"]), 24)
+    assert features["place"].tolist() == list(range(len(features["label"])))
     assert not Path("results/tiny.1").exists()
 
 
@@ -105,13 +109,13 @@ REFUSED = [
     (["--modle.lr=1"], "modle"),
     (["--trainer.max_epoch=3"], "max_epoch"),
     (["--model.init_args.encoder.dept=3"], "dept"),
-    (["--model.init_args.encoder.depth=three"], "depth"),
+    (["--model.init_args.encoder.depth=three"], "model.encoder.depth must be"),
     (["--model.init_args.encoder.depth=-1"], "encoder.depth must be at least 1, got -1"),
     (["--model.init_args.encoder.size=giant"], "size"),
     (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
     (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
-    (["--model.init_args.levels=[{cell: 3}]"], "levels.cell 3 does not divide"),
+    (["--model.init_args.levels=[{cell: 3}, {cell: image}]"], "levels.cell 3 does not divide"),
     (["--model.init_args.masks={target_scale: [0.4, 0.2]}"], "masks.target_scale"),
     (["--model.init_args.regularizers=[]"], "no term on stream 'image'"),
     (["--model.init_args.regularizers=[{kind: sigrag}]"], "sigrag"),
@@ -142,7 +146,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=[" ".join(a) for a, _ in REFUSED])
-def test_what_is_refused_is_refused_in_one_sentence_with_status_2(config, capsys, monkeypatch, arguments, named) -> None:
+def test_what_is_refused_is_refused_in_one_sentence_with_status_2(
+    config, capsys, monkeypatch, arguments, named
+) -> None:
     monkeypatch.setattr("sys.argv", ["hjepa"])
     assert fit(config, *arguments) == 2
     out = capsys.readouterr()
@@ -196,7 +202,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_checkpoint(config, capsy
     """A real full disk: a tmpfs of 3 MB, where this machine lets us mount one."""
     target = Path("small")
     target.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(target)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(target)], capture_output=True
+    ).returncode:
         pytest.skip("mounting needs root")
     try:
         assert fit(config, f"--results_dir={target}") == 2

@@ -17,5 +17,10 @@ def test_the_notebook_runs(path, tmp_path, monkeypatch) -> None:
     names: dict = {}
     for cell in code:
         # One epoch is enough to show that every line runs.
-        exec(cell.replace("max_epochs=8", "max_epochs=1").replace("check_val_every_n_epoch=8", "check_val_every_n_epoch=1"), names)
+        exec(
+            cell.replace("max_epochs=8", "max_epochs=1").replace(
+                "check_val_every_n_epoch=8", "check_val_every_n_epoch=1"
+            ),
+            names,
+        )
     assert names["again"].hparams == names["module"].hparams

@@ -49,7 +49,9 @@ def environment() -> dict[str, str]:
 def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path, uninterrupted, where) -> None:
     steps = ["--checkpoint.last_every_n_steps=5"] if where == "mid-epoch" else []
     last = tmp_path / "out/tiny/checkpoints/last.ckpt"
-    process = subprocess.Popen(command(tmp_path, *steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    process = subprocess.Popen(
+        command(tmp_path, *steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
     deadline = time.monotonic() + 150
     wanted = 15 if where == "mid-epoch" else 24
     while step_of(last) < wanted:
@@ -62,7 +64,9 @@ def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path, uninterrupted, 
     assert step < 48, "the run was over before it was killed"
     if where == "epoch end":
         assert step % 12 == 0
-    resumed = subprocess.run(command(tmp_path, *steps, "--ckpt_path=last"), capture_output=True, text=True, timeout=200, env=environment())
+    resumed = subprocess.run(
+        command(tmp_path, *steps, "--ckpt_path=last"), capture_output=True, text=True, timeout=200, env=environment()
+    )
     assert resumed.returncode == 0, resumed.stderr
     found = weights(tmp_path)
     assert found.keys() == uninterrupted.keys()

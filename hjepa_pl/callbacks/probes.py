@@ -91,7 +91,7 @@ class ProbeCallback(pl.Callback):
             pixels = F.adaptive_avg_pool2d(batch.image, (min(height, 32), min(width, 32))).flatten(1)
             features = {_judged(features): features[_judged(features)], _PIXELS: pixels}
         kept = {name: value.detach().to("cpu", torch.float32) for name, value in features.items()}
-        self._parts.setdefault(dataloader_idx, []).append(_Bank(batch.index.cpu(), batch.label.cpu(), kept))
+        self._parts.setdefault(dataloader_idx, []).append(_Bank(batch.place.cpu(), batch.label.cpu(), kept))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge what was kept, on rank zero, and log it."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hjepa_pl.data import colour
+import hjepa_pl.data.colour as colour
 from hjepa_pl.data.resize import apply_axes, axis_weights, crop_boxes
 from hjepa_pl.data.settings import AugmentationConfig
 from hjepa_pl.functional.counters import Stream, hash_int, uniform

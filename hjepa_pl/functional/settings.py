@@ -57,8 +57,9 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
         origin = typing.get_origin(option)
-        if origin is typing.Literal and any(value is a or (type(value) is type(a) and value == a)
-                                            for a in typing.get_args(option)):
+        if origin is typing.Literal and any(
+            value is a or (type(value) is type(a) and value == a) for a in typing.get_args(option)
+        ):
             return value
         if origin is tuple and isinstance(value, list | tuple):
             return tuple(value)

@@ -76,8 +76,10 @@ class MultiBlockMasks(MaskGenerator):
                     off = 0.0 if inside else 1e-6 + _outside(area, self.scale) + _outside(height / width, aspect)
                     ranked.append((round(off, 6), height, width))
         if not ranked:
-            raise ConfigError(f"a grid of {rows} x {columns} patches holds no target block beside a context; "
-                              "take a smaller encoder.patch_size or a larger encoder.img_size.")
+            raise ConfigError(
+                f"a grid of {rows} x {columns} patches holds no target block beside a context; "
+                "take a smaller encoder.patch_size or a larger encoder.img_size."
+            )
         ranked.sort()
         exact = [r for r in ranked if r[0] == 0]
         # Where snapping leaves under three shapes, the nearest join, so that the blocks' form still varies.

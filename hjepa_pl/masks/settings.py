@@ -31,7 +31,9 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         """Refuse ranges that are empty and keys that the kind does not read."""
-        unread = ("ratio",) if self.kind == "multiblock" else ("num_targets", "target_scale", "aspect_ratio", "max_visible")
+        unread = (
+            ("ratio",) if self.kind == "multiblock" else ("num_targets", "target_scale", "aspect_ratio", "max_visible")
+        )
         for name in unread:
             if getattr(self, name) is not None:
                 raise ConfigError(

@@ -1,6 +1,7 @@
 """Which form of attention a forward pass takes."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ def fused_pays(device: torch.device) -> bool:
 def use_fused(blocks: Iterable[nn.Module], fused: bool) -> None:
     """Set the form of attention of timm's blocks."""
     for block in blocks:
-        block.attn.fused_attn = fused
+        attention: Any = block.attn
+        attention.fused_attn = fused
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

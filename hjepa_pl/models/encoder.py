@@ -72,7 +72,7 @@ def _is_eva(name: str) -> bool:
         return False
 
 
-def build_timm(config: EncoderConfig) -> nn.Module:
+def build_timm(config: EncoderConfig) -> VisionTransformer | Eva:
     """Make the timm model of a config.
 
     Raises:
@@ -129,6 +129,9 @@ class VisionEncoder(nn.Module):
     With all patches kept it equals timm's `forward_features` of `vit`, whose state dict is the one to export.
     """
 
+    vit: VisionTransformer | Eva
+    """timm's model; its state dict is the one to export."""
+
     def __init__(self, config: EncoderConfig, inner: Sequence[int] = (), affine: bool = False) -> None:
         """Make an encoder with timm's initialisation.
 
@@ -148,13 +151,21 @@ class VisionEncoder(nn.Module):
             {str(b): nn.LayerNorm(self.embed_dim, elementwise_affine=affine) for b in sorted(set(inner))}
         )
         if config.position == "sincos":
-            table = sincos_positions(self.grid, self.embed_dim)
-            prefix = self.vit.pos_embed.shape[1] - len(table)
-            with torch.no_grad():
-                self.vit.pos_embed.copy_(torch.cat([table.new_zeros(prefix, self.embed_dim), table])[None])
-            self.vit.pos_embed.requires_grad_(False)
+            self._fix_positions()
 
-    def forward(self, images: Tensor, keep: Tensor | None = None, blocks: Sequence[Block] = ("last",)) -> dict[Block, Tensor]:
+    def _fix_positions(self) -> None:
+        """Fill the position table with sines and cosines, for good."""
+        table = sincos_positions(self.grid, self.embed_dim)
+        position = self.vit.pos_embed
+        assert position is not None
+        prefix = position.shape[1] - len(table)
+        with torch.no_grad():
+            position.copy_(torch.cat([table.new_zeros(prefix, self.embed_dim), table])[None])
+        position.requires_grad_(False)
+
+    def forward(
+        self, images: Tensor, keep: Tensor | None = None, blocks: Sequence[Block] = ("last",)
+    ) -> dict[Block, Tensor]:
         """Encode images, or their kept patches.
 
         Args:
@@ -218,7 +229,7 @@ class VisionEncoder(nn.Module):
     def _prefix(self, batch: int) -> list[Tensor]:
         """Return the prefix tokens, each (batch, count, D), with their positions where the table holds any."""
         vit = self.vit
-        tokens = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
+        tokens: list[Tensor] = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
         if not tokens:
             return []
         x = torch.cat(tokens, dim=1)

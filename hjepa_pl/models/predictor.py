@@ -53,6 +53,7 @@ class Predictor(nn.Module):
         self.embed = nn.Linear(embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.level_embed = nn.Parameter(torch.zeros(len(cells), width))
+        self.patch_positions: Tensor
         self.register_buffer("patch_positions", sincos_positions(grid, width), persistent=False)
         for level, cell in enumerate(cells):
             self.register_buffer(f"cell_positions_{level}", sincos_positions(grid, width, cell), persistent=False)

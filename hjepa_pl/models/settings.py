@@ -185,5 +185,3 @@ def split_levels(levels: tuple[LevelConfig, ...]) -> tuple[tuple[LevelConfig, ..
         raise ConfigError(f"levels holds '{twice}' twice; give each depth and cell once and set its weight instead.")
     image = next((level for level in levels if level.cell == "image"), None)
     return tuple(level for level in levels if level is not image), image
-
-

@@ -157,7 +157,8 @@ class PretrainModule(pl.LightningModule):
 
     def _logs_now(self) -> bool:
         """Return whether the running batch ends on a logged step."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0 or self.trainer.fast_dev_run
+        trainer: Any = self.trainer  # these two are set by a connector, unseen by type checkers
+        return (trainer.global_step + 1) % trainer.log_every_n_steps == 0 or bool(trainer.fast_dev_run)
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:
         """Keep a micro-batch's terms for the finite check, and log them every n steps from one stacked tensor.

@@ -1,16 +1,13 @@
 """Which settings go together: each refusal is one sentence that names key, value and mend."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 
 from hjepa_pl.models.encoder import Geometry
 from hjepa_pl.models.settings import LevelConfig
 from hjepa_pl.types import ConfigError, ViewBatch
-
-if TYPE_CHECKING:
-    from hjepa_pl.modules.hjepa import HJEPALightningModule
 
 
 def check_model(
@@ -62,25 +59,20 @@ def _refuse_idle(settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], i
         )
 
 
-def needs_views(module: "HJEPALightningModule") -> int:
-    """Return the least number of views a model can train on."""
-    return 2 if module.image_level is not None else 1
-
-
-def check_views(views: int, module: "HJEPALightningModule") -> None:
+def check_views(views: int, image: LevelConfig | None) -> None:
     """Refuse a number of views that the levels cannot use, or would not."""
-    if views < needs_views(module):
+    if views < 2 and image is not None:
         raise ConfigError(
             f"data.views {views} is too few: the image level compares views of one image; set data.views to 2 or more."
         )
-    if views > 1 and module.image_level is None:
+    if views > 1 and image is None:
         raise ConfigError(
             f"data.views {views} does nothing without an image level, the token levels use one; "
             "set data.views to 1, or add {cell: image} to levels."
         )
 
 
-def check_trainer(trainer: pl.Trainer, module: "HJEPALightningModule") -> None:
+def check_trainer(trainer: pl.Trainer, image: LevelConfig | None) -> None:
     """Refuse precisions under which the model does not learn, and data that does not go with it."""
     precision = str(trainer.precision)
     if precision in ("bf16-true", "16-true"):
@@ -95,14 +87,14 @@ def check_trainer(trainer: pl.Trainer, module: "HJEPALightningModule") -> None:
         )
     views = getattr(getattr(trainer, "datamodule", None), "views", None)
     if isinstance(views, int):
-        check_views(views, module)
+        check_views(views, image)
 
 
-def check_batch(batch: ViewBatch, module: "HJEPALightningModule") -> None:
+def check_batch(batch: ViewBatch, image: LevelConfig | None) -> None:
     """Refuse a batch that is not a `ViewBatch` or has the wrong number of views."""
     if not isinstance(batch, ViewBatch):
         raise ConfigError(
             f"the batch is a {type(batch).__name__}, not a ViewBatch: give Trainer.fit a MultiDatasetDataModule, "
             "which makes the views and carries the counters."
         )
-    check_views(len(batch.views), module)
+    check_views(len(batch.views), image)

@@ -155,7 +155,7 @@ class HJEPALightningModule(PretrainModule):
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a batch and, without gradient, what callbacks watch."""
-        check_batch(batch, self)
+        check_batch(batch, self.image_level)
         if self._drops_paths:
             # The one use of the global generator: timm's drop path takes no generator of its own.
             torch.manual_seed(hash_int(self.seed, batch.counters.step, Stream.STEP, self.global_rank))
@@ -260,7 +260,7 @@ class HJEPALightningModule(PretrainModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a Trainer or data that does not go with the model."""
-        check_trainer(self.trainer, self)
+        check_trainer(self.trainer, self.image_level)
 
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""
@@ -275,7 +275,7 @@ class HJEPALightningModule(PretrainModule):
 
     def predict_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the judged network's features (B, D) with labels and places, for `hjepa predict`."""
-        return {"features": self.encode(batch.image), "label": batch.label, "index": batch.index}
+        return {"features": self.encode(batch.image), "label": batch.label, "place": batch.place}
 
     @property
     def judged_encoder(self) -> VisionEncoder:

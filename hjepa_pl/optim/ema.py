@@ -40,9 +40,10 @@ class EMACallback:
 
         Exactly this formula, in this order: `lerp` and a fused multiply-add differ from it in the last bits.
         """
-        targets, sources = list(target.parameters()), [p.detach() for p in context.parameters()]
+        targets = [p.detach() for p in target.parameters()]
+        sources = [p.detach() for p in context.parameters()]
         torch._foreach_mul_(targets, momentum)
-        torch._foreach_add_(targets, torch._foreach_mul(sources, 1.0 - momentum))
+        torch._foreach_add_(targets, list(torch._foreach_mul(sources, 1.0 - momentum)))
         for mine, theirs in zip(target.buffers(), context.buffers(), strict=True):
             mine.copy_(theirs)
         self.updates += 1

@@ -10,7 +10,8 @@ _NOT_MATRICES = ("pos_embed", "cls_token", "reg_token", "mask_token", "level_emb
 
 def weight_decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
     """Split trainable parameters into those with decay and those without (1-D ones, position tables, tokens)."""
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for module in modules:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:

@@ -70,7 +70,7 @@ def test_probe_splits_and_clean_batches():
     loaders = data.val_dataloader()
     for split, loader in zip(data.probe_splits, loaders, strict=True):
         batches = [data.on_after_batch_transfer(b, 0) for b in loader]
-        assert torch.cat([b.index for b in batches]).tolist() == list(range(split.size))
+        assert torch.cat([b.place for b in batches]).tolist() == list(range(split.size))
         assert all(isinstance(b, CleanBatch) and b.image.shape[1:] == (1, 8, 8) for b in batches)
     bank = torch.cat([b.label for b in loaders[0]])
     assert torch.bincount(bank).tolist() == [10] * 10
@@ -112,7 +112,7 @@ def test_fit_validate_test_and_predict_with_files_and_memory(tmp_path):
     assert [s.size for s in data.probe_splits] == [16, 16]
     module.clean.clear()
     runner.test(module, data, verbose=False)
-    assert torch.cat([b.index for i, b in module.clean if i == 1]).tolist() == list(range(16))
+    assert torch.cat([b.place for i, b in module.clean if i == 1]).tolist() == list(range(16))
     assert module.clean[0][1].image.shape == (5, 3, 16, 16)
     labels = runner.predict(module, data)
     assert [sum(map(len, part)) for part in labels] == [256, 16, 1438]

@@ -4,7 +4,14 @@ import torch
 from hjepa_pl.masks import MaskConfig, build_masks
 from hjepa_pl.types import ConfigError, Counters
 
-CASES = [((14, 14), (1, 2)), ((14, 14), (1,)), ((8, 8), (1, 2)), ((16, 16), (1, 2, 4)), ((4, 4), (1, 2)), ((12, 8), (2,))]
+CASES = [
+    ((14, 14), (1, 2)),
+    ((14, 14), (1,)),
+    ((8, 8), (1, 2)),
+    ((16, 16), (1, 2, 4)),
+    ((4, 4), (1, 2)),
+    ((12, 8), (2,)),
+]
 
 
 @pytest.mark.parametrize("kind", ["multiblock", "random"])
@@ -44,7 +51,10 @@ def test_masks_equal_a_slow_sampler_of_the_same_draws() -> None:
         for candidate in range(4):
             draws = row[candidate * shape.blocks * 2 : (candidate + 1) * shape.blocks * 2]
             corners = [
-                (int(draws[2 * t] * ((8 - shape.height) // 2 + 1)) * 2, int(draws[2 * t + 1] * ((8 - shape.width) // 2 + 1)) * 2)
+                (
+                    int(draws[2 * t] * ((8 - shape.height) // 2 + 1)) * 2,
+                    int(draws[2 * t + 1] * ((8 - shape.width) // 2 + 1)) * 2,
+                )
                 for t in range(shape.blocks)
             ]
             hidden = {(y + i) * 8 + x + j for y, x in corners for i in range(shape.height) for j in range(shape.width)}
@@ -52,7 +62,10 @@ def test_masks_equal_a_slow_sampler_of_the_same_draws() -> None:
                 break
         fine = [(y + i) * 8 + x + j for y, x in corners for i in range(shape.height) for j in range(shape.width)]
         coarse = [
-            (y + i) // 2 * 4 + (x + j) // 2 for y, x in corners for i in range(0, shape.height, 2) for j in range(0, shape.width, 2)
+            (y + i) // 2 * 4 + (x + j) // 2
+            for y, x in corners
+            for i in range(0, shape.height, 2)
+            for j in range(0, shape.width, 2)
         ]
         assert found.targets[0][image].flatten().tolist() == fine
         assert found.targets[1][image].flatten().tolist() == coarse
@@ -79,7 +92,9 @@ def test_draws_depend_on_counters_only() -> None:
     assert torch.equal(whole.context[8:], half.context)
     assert torch.equal(whole.targets[1][8:], half.targets[1])
     assert not torch.equal(whole.context, masks(Counters(1, 3, torch.arange(16))).context)
-    assert not torch.equal(whole.context, build_masks(MaskConfig(), (8, 8), (1, 2), seed=1)(Counters(0, 3, torch.arange(16))).context)
+    assert not torch.equal(
+        whole.context, build_masks(MaskConfig(), (8, 8), (1, 2), seed=1)(Counters(0, 3, torch.arange(16))).context
+    )
 
 
 def test_block_shapes_vary_over_steps_within_the_ranges() -> None:

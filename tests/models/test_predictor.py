@@ -14,7 +14,10 @@ def run(config: PredictorConfig, context=None, targets=None):
     context = torch.randn(2, 20, 48) if context is None else context
     index = torch.arange(20).expand(2, -1)
     if targets is None:
-        targets = (torch.arange(32, 48).reshape(1, 2, 8).expand(2, -1, -1), torch.arange(8, 12).reshape(1, 2, 2).expand(2, -1, -1))
+        targets = (
+            torch.arange(32, 48).reshape(1, 2, 8).expand(2, -1, -1),
+            torch.arange(8, 12).reshape(1, 2, 2).expand(2, -1, -1),
+        )
     return predictor(context, index, targets), targets
 
 
@@ -68,7 +71,10 @@ def test_checkpointing_keeps_gradients() -> None:
         config = PredictorConfig(embed_dim=24, depth=2, num_heads=2, grad_checkpointing=on)
         predictor = Predictor(config, 48, (8, 8), CELLS).train()
         context = torch.randn(2, 20, 48, generator=torch.Generator().manual_seed(1))
-        targets = (torch.arange(32, 48).reshape(1, 2, 8).expand(2, -1, -1), torch.arange(8, 12).reshape(1, 2, 2).expand(2, -1, -1))
+        targets = (
+            torch.arange(32, 48).reshape(1, 2, 8).expand(2, -1, -1),
+            torch.arange(8, 12).reshape(1, 2, 2).expand(2, -1, -1),
+        )
         sum(p.square().sum() for p in predictor(context, torch.arange(20).expand(2, -1), targets)).backward()
         gradients.append([p.grad for p in predictor.parameters()])
     for a, b in zip(*gradients, strict=True):

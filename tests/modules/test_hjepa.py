@@ -114,7 +114,10 @@ CHANGES = {
     "max_visible": {"masks": {"max_visible": 0.4}},
     "separate": {"predictor": SMALL_PREDICTOR | {"targets": "separate"}},
     "cross": {"predictor": SMALL_PREDICTOR | {"attention": "cross"}},
-    "fused": {"predictor": SMALL_PREDICTOR | {"context": "fused"}, "levels": [{"block": 1}, {"cell": 2}, {"cell": "image"}]},
+    "fused": {
+        "predictor": SMALL_PREDICTOR | {"context": "fused"},
+        "levels": [{"block": 1}, {"cell": 2}, {"cell": "image"}],
+    },
     "vicreg": {"regularizers": [{"kind": "vicreg"}]},
     "vicreg factors": {"regularizers": [{"kind": "vicreg", "covariance": 7.0}]},
     "token sigreg": {"regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "tokens"}]},

@@ -76,7 +76,9 @@ def test_schedules_are_those_of_the_formulas(tmp_path) -> None:
     optimizer = {"lr": 0.01, "min_lr": 0.001, "warmup_steps": 2, "weight_decay": 0.1, "weight_decay_end": 0.4}
     trainer = make_trainer(tmp_path, callbacks=[Spy()])
     trainer.fit(make_module(optimizer=optimizer), make_data())
-    lr = [0.01 * p / 2 for p in (1, 2)] + [0.001 + 0.009 * 0.5 * (1 + math.cos(math.pi * (s - 2) / 6)) for s in range(3, 9)]
+    lr = [0.01 * p / 2 for p in (1, 2)] + [
+        0.001 + 0.009 * 0.5 * (1 + math.cos(math.pi * (s - 2) / 6)) for s in range(3, 9)
+    ]
     decay = [0.4 - 0.3 * 0.5 * (1 + math.cos(math.pi * s / 8)) for s in range(1, 9)]
     for step, (rate, heavy, light) in enumerate(seen):
         assert rate == pytest.approx(lr[step], rel=1e-9)

@@ -1,0 +1,63 @@
+"""One sentence out of what the parser, Lightning or the system say of a setting they refuse."""
+
+import errno
+import re
+
+from hjepa_pl.types import ConfigError
+
+_LOOK = "'hjepa fit --print_config' lists the keys"
+_TYPES = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "text",
+    "<class 'NoneType'>": "null",
+}
+
+
+def refusal(error: BaseException) -> str | None:
+    """Return the sentence for an error that a setting or the machine caused; None if it is a defect of the program."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ConfigError):
+            return str(seen)
+        if isinstance(seen, OSError) and seen.errno == errno.ENOSPC:
+            return f"the disk is full{f' ({seen.filename})' if seen.filename else ''}; free space, then resume."
+        seen = seen.__cause__ or seen.__context__
+    if type(error).__module__.startswith(("jsonargparse", "argparse")):
+        return parser_sentence(str(error))
+    return None
+
+
+def parser_sentence(text: str) -> str:
+    """Return the sentence in jsonargparse's nested message: which key, what it was given, what it takes."""
+    if found := re.search(r"unrecognized arguments: (\S+)", text):
+        return f"{found[1].split('=')[0]} is not a key; {_LOOK}."
+    if found := re.search(r"does not accept (?:option|nested key) '([^']+)'", text):
+        return f"'{found[1]}' is not a key; {_LOOK}."
+    if found := re.search(r"Problems parsing config: (.*)", text, re.DOTALL):
+        return f"the config is not valid YAML: {' '.join(found[1].split())}."
+    path = ".".join(re.findall(r'Parser key "([^"]+)"', text))
+    if found := re.search(r"Option '([^']+)' is not accepted", text):
+        return f"{path} does not accept '{found[1]}'; {_LOOK}."
+    if found := re.search(r"File does not exist: '([^']+)'", text):
+        return f"{path}: there is no file {found[1]}."
+    innermost = text.rsplit('Parser key "', 1)[-1]
+    expected = [_describe(e) for e in re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", innermost, re.MULTILINE)]
+    given = re.search(r"(?:Given value|Got value): (.*)$", innermost, re.MULTILINE)
+    if path and expected:
+        kinds = " or ".join(dict.fromkeys(expected))
+        return f"{path} must be {kinds}{f', got {given[1]!r}' if given else ''}."
+    return first_line(innermost if path else text).rstrip(".") + "."
+
+
+def first_line(text: object) -> str:
+    """Return the first line that says something."""
+    lines = [line.strip(" -\t") for line in str(text).splitlines() if line.strip(" -\t")]
+    return lines[0].rstrip(".") if lines else type(text).__name__
+
+
+def _describe(expected: str) -> str:
+    if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", expected):
+        return literal[1].replace(", ", " or ")
+    return _TYPES.get(expected, expected)
