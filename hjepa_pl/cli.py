@@ -1,5 +1,7 @@
 """`hjepa fit | validate | test | predict`: LightningCLI over the modules and data modules of the package."""
 
+import re
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,8 +12,8 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hjepa_pl.callbacks.collapse import CollapseMonitor
 from hjepa_pl.callbacks.features import FeatureWriter
@@ -72,6 +74,8 @@ class HJEPACLI(LightningCLI):
         path = config.get("ckpt_path")
         self.checkpoint: dict[str, Any] | None = None
         if path is None:
+            if self.config["subcommand"] != "fit":
+                raise ConfigError(f"{self.config['subcommand']} needs --ckpt_path: a checkpoint, or last.")
             return
         found = self.folder_of(config) / "checkpoints" / "last.ckpt" if path == "last" else Path(path)
         if not found.is_file():
@@ -97,6 +101,14 @@ class HJEPACLI(LightningCLI):
         config = self.config[self.subcommand]
         self._refuse_unknown(config)
         self.folder = self.folder_of(config)
+        if not re.fullmatch(r"[\w-][\w .+=-]*", config["experiment_name"]):
+            raise ConfigError(
+                f"experiment_name '{config['experiment_name']}' is no plain folder name; use letters, digits, - and _."
+            )
+        # What config.yaml shall hold: the keys as given, before they are carried on, and a run of its own.
+        self.to_save = config.clone()
+        if self.subcommand == "fit":
+            self.to_save["ckpt_path"], self.to_save["override"] = None, False
         model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
         if config["time_budget"] is not None:
             if model.get("time_budget") is not None:
@@ -113,6 +125,10 @@ class HJEPACLI(LightningCLI):
                 f"trainer.max_time {trainer['max_time']} would cut the schedules short; use time_budget, which ends "
                 "the run in time with its schedules complete."
             )
+        if trainer["default_root_dir"] is not None:
+            raise ConfigError("trainer.default_root_dir does nothing here; use results_dir and experiment_name.")
+        if self.subcommand == "fit" and config["override"] and self.checkpoint is None:
+            raise ConfigError("override does nothing without ckpt_path; remove it.")
 
     def _refuse_unknown(self, config: Any) -> None:
         """Refuse what the parser lets pass: the beginning of a key for the key, and an unknown key set to {}."""
@@ -135,32 +151,43 @@ class HJEPACLI(LightningCLI):
             config["logger"] = self._loggers(config["logger"], options["logging"])
         elif config["logger"] in (None, True):
             config["logger"] = False
-        probes = self.datamodule.probe
-        monitor = options["checkpoint"].monitor or (f"probe/{_title(probes[0])}/linear" if probes else None)
-        if self.subcommand == "fit" and not config.get("fast_dev_run"):
-            if config["enable_checkpointing"] is not False:
-                folder = self.folder.absolute() / "checkpoints"
-                callbacks += checkpoint_callbacks(options["checkpoint"], folder, monitor)
-            callbacks.append(RunLog(str(self.folder)))
-            if config.get("enable_progress_bar") is not False:
-                callbacks.append(Progress())
-        if probes and self.subcommand != "predict":
-            callbacks.append(ProbeCallback())
-        if self.subcommand == "predict":
-            callbacks.append(FeatureWriter(str(self.folder)))
+        callbacks += self._watchers(config, options)
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         config["default_root_dir"] = str(self.folder)
-        self.save_config_kwargs = {"folder": str(self.folder)}
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError) as error:
             chosen = f"accelerator '{config['accelerator']}', devices {config['devices']!r}"
             raise ConfigError(f"trainer ({chosen}): {first_line(error)}.") from None
 
+    def _watchers(self, config: dict[str, Any], options: Any) -> list[pl.Callback]:
+        """Return the callbacks of a run, but for kinds that the config lists itself."""
+        probes = [probe.title or probe.name for probe in self.datamodule.probe]
+        found: list[pl.Callback] = []
+        if self.subcommand == "fit" and not config["fast_dev_run"]:
+            if config["enable_checkpointing"] is not False:
+                folder = self.folder.absolute() / "checkpoints"
+                found += checkpoint_callbacks(options["checkpoint"], folder, probes)
+            elif options["checkpoint"] != CheckpointConfig():
+                raise ConfigError(
+                    "checkpoint does nothing with trainer.enable_checkpointing false; remove one of them."
+                )
+            found += [SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder)), RunLog(str(self.folder))]
+            if config["enable_progress_bar"] is not False:
+                found.append(Progress())
+        if probes and self.subcommand != "predict":
+            found.append(ProbeCallback())
+        if self.subcommand == "predict":
+            found.append(FeatureWriter(str(self.folder)))
+        own = tuple({type(c) for c in _as_list(config["callbacks"])} - {ModelCheckpoint})
+        return [c for c in found if not own or not isinstance(c, own)]
+
     def _loggers(self, asked: Any, logging: LoggingConfig) -> Any:
         """Return the run's loggers: ours, or what trainer.logger asks for."""
         if asked in (None, True):
-            return build_loggers(logging, self.folder, self.checkpoint["global_step"] if self.checkpoint else None)
+            return build_loggers(
+                logging, self.folder, self.checkpoint["global_step"] if self.checkpoint and self._goes_on() else None
+            )
         if logging != LoggingConfig():
             raise ConfigError(
                 "logging does nothing beside trainer.logger, which replaces its loggers; give one of them."
@@ -169,13 +196,27 @@ class HJEPACLI(LightningCLI):
 
     # ------------------------------------------------------------------------------------------------- before the run
 
-    @rank_zero_only
-    def before_fit(self) -> None:
-        """Move an earlier run of the name out of the way: nothing is overwritten, and nothing moves for a refusal."""
-        if self.checkpoint is None and not self.config["fit"]["trainer"]["fast_dev_run"]:
+    def _goes_on(self) -> bool:
+        """Return whether the run continues in its own folder, rather than starting one."""
+        path = self.config["fit"].get("ckpt_path")
+        return path is not None and self.folder.absolute() in Path(path).absolute().parents
+
+    def fit(self, model: pl.LightningModule, **kwargs: Any) -> None:
+        """Train. An earlier run of the name moves out of the way, and back should this one be refused."""
+        aside, fresh = None, not self._goes_on() and not self.config["fit"]["trainer"]["fast_dev_run"]
+        if fresh and self.trainer.is_global_zero:
             aside = set_aside(self.folder)
-            if aside:
-                print(f"{self.folder} held an earlier run; it is now {aside} (--ckpt_path last would have resumed it).")
+            (self.folder / "logs").mkdir(parents=True)
+        try:
+            self.trainer.fit(model, **kwargs)
+        except ConfigError:
+            if fresh and self.trainer.is_global_zero:
+                shutil.rmtree(self.folder)
+                if aside is not None:
+                    aside.rename(self.folder)
+            raise
+        if aside is not None:
+            print(f"An earlier run of this name is now in {aside} (--ckpt_path last would have resumed it).")
 
     def after_instantiate_classes(self) -> None:
         """Refuse what does not go together, before an image is read."""
@@ -194,13 +235,20 @@ class HJEPACLI(LightningCLI):
         if self.subcommand == "fit":
             old |= {f"data.{k}": v for k, v in _flatten(checkpoint.get("hjepa_data", {}))}
             new |= {f"data.{k}": v for k, v in _flatten(self.datamodule.settings())}
+            old |= {f"trainer.{k}": v for k, v in checkpoint.get("hjepa_trainer", {}).items()}
+            if isinstance(self.model, PretrainModule):
+                self.model.trainer = self.trainer
+                new |= {f"trainer.{k}": v for k, v in self.model.trainer_settings().items()}
         keys = [k for k in (old | new) if old.get(k) != new.get(k) and k.split(".")[0] not in _FREE_ON_RESUME]
-        if keys and not self.config[self.subcommand]["override"]:
+        weights = [k for k in keys if re.match(r"encoder|levels|predictor|projector", k)]
+        if keys and (weights or not self.config[self.subcommand]["override"]):
+            keys = weights or keys
             listed = "; ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys[:6])
+            way = "" if weights else ", or --override=true to go on with the new ones"
             more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
             raise ConfigError(
                 f"the checkpoint was made with other settings: {listed}{more}; give the same config (it is "
-                "config.yaml beside the checkpoint), or --override=true to go on with the new ones."
+                f"config.yaml beside the checkpoint's folder){way}."
             )
 
 
@@ -208,6 +256,8 @@ def _has(config: Any, key: str) -> bool:
     """Return whether a dotted key is in a parsed config, `init_args` written or not."""
     node = config
     for part in key.split("."):
+        if isinstance(node, list) and node:
+            node = node[-1]  # --trainer.callbacks.key=value speaks of the last one
         if hasattr(node, "get") and part not in node and node.get("init_args") is not None:
             node = node["init_args"]
         if not hasattr(node, "keys") or part not in node:
@@ -229,10 +279,6 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _title(probe: Any) -> str:
-    return probe.title or probe.name
 
 
 def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -258,7 +304,7 @@ def run(args: Sequence[str]) -> int:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            save_config_callback=SaveConfig,
+            save_config_callback=None,
             parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
             trainer_defaults={"num_sanity_val_steps": -1, "use_distributed_sampler": False, "log_every_n_steps": 10},
         )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -55,24 +56,59 @@ class LoggingConfig:
     wandb_project: str = "hjepa_pl"
     """W&B's project."""
 
+    def __post_init__(self) -> None:
+        """Refuse W&B's keys without W&B."""
+        if not self.wandb and (self.wandb_mode, self.wandb_project) != ("offline", "hjepa_pl"):
+            raise ConfigError("logging.wandb_mode and wandb_project do nothing without logging.wandb true; set it.")
 
-def checkpoint_callbacks(config: CheckpointConfig, folder: Path, monitor: str | None) -> list[ModelCheckpoint]:
-    """Return the callbacks that write last.ckpt, the best by `monitor`, and one every n epochs."""
-    common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
-    found: list[ModelCheckpoint] = [ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)]
-    if config.last_every_n_steps:
-        found.append(ModelCheckpoint(filename="last", every_n_train_steps=config.last_every_n_steps, **common))
-    if config.every_n_epochs:
-        found.append(
-            ModelCheckpoint(filename="epoch{epoch:04d}", save_top_k=-1, every_n_epochs=config.every_n_epochs, **common)
+
+class RunCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that several of can stand in one run, and that saves whole optimizer steps only."""
+
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint: by file name too, since only that tells two of ours apart."""
+        return f"{super().state_key}[{self.filename}]"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the step that a run resumes at for saved, or a checkpoint in mid-accumulation would repeat it."""
+        self._last_global_step_saved = trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rank by the monitored figure, where this validation gave one."""
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+
+
+def checkpoint_callbacks(config: CheckpointConfig, folder: Path, probes: list[str]) -> list[ModelCheckpoint]:
+    """Return the callbacks that write last.ckpt, the best by a probe's figure, and one every n epochs.
+
+    Raises:
+        ConfigError: If the metric to rank by is none that the probe sets give.
+    """
+    figures = [f"probe/{p}/{f}{n}" for p in probes for f in ("linear", "knn") for n in ("", "_online")]
+    monitor = config.monitor or (figures[0] if figures else None)
+    if monitor is not None and monitor not in figures:
+        raise ConfigError(
+            f"checkpoint.monitor '{monitor}' is no figure of a probe set; "
+            + (f"{', '.join(figures)} are." if figures else "add one to data.init_args.probe.")
         )
+    if monitor is None and (config.mode, config.save_top_k) != ("max", 3):
+        raise ConfigError("checkpoint.mode and save_top_k do nothing without a probe set; add one, or remove them.")
+    common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
+    found: list[ModelCheckpoint] = [RunCheckpoint(filename="last", save_on_train_epoch_end=True, **common)]
+    if config.last_every_n_steps:
+        found.append(RunCheckpoint(filename="last", every_n_train_steps=config.last_every_n_steps, **common))
+    if config.every_n_epochs:
+        kept: dict[str, Any] = {
+            "save_top_k": -1,
+            "every_n_epochs": config.every_n_epochs,
+            "save_on_train_epoch_end": True,
+        }
+        found.append(RunCheckpoint(filename="epoch{epoch:04d}", **kept, **common))
     if monitor and config.save_top_k:
-        found.append(
-            ModelCheckpoint(
-                filename="best-epoch{epoch:04d}", monitor=monitor, mode=config.mode, save_top_k=config.save_top_k,
-                save_on_train_epoch_end=False, **common,
-            )
-        )  # fmt: skip
+        ranked: dict[str, Any] = {"monitor": monitor, "mode": config.mode, "save_top_k": config.save_top_k}
+        found.append(RunCheckpoint(filename="best-epoch{epoch:04d}", save_on_train_epoch_end=False, **ranked, **common))
     return found
 
 
@@ -105,7 +141,6 @@ def build_loggers(config: LoggingConfig, folder: Path, resumed_step: int | None)
     if config.tensorboard:
         loggers.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=""))
     if config.wandb:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
         loggers.append(
             WandbLogger(
                 name=folder.name, project=config.wandb_project, save_dir=folder / "logs",

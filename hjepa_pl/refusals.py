@@ -1,5 +1,6 @@
 """One sentence out of what the parser, Lightning or the system say of a setting they refuse."""
 
+import argparse
 import errno
 import re
 
@@ -20,11 +21,12 @@ def refusal(error: BaseException) -> str | None:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, ConfigError):
-            return str(seen)
-        if isinstance(seen, OSError) and seen.errno == errno.ENOSPC:
+            # A worker's exception arrives with its traceback as text; the sentence is its last line.
+            return str(seen).rstrip().splitlines()[-1].removeprefix(f"{ConfigError.__module__}.ConfigError: ")
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full{f' ({seen.filename})' if seen.filename else ''}; free space, then resume."
         seen = seen.__cause__ or seen.__context__
-    if type(error).__module__.startswith(("jsonargparse", "argparse")):
+    if isinstance(error, argparse.ArgumentError):
         return parser_sentence(str(error))
     return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hjepa_pl.evaluation.collapse import effective_rank, position_share, prediction_gain, std_across_images
 from hjepa_pl.types import ConfigError, LevelState
 
-Action = Literal["warn", "stop", "off"]
+Action = Literal["warn", "stop", "none"]
 
 _MEND = "add {kind: sigreg, stream: image, weight: 5} to regularizers or raise its weight, or lower the learning rate"
 
@@ -30,7 +30,7 @@ class CollapseMonitor(pl.Callback):
     of the training changes, save that "stop" ends it.
 
     Args:
-        action: "warn", "stop", or "off": then nothing is measured and nothing logged.
+        action: "warn", "stop", or "none" (YAML reads a bare off as false): then nothing is measured and nothing logged.
         every_n_steps: Optimizer steps between two checks.
         window: Images over which the ranks are taken.
         patience: Checks in a row that must fail.
@@ -49,7 +49,7 @@ class CollapseMonitor(pl.Callback):
         max_position_share: float = 0.95,
         min_rank: float = 2.0,
     ) -> None:
-        _check("action", action, action in get_args(Action), "use warn, stop or off")
+        _check("action", action, action in get_args(Action), "use warn, stop or none")
         _check("every_n_steps", every_n_steps, every_n_steps >= 1, "use 1 or more")
         _check("patience", patience, patience >= 1, "use 1 or more")
         _check("min_std", min_std, 0 <= min_std < 1, "use 0 (no limit) to below 1, the value of a full code")
@@ -74,7 +74,7 @@ class CollapseMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the pooled embeddings; check when it is time."""
-        if self.action == "off":
+        if self.action == "none":
             return
         levels: dict[str, LevelState] = outputs["levels"]
         self._keep("", outputs["embedding"])

@@ -124,6 +124,11 @@ class ProbeCallback(pl.Callback):
             pl_module.log_dict(figures, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         self.results.update(self._baseline)
 
+    # `hjepa test` judges as `hjepa validate` does.
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
     def _too_late(self, trainer: pl.Trainer) -> bool:
         """Return whether this is the sanity check of a run that goes on: its network is no longer untrained."""
         return trainer.sanity_checking and (trainer.global_step > 0 or bool(self._baseline))

@@ -14,6 +14,7 @@ from hjepa_pl.callbacks.pace import Pace, clock, images_in, is_logging_step, tot
 from hjepa_pl.callbacks.probes import ProbeCallback
 from hjepa_pl.callbacks.provenance import device_name, git_hash, seed, versions, write_json
 from hjepa_pl.callbacks.report import online_is_better
+from hjepa_pl.types import ConfigError
 
 
 class RunLog(pl.Callback):
@@ -95,8 +96,8 @@ class RunLog(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the summary of a run that did not."""
-        if self._began is None:
-            return
+        if self._began is None or isinstance(exception, ConfigError):
+            return  # nothing ran: a refused setting says so itself, and an earlier summary stays true
         interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         self._finish(trainer, "interrupted" if interrupted else "failed", exception)
 

@@ -11,7 +11,7 @@ from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.types import Counters
+from hjepa_pl.types import ConfigError, Counters
 
 _ATTEMPTS = 20
 
@@ -111,7 +111,10 @@ class FileReader:
             except OSError:
                 broken.append(Broken(source, files.path(index)))
                 index = hash_int(seed, draw.counters.epoch, Stream.REPLACE, position, attempt) % len(files)
-        raise OSError(f"{_ATTEMPTS} files in a row cannot be decoded, the last is {files.path(index)}")
+        listed = ", ".join(str(b.path) for b in broken[-3:])
+        raise ConfigError(
+            f"datasets: {_ATTEMPTS} files in a row cannot be decoded ({listed} ...); are they images? Remove them."
+        )
 
     def _crop(self, images: list[Tensor], epoch: int, position: Tensor, view: int) -> Tensor:
         """Cut one view out of each image, (n, C, img_size, img_size) uint8."""
@@ -174,7 +177,9 @@ class CleanRows(Dataset[RawClean]):
                 return image, int(files.labels[i])
             except OSError as error:
                 last = error
-        raise OSError(f"{_ATTEMPTS} files in a row cannot be decoded, from {files.path(i)} back") from last
+        raise ConfigError(
+            f"probe: {_ATTEMPTS} files in a row cannot be decoded, up to {files.path(i)} ({last}); remove them."
+        )
 
 
 def memory_groups(sets: list[ArrayImages | None], draw: Draw) -> tuple[RawGroup, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -27,11 +27,10 @@ from hjepa_pl.data.settings import (
     check_number,
     check_whole,
     refuse_twice,
-    to_record,
-    to_records,
 )
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels, stratified
 from hjepa_pl.functional.counters import Stream, hash_int
+from hjepa_pl.functional.settings import from_plain, from_plain_list
 from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
 
 _AUGMENTATION = AugmentationConfig()
@@ -77,9 +76,9 @@ class MultiDatasetDataModule(LightningDataModule):
         in_chans: int | None = None,
     ) -> None:
         super().__init__()
-        self.datasets = to_records(DatasetConfig, "datasets", datasets)
-        self.probe = to_records(ProbeConfig, "probe", probe or [])
-        self.augmentation = to_record(AugmentationConfig, "augmentation", augmentation)
+        self.datasets = list(from_plain_list(DatasetConfig, datasets, "datasets"))
+        self.probe = list(from_plain_list(ProbeConfig, probe or [], "probe"))
+        self.augmentation = from_plain(AugmentationConfig, augmentation, "augmentation")
         self.batch_size, self.views, self.epoch_size = batch_size, views, epoch_size
         self.sampling, self.temperature = sampling, temperature
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
@@ -114,6 +113,8 @@ class MultiDatasetDataModule(LightningDataModule):
         for name, root in self._places():
             check_dataset(name, root)
         mixture_weights(self.sampling, [d.weight for d in self.datasets], [1] * len(self.datasets), self.temperature)
+        if len(self.datasets) == 1 and self.datasets[0].weight != 1.0:
+            raise ConfigError(f"`datasets.weight={self.datasets[0].weight}` does nothing with one dataset: remove it.")
         refuse_twice("datasets", [f"{d.name}, root={d.root}, split={d.split}" for d in self.datasets])
         refuse_twice("probe", [p.title or p.name for p in self.probe])
         self._check_mean_std()
@@ -234,7 +235,10 @@ class MultiDatasetDataModule(LightningDataModule):
     def _make_plan(self) -> None:
         sizes = [len(s) for s in self._train_sets]
         shares = mixture_weights(self.sampling, [d.weight for d in self.datasets], sizes, self.temperature)
-        total = usable_size(self.epoch_size or sum(sizes), self.batch_size, self._ranks()[1])
+        asked = self.epoch_size or sum(sizes)
+        total = usable_size(asked, self.batch_size, self._ranks()[1])
+        if self.epoch_size and total != asked:
+            rank_zero_info(f"epoch_size {asked} is rounded down to {total}, whole batches over all processes.")
         self._plan = EpochPlan(sizes, shares, total, self.seed)
 
     def _sets(self) -> list[Images]:

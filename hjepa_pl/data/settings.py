@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hjepa_pl.types import ConfigError
 
@@ -143,28 +143,6 @@ class AugmentationConfig:
 
 
 _Record = TypeVar("_Record", DatasetConfig, ProbeConfig, AugmentationConfig)
-
-
-def to_record(kind: type[_Record], key: str, value: object) -> _Record:
-    """Return a settings record, made from a plain dict if it is one."""
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, dict):
-        raise ConfigError(f"`{key}={value!r}` is refused: give a mapping of {kind.__name__}'s keys.")
-    known = kind.__dataclass_fields__
-    for name in value:
-        if name not in known:
-            raise ConfigError(f"`{key}.{name}` is not a key: use {', '.join(known)}.")
-    if "name" in known and "name" not in value:
-        raise ConfigError(f"`{key}={value!r}` lacks the key name: add it.")
-    return kind(**value)
-
-
-def to_records(kind: type[_Record], key: str, value: Any) -> list[_Record]:
-    """Return a list of settings records."""
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"`{key}={value!r}` is refused: give a list.")
-    return [to_record(kind, key, v) for v in value]
 
 
 def refuse_twice(key: str, names: list[str]) -> None:

@@ -27,7 +27,6 @@ class Stream(enum.IntEnum):
     AFFINE = 14
     JITTER_ORDER = 15
     REPLACE = 16
-    ERASE = 17
 
 
 def _mix(x: Tensor) -> Tensor:

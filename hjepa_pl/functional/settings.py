@@ -42,6 +42,13 @@ def from_plain(cls: type[T], value: T | Mapping[str, Any], key: str) -> T:
     unknown = [k for k in value if k not in names]
     if unknown:
         raise ConfigError(f"{key} does not accept {', '.join(map(repr, unknown))}; its keys are {', '.join(names)}.")
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{key} lacks the key '{missing[0]}'.")
     return cls(**{k: _coerce(hints[k], v, f"{key}.{k}") for k, v in value.items()})
 
 
@@ -62,7 +69,10 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
         ):
             return value
         if origin is tuple and isinstance(value, list | tuple):
-            return tuple(value)
+            kinds = typing.get_args(option)
+            kinds = kinds[:1] * len(value) if kinds[-1:] == (...,) else kinds
+            if len(kinds) == len(value):
+                return tuple(_coerce(kind, v, key) for kind, v in zip(kinds, value, strict=True))
         if option is type(None) and value is None:
             return None
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -49,6 +49,7 @@ class MultiBlockMasks(MaskGenerator):
             for count in [asked] if asked else auto:
                 self.shapes = self._fitting(sizes, count)
                 if len(self.shapes) >= least:
+                    self._check_cap(config)
                     return
         for count in range((asked or 1) - 1, 0, -1):
             if self._fitting(sizes, count):
@@ -61,6 +62,15 @@ class MultiBlockMasks(MaskGenerator):
             f"leaves fewer than {min_visible(patches)} patches visible; take smaller cells, a smaller "
             "encoder.patch_size or a larger encoder.img_size."
         )
+
+    def _check_cap(self, config: MaskConfig) -> None:
+        """Refuse a cap on the visible patches that no shape reaches."""
+        if config.max_visible is not None and all(shape.visible < self.most for shape in self.shapes):
+            left = max(shape.visible for shape in self.shapes) / (self.grid[0] * self.grid[1])
+            raise ConfigError(
+                f"masks.max_visible {config.max_visible} does nothing: the blocks leave at most {left:.2f} visible; "
+                "lower or remove it."
+            )
 
     def _block_sizes(self) -> list[tuple[int, int]]:
         """Return heights and widths in whole cells, those within the ranges first and at least one."""
@@ -81,9 +91,16 @@ class MultiBlockMasks(MaskGenerator):
                 "take a smaller encoder.patch_size or a larger encoder.img_size."
             )
         ranked.sort()
+        if ranked[0][0] > _NEAR:
+            _, height, width = ranked[0]
+            raise ConfigError(
+                f"masks.target_scale {list(self.scale)} with aspect_ratio {list(self.aspect)} fits no block of whole "
+                f"cells of {cell} on {rows} x {columns} patches; the nearest is {height} x {width}, "
+                f"{height * width / (rows * columns):.2f} of the grid."
+            )
         exact = [r for r in ranked if r[0] == 0]
         # Where snapping leaves under three shapes, the nearest join, so that the blocks' form still varies.
-        near = [r for r in ranked if r[0] <= max(_NEAR, ranked[0][0])]
+        near = [r for r in ranked if r[0] <= _NEAR]
         chosen = exact if len(exact) >= 3 else near
         return [(h, w) for _, h, w in chosen[:_MAX_SHAPES]]
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -84,11 +84,14 @@ def build_timm(config: EncoderConfig) -> VisionTransformer | Eva:
         raise ConfigError(f"encoder.name '{name}' is not a timm model; for example {near} would do.")
     if "vit" not in name and "eva" not in name and "deit" not in name:
         raise ConfigError(f"encoder.name '{name}' is no plain vision transformer; name a vit_* model of timm.")
+    vit: Any
     try:
         vit = timm.create_model(name, **kwargs)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"encoder: timm's {name} cannot hold these settings: {error or 'they do not fit'}.") from None
-    if not isinstance(vit, VisionTransformer | Eva):
+    plain = isinstance(vit, VisionTransformer | Eva) and type(vit.patch_embed) is PatchEmbed
+    plain = plain and all(hasattr(getattr(block, "attn", None), "fused_attn") for block in vit.blocks)
+    if not plain or getattr(vit, "rope_mixed", False):
         raise ConfigError(f"encoder.name '{name}' is no plain vision transformer; name a vit_* model of timm.")
     return vit
 

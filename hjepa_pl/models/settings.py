@@ -72,6 +72,10 @@ class EncoderConfig:
                     f"encoder.name '{self.name}' fixes the position code, so encoder.position '{self.position}' would "
                     "do nothing; give encoder.size instead, or the name alone."
                 )
+        if self.size is not None and None not in (self.embed_dim, self.depth, self.num_heads):
+            raise ConfigError(
+                f"encoder.size '{self.size}' does nothing beside encoder.embed_dim, depth and num_heads; remove it."
+            )
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ConfigError(f"encoder.drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
         if self.reg_tokens < 0:
@@ -150,6 +154,11 @@ class PredictorConfig:
             raise ConfigError(
                 f"predictor.embed_dim must be a multiple of 4 and of predictor.num_heads {self.num_heads}, "
                 f"got {self.embed_dim}."
+            )
+        if self.targets == "separate" and self.attention == "cross":
+            raise ConfigError(
+                "predictor.targets 'separate' does nothing with predictor.attention 'cross', where no query sees "
+                "another; remove one of them."
             )
         if not self.mlp_ratio > 0:
             raise ConfigError(f"predictor.mlp_ratio must be positive, got {self.mlp_ratio}.")

@@ -1,6 +1,7 @@
 """What every pretraining module shares: the optimizer, schedules by progress, finite steps, sparse logging."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from hjepa_pl.optim.budget import Progress, parse_duration
@@ -27,6 +28,7 @@ class PretrainModule(pl.LightningModule):
         self.budget = None if time_budget is None else parse_duration(time_budget)
         self.progress = Progress(math.inf, self.budget)
         self._seconds_spent = 0.0
+        self._validation_began = 0.0
         self._terms: list[dict[str, Tensor]] = []
 
     def trained_modules(self) -> list[nn.Module]:
@@ -53,6 +55,11 @@ class PretrainModule(pl.LightningModule):
             ends.append(trainer.max_epochs * per_epoch)
         return min(ends, default=math.inf)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Start the clock: this is the first hook of a run, before data is fetched or the untrained network judged."""
+        self.progress = Progress(math.inf, self.budget)
+        return []
+
     def on_train_start(self) -> None:
         """Fix the length of the run and of the warm-up."""
         total = self.total_steps()
@@ -63,8 +70,9 @@ class PretrainModule(pl.LightningModule):
                 f"the run is already complete at step {self.trainer.global_step} of {total:.0f}; "
                 "raise trainer.max_epochs to train on."
             )
-        self.progress = Progress(total, self.budget, self._seconds_spent)
-        self.warmup_share()
+        self.progress.total_steps, self.progress.spent = total, self._seconds_spent
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.warmup_share()
 
     def warmup_share(self) -> float:
         """Return the warm-up's share of the run.
@@ -113,15 +121,23 @@ class PretrainModule(pl.LightningModule):
         if self.budget is not None and self.trainer.world_size > 1:
             share = self.trainer.strategy.broadcast(share)  # one clock for all ranks, or their weights part
         self._apply_schedules(optimizer, share)  # type: ignore[arg-type]
+        last = self.trainer.global_step + 1 >= self.progress.total_steps or (self.budget is not None and share >= 1.0)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._terms.clear()
         self.after_optimizer_step(share)
-        if self.budget is not None and self._expired():
+        if last:
+            # The figures of a run are those of its last weights: validate whatever the epoch's number.
             self.trainer.should_stop = True
+            if self.trainer.check_val_every_n_epoch is not None:
+                self.trainer.check_val_every_n_epoch = 1
 
-    def _expired(self) -> bool:
-        expired = self.progress.expired()
-        return bool(self.trainer.strategy.broadcast(expired)) if self.trainer.world_size > 1 else expired
+    def on_validation_start(self) -> None:
+        """Time the validation: the last one has to fit in the budget."""
+        self._validation_began = time.monotonic()
+
+    def on_validation_end(self) -> None:
+        """Keep back from the budget what a validation takes."""
+        self.progress.reserve = max(self.progress.reserve, time.monotonic() - self._validation_began)
 
     def configure_gradient_clipping(
         self,
@@ -138,8 +154,9 @@ class PretrainModule(pl.LightningModule):
         norm = get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
             self._stop_not_finite()
-        if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if gradient_clip_algorithm == "value" and gradient_clip_val:
+            # Lightning's own refuses fused optimizers under autocast, for the sake of loss scaling, which bf16 lacks.
+            clip_grad_value_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val or 0.0)
         elif gradient_clip_val:
             clip_grads_with_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val, norm)
         if self._logs_now():
@@ -176,9 +193,28 @@ class PretrainModule(pl.LightningModule):
 
     # -------------------------------------------------------------------------------------------------- the checkpoint
 
+    def on_train_epoch_start(self) -> None:
+        """Log the share of the epoch that each dataset of a mixture gives."""
+        shares = getattr(getattr(self.trainer, "datamodule", None), "share_drawn", None)
+        if callable(shares):
+            drawn = shares(self.trainer.current_epoch)
+            if len(drawn) > 1:
+                self.log_dict({f"data/share/{name}": share for name, share in drawn.items()})
+
+    def trainer_settings(self) -> dict[str, Any]:
+        """Return the Trainer's settings that a resumed run must have too, for its place in the data to be the same."""
+        trainer: Any = self.trainer
+        return {
+            "processes": trainer.world_size,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "limit_train_batches": trainer.limit_train_batches,
+            "precision": str(trainer.precision),
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the seconds that the run has taken, so that a time budget spans resumes, and what data it draws."""
         checkpoint["hjepa_seconds"] = self.progress.seconds
+        checkpoint["hjepa_trainer"] = self.trainer_settings()
         settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
         if callable(settings):
             checkpoint["hjepa_data"] = settings()

@@ -40,6 +40,11 @@ def check_model(
     if twice:
         raise ConfigError(f"regularizers holds '{twice}' twice; give it once, with the sum of the weights.")
     _refuse_idle(settings, levels, image)
+    if settings["predictor"].targets == "separate" and settings["masks"].kind == "random":
+        raise ConfigError(
+            "predictor.targets 'separate' does nothing with masks.kind 'random', which has one block; "
+            "remove one of them."
+        )
     if settings["predictor"].context == "fused" and all(level.block == "last" for level in levels):
         raise ConfigError("predictor.context 'fused' has one depth to fuse; give a level with a block before the last.")
 
@@ -84,6 +89,15 @@ def check_trainer(trainer: pl.Trainer, image: LevelConfig | None) -> None:
         raise ConfigError(
             "trainer.precision '16-mixed' skips steps whose gradients overflow, which the target encoder would not "
             "see; use 'bf16-mixed'."
+        )
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ConfigError(f"trainer.precision '{precision}' is not supported; use '32-true' or 'bf16-mixed'.")
+    if not trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        raise ConfigError("trainer.log_every_n_steps 0 is refused; take a large number to log seldom.")
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise ConfigError(
+            "trainer.use_distributed_sampler would share out the probe sets a second time; set it to false: the data "
+            "module deals to the processes itself."
         )
     views = getattr(getattr(trainer, "datamodule", None), "views", None)
     if isinstance(views, int):

@@ -160,7 +160,8 @@ class HJEPALightningModule(PretrainModule):
             # The one use of the global generator: timm's drop path takes no generator of its own.
             torch.manual_seed(hash_int(self.seed, batch.counters.step, Stream.STEP, self.global_rank))
         total, terms, watched = self.compute(batch)
-        self.log_terms({"loss": total, **terms})
+        n_ep = {"sigreg_image_n_ep": watched.pop("n_ep")} if "n_ep" in watched else {}
+        self.log_terms({"loss": total, **terms, **n_ep})
         return {"loss": total, **watched}
 
     def compute(self, batch: ViewBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
@@ -241,11 +242,14 @@ class HJEPALightningModule(PretrainModule):
         for term in self.regularizers:
             if term.stream == "image":
                 assert projection is not None
-                add(term.name, regularize(term, projection, None, patches, key), term.factor)
+                value = regularize(term, projection, None, patches, key)
+                if term.kind == "sigreg":  # about 1 where the projections are Gaussian
+                    watched["n_ep"] = projection.shape[1] * value.detach()
             else:
                 if index is None:
                     index = torch.arange(patches, device=tokens.device).expand(len(tokens), -1)
-                add(term.name, regularize(term, tokens, index, patches, key), term.factor)
+                value = regularize(term, tokens, index, patches, key)
+            add(term.name, value, term.factor)
 
     def after_optimizer_step(self, share: float) -> None:
         """Move the target encoder."""
@@ -265,7 +269,8 @@ class HJEPALightningModule(PretrainModule):
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""
         features = {"online": self._features(self.context_encoder, batch.image)}
-        if self.target_encoder is not None:
+        untrained = self.trainer.sanity_checking and self.trainer.global_step == 0
+        if self.target_encoder is not None and not untrained:  # before training both are one network
             features["target"] = self._features(self.target_encoder, batch.image)
         return features
 

@@ -33,6 +33,8 @@ class Progress:
 
     def __init__(self, total_steps: float, budget: float | None, spent: float = 0.0) -> None:
         self.total_steps, self.budget, self.spent = total_steps, budget, spent
+        self.reserve = 0.0
+        """Seconds kept back at the end, for the last validation."""
         self.started = time.monotonic()
 
     @property
@@ -44,8 +46,4 @@ class Progress:
         """Return progress in [0, 1] of optimizer step number `step`, from 0."""
         # Counted at the step's end: the first step moves, and the last runs at the end of every schedule.
         done = (step + 1) / self.total_steps
-        return min(1.0, max(done, self.seconds / self.budget if self.budget else 0.0))
-
-    def expired(self) -> bool:
-        """Return whether the time is up."""
-        return self.budget is not None and self.seconds >= self.budget
+        return min(1.0, max(done, self.seconds / max(self.budget - self.reserve, 1.0) if self.budget else 0.0))

@@ -55,7 +55,7 @@ def test_stop_stops(tmp_path: Path) -> None:
 
 
 def test_off_measures_nothing(tmp_path: Path) -> None:
-    monitor = CollapseMonitor(action="off", **QUICK)
+    monitor = CollapseMonitor(action="none", **QUICK)
     fit(tmp_path, [monitor], ToyModule("position"))
     assert monitor.figures == {}
     assert "collapse" not in (tmp_path / "metrics.csv").read_text()

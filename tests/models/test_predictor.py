@@ -21,8 +21,7 @@ def run(config: PredictorConfig, context=None, targets=None):
     return predictor(context, index, targets), targets
 
 
-@pytest.mark.parametrize("attention", ["self", "cross"])
-@pytest.mark.parametrize("blocks", ["joint", "separate"])
+@pytest.mark.parametrize(("attention", "blocks"), [("self", "joint"), ("self", "separate"), ("cross", "joint")])
 def test_shapes(attention, blocks) -> None:
     config = PredictorConfig(embed_dim=24, depth=2, num_heads=2, attention=attention, targets=blocks)
     (fine, coarse), _ = run(config)
