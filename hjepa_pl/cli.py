@@ -292,7 +292,12 @@ def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def run(args: Sequence[str]) -> int:
     """Run a Lightning command; return 0, 1 for a run that had to stop, 2 for a refused setting."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # our small sets need none
+    for message in (
+        ".*does not have many workers.*",  # sets in memory need none
+        r"Found \d+ module\(s\) in eval mode.*",  # the target encoder always is
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch, nothing that a user could change
+    ):
+        warnings.filterwarnings("ignore", message=message)
     HJEPACLI.argv = list(args[1:])
     try:
         HJEPACLI(

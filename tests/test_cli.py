@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from hjepa_pl.__main__ import main
 
@@ -105,13 +106,88 @@ def test_validate_test_and_predict_take_a_checkpoint(config, capsys) -> None:
     assert not Path("results/tiny.1").exists()
 
 
+def test_a_saved_config_is_a_fresh_start_with_the_keys_as_given(config) -> None:
+    assert fit(config, "--time_budget=00:05:00") == 0
+    assert fit(config, "--ckpt_path=last", "--trainer.max_epochs=2", "--time_budget=00:05:00") == 0
+    saved = yaml.safe_load(Path("results/tiny/config.yaml").read_text())
+    assert (saved["ckpt_path"], saved["override"], saved["time_budget"]) == (None, False, "00:05:00")
+    assert fit(Path("results/tiny/config.yaml"), "--experiment_name=again", "--seed_everything=5") == 0
+    kept = torch.load("results/again/checkpoints/last.ckpt", weights_only=True)
+    assert (kept["hyper_parameters"]["seed"], kept["hjepa_data"]["seed"]) == (5, 5)
+
+
+def test_the_last_figures_are_those_of_the_last_weights(config) -> None:
+    assert fit(config, "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2") == 0
+    rows = Path("results/tiny/metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("probe/digits/linear")
+    steps = [int(r.split(",")[0]) for r in rows[1:] if r.split(",")[column]]
+    assert len(steps) == 2
+    assert steps[-1] >= 11  # 3 epochs of 4 steps
+
+
+def test_a_refusal_after_the_start_leaves_the_earlier_run_in_place(config) -> None:
+    assert fit(config) == 0
+    before = Path("results/tiny/summary.json").read_text()
+    assert fit(config, "--data.init_args.epoch_size=8") == 2  # less than one batch: seen when the data is set up
+    assert Path("results/tiny/summary.json").read_text() == before
+    assert not Path("results/tiny.1").exists()
+    assert fit(config, "--ckpt_path=last") == 2  # complete already
+    assert Path("results/tiny/summary.json").read_text() == before
+
+
+def test_judging_prints_the_figures_and_needs_a_checkpoint(config, capsys) -> None:
+    assert fit(config) == 0
+    capsys.readouterr()
+    for command in ("validate", "test"):
+        assert main([command, "--config", str(config), "--ckpt_path", "last"]) == 0
+        assert "probe/digits/linear" in capsys.readouterr().out
+        assert main([command, "--config", str(config)]) == 2
+        assert f"{command} needs --ckpt_path" in capsys.readouterr().err
+
+
+def test_checkpoints_of_every_kind_and_a_users_own_callbacks(config) -> None:
+    checkpoint = "{class_path: ModelCheckpoint, init_args: {dirpath: mine}}"
+    own = f"--trainer.callbacks=[{checkpoint}, {{class_path: ProbeCallback, init_args: {{k: 5}}}}]"
+    more = ["--trainer.max_epochs=2", "--checkpoint.every_n_epochs=1", "--checkpoint.last_every_n_steps=3"]
+    assert fit(config, own, *more) == 0
+    names = sorted(p.name for p in Path("results/tiny/checkpoints").iterdir())
+    assert names == ["best-epoch0000.ckpt", "best-epoch0001.ckpt", "epoch0000.ckpt", "epoch0001.ckpt", "last.ckpt"]
+    assert list(Path("mine").glob("*.ckpt"))
+
+
+def test_wandb_logs_offline_into_the_run(config) -> None:
+    assert fit(config, "--logging.wandb=true") == 0
+    assert list(Path("results/tiny/logs").glob("wandb/offline-run-*"))
+    assert not Path("results/tiny.1").exists()
+
+
+@pytest.mark.parametrize("side", [32, 300])
+def test_a_folder_of_mostly_broken_images_is_refused(config, capsys, side) -> None:
+    """Small pictures are decoded at the start, large ones by workers: both ends are one sentence."""
+    for i in range(60):
+        path = Path(f"pictures/{i:02d}.png")
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (side, side), color=i).save(path)
+        if i % 10:
+            path.write_bytes(path.read_bytes()[: 60 if i > 10 else 20] + b"junk")
+    more = ["--data.init_args.datasets=[{name: folder, root: pictures}]", "--data.init_args.epoch_size=32"]
+    assert fit(config, *more) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("hjepa: error: ")
+    assert "pictures" in message
+    assert "Traceback" not in message
+    Path("empty").mkdir()
+    assert fit(config, "--data.init_args.datasets=[{name: folder, root: empty}]") == 2
+    assert "empty" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 REFUSED = [
     (["--modle.lr=1"], "modle"),
     (["--trainer.max_epoch=3"], "max_epoch"),
     (["--model.init_args.encoder.dept=3"], "dept"),
     (["--model.init_args.encoder.depth=three"], "model.encoder.depth must be"),
     (["--model.init_args.encoder.depth=-1"], "encoder.depth must be at least 1, got -1"),
-    (["--model.init_args.encoder.size=giant"], "size"),
+    (["--model.init_args.encoder.size=giant"], "model.encoder.size must be 'tiny' or 'small'"),
     (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
     (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
@@ -142,6 +218,16 @@ REFUSED = [
     (["--checkpoint.mode=up"], "mode"),
     (["--collapse.action=explode"], "explode"),
     (["--config=none.yaml"], "none.yaml"),
+    (["--experiment_name=.."], "experiment_name '..'"),
+    (["--override=true"], "override does nothing without ckpt_path"),
+    (["--trainer.default_root_dir=x"], "trainer.default_root_dir"),
+    (["--trainer.precision=64-true"], "trainer.precision '64-true'"),
+    (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps 0"),
+    (["--checkpoint.monitor=loss"], "checkpoint.monitor 'loss' is no figure of a probe set"),
+    (["--logging.wandb_project=x"], "logging.wandb_mode and wandb_project do nothing"),
+    (["--model.init_args.encoder.size=tiny"], "encoder.size 'tiny' does nothing"),
+    (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),
+    (["--model.init_args.masks={target_scale: [0.9, 0.95]}"], "masks.target_scale"),
 ]
 
 

@@ -48,7 +48,7 @@ def online_is_better(results: dict[str, float]) -> list[str]:
         return []
     return [
         f"The online encoder is better than the target by {gaps[name]:.1f} points on {name.removeprefix('probe/')}: "
-        "export it with the online network, train longer, or lower the EMA momentum."
+        "take `context_encoder` from the checkpoint, train longer, or lower ema.momentum."
     ]
 
 

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Images per second of this package's token-level training step, at sizes given on the command line.
+
+    uv run python tests/benchmarks/training_step.py --bf16 --attention self
+
+The step is what the Trainer runs, without the Trainer: masks, target encoder, context encoder, predictor, loss,
+backward, fused AdamW, EMA.
+Visible patches and target blocks are set to the counts of the code that it is compared with. Prints
+the median step.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from hjepa_pl import HJEPALightningModule
+from hjepa_pl.masks import MaskShape
+from hjepa_pl.types import Counters, ViewBatch
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--img", type=int, default=224)
+    parser.add_argument("--patch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pred-depth", type=int, default=6)
+    parser.add_argument("--pred-dim", type=int, default=384)
+    parser.add_argument("--pred-heads", type=int, default=6)
+    parser.add_argument("--attention", choices=("self", "cross"), default="self")
+    parser.add_argument("--visible", type=int, default=67, help="visible patches an image")
+    parser.add_argument("--block", type=int, nargs=2, default=(5, 6), help="rows and columns of the 4 target blocks")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def main() -> None:
+    a = parse()
+    torch.manual_seed(0)
+    device = torch.device(a.device)
+    predictor = {"embed_dim": a.pred_dim, "depth": a.pred_depth, "num_heads": a.pred_heads, "attention": a.attention}
+    encoder = {"size": a.size, "patch_size": a.patch, "img_size": a.img}
+    module = HJEPALightningModule(encoder=encoder, levels=[{"cell": 1}], predictor=predictor).train().to(device)
+    assert module.masks is not None
+    assert module.ema is not None
+    assert module.target_encoder is not None
+    module.masks.shapes = (MaskShape(*a.block, 4, a.visible),)
+    optimizer = module.configure_optimizers()
+    images = torch.randn(a.batch, 3, a.img, a.img, device=device)
+    label = torch.zeros(a.batch, dtype=torch.int64, device=device)
+    seconds = []
+    for step in range(a.steps + 3):
+        began = time.perf_counter()
+        batch = ViewBatch((images,), label, label, Counters(0, step, torch.arange(a.batch, device=device)))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=a.bf16):
+            loss, _, _ = module.compute(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        module.ema.update(module.context_encoder, module.target_encoder, 0.996)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    median = statistics.median(seconds[3:])
+    print(
+        f"hjepa_pl vit_{a.size} img {a.img} patch {a.patch} batch {a.batch} bf16={a.bf16} {device} {a.attention}: "
+        f"{a.batch / median:.1f} images/s (step {median * 1e3:.0f} ms; visible {a.visible}, "
+        f"targets 4x{a.block[0] * a.block[1]})"
+    )
+
+
+if __name__ == "__main__":
+    main()
