@@ -224,6 +224,16 @@ class HJEPACLI(LightningCLI):
             self._refuse_early(self.model)
         if self.checkpoint is not None:
             self._compare(self.checkpoint)
+            if self.subcommand == "fit":
+                self._refuse_complete(self.checkpoint)
+
+    def _refuse_complete(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run that is over: Lightning would return at once, as if it had trained."""
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["processed"]
+        for key, done in (("max_epochs", epochs), ("max_steps", checkpoint["global_step"])):
+            limit = self.config["fit"]["trainer"][key]
+            if limit is not None and 0 < limit <= done:
+                raise ConfigError(f"the run is already complete at trainer.{key} {limit}; raise it to train on.")
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
         check_trainer(self.trainer, model.image_level)
@@ -303,7 +313,7 @@ def run(args: Sequence[str]) -> int:
         HJEPACLI(
             PretrainModule,
             MultiDatasetDataModule,
-            args=list(args),
+            args=None if list(args) == sys.argv[1:] else list(args),  # None is the command line itself
             seed_everything_default=0,
             subclass_mode_model=True,
             subclass_mode_data=True,

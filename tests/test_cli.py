@@ -227,7 +227,7 @@ REFUSED = [
     (["--logging.wandb_project=x"], "logging.wandb_mode and wandb_project do nothing"),
     (["--model.init_args.encoder.size=tiny"], "encoder.size 'tiny' does nothing"),
     (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),
-    (["--model.init_args.masks={target_scale: [0.9, 0.95]}"], "masks.target_scale"),
+    (["--model.init_args.masks={target_scale: [0.01, 0.02]}"], "masks.target_scale"),
 ]
 
 

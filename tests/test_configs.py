@@ -16,7 +16,7 @@ from hjepa_pl.data.datasets import imagenet100_classes
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
 # What makes a config small enough for a laptop in CI: fewer images, and for ViT-H a narrow, shallow encoder.
 SMALL = {
-    "ijepa": ["--model.init_args.encoder.embed_dim=64", "--model.init_args.encoder.num_heads=4",
+    "ijepa": ["--model.init_args.encoder.embed_dim=64",
               "--model.init_args.encoder.depth=2", "--trainer.devices=1"],
 }  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
     status = main([
         "fit", "--config", str(path), "--trainer.max_steps=2", "--trainer.accelerator=cpu",
         "--trainer.log_every_n_steps=1", "--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=8",
-        "--data.init_args.epoch_size=8", "--model.init_args.optimizer.warmup_epochs=null", *SMALL.get(name, []),
+        "--data.init_args.epoch_size=8", "--model.init_args.optimizer.warmup_epochs=0", *SMALL.get(name, []),
     ])  # fmt: skip
     assert status == 0, capsys.readouterr().err
     run = data_folder / "results" / name

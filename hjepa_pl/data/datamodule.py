@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from hjepa_pl.data.augment import Augmenter, normalise
 from hjepa_pl.data.batches import CleanRows, FileReader, RawBatch, RawClean, make_views
-from hjepa_pl.data.datasets import check_dataset, download_dataset, load_dataset
+from hjepa_pl.data.datasets import EMBEDDED, check_dataset, download_dataset, load_dataset
 from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
 from hjepa_pl.data.mixture import EpochPlan, mixture_weights
 from hjepa_pl.data.probes import ProbeSplit, clean_loader, load_probe
@@ -154,8 +154,9 @@ class MultiDatasetDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Fetch what can be fetched; warn of folders that a restart empties."""
         for name, root in self._places():
-            if os.path.abspath(os.path.expanduser(root or "data")).startswith(("/tmp/", "/var/tmp/")):
-                rank_zero_warn(f"`root={root}` (of {name}) lies in a folder for temporary files.")
+            place = os.path.abspath(os.path.expanduser(root or "data"))
+            if name not in EMBEDDED and place.startswith(("/tmp/", "/var/tmp/")):
+                rank_zero_warn(f"the data of {name} lies in {place}, a folder for temporary files.")
             download_dataset(name, root)
 
     def _places(self) -> list[tuple[str, str | None]]:

@@ -181,7 +181,9 @@ def test_fraction_and_names():
 def test_temporary_roots_draw_one_warning(tmp_path):
     root = "/tmp/somewhere"
     data = MultiDatasetDataModule([{"name": "folder", "root": root}], probe=[{"name": "folder", "root": root}])
-    with pytest.warns(UserWarning, match="`root=/tmp/somewhere` .* temporary files") as caught:
+    with pytest.warns(
+        UserWarning, match="the data of folder lies in /tmp/somewhere, a folder for temporary files"
+    ) as caught:
         data.prepare_data()
     assert len(caught) == 1
 
