@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,6 +20,7 @@ from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.functional.settings import to_plain
+from hjepa_pl.keys import refuse_unknown
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_trainer, check_views
 from hjepa_pl.modules.hjepa import HJEPALightningModule
@@ -35,12 +34,10 @@ from hjepa_pl.outputs import (
     set_aside,
 )
 from hjepa_pl.refusals import first_line, refusal
+from hjepa_pl.resume import read_checkpoint, refuse_complete, refuse_other_settings
 from hjepa_pl.types import ConfigError, RunStopped
 
 __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule", "run"]
-
-_FREE_ON_RESUME = ("time_budget",)
-"""Model settings that a resumed run may change."""
 
 
 class HJEPACLI(LightningCLI):
@@ -82,12 +79,7 @@ class HJEPACLI(LightningCLI):
             hint = "nothing was saved yet; start without --ckpt_path" if path == "last" else "check the path"
             raise ConfigError(f"ckpt_path '{path}': there is no file {found}; {hint}.")
         config["ckpt_path"] = str(found)
-        try:
-            self.checkpoint = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            raise ConfigError(f"ckpt_path '{found}' cannot be read as a checkpoint: {first_line(error)}.") from None
-        if "hyper_parameters" not in self.checkpoint or "state_dict" not in self.checkpoint:
-            raise ConfigError(f"ckpt_path '{found}' is not a checkpoint of this package; give a .ckpt that it wrote.")
+        self.checkpoint = read_checkpoint(found)
 
     @staticmethod
     def folder_of(config: Any) -> Path:
@@ -99,7 +91,7 @@ class HJEPACLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse abbreviated keys, and carry the run's keys to model and data."""
         config = self.config[self.subcommand]
-        self._refuse_unknown(config)
+        refuse_unknown(self.argv, config)
         self.folder = self.folder_of(config)
         if not re.fullmatch(r"[\w-][\w .+=-]*", config["experiment_name"]):
             raise ConfigError(
@@ -129,18 +121,6 @@ class HJEPACLI(LightningCLI):
             raise ConfigError("trainer.default_root_dir does nothing here; use results_dir and experiment_name.")
         if self.subcommand == "fit" and config["override"] and self.checkpoint is None:
             raise ConfigError("override does nothing without ckpt_path; remove it.")
-
-    def _refuse_unknown(self, config: Any) -> None:
-        """Refuse what the parser lets pass: the beginning of a key for the key, and an unknown key set to {}."""
-        words = iter(self.argv)
-        for word in words:
-            name, given, value = word.partition("=")
-            if name in ("--config", "-c"):
-                for key in _empty_keys(yaml.safe_load(Path(value if given else next(words)).read_text())):
-                    if not _has(config, key):
-                        raise ConfigError(f"'{key}' is not a key; 'hjepa fit --print_config' lists the keys.")
-            elif name.startswith("--") and name != "--help" and not _has(config, name[2:].rstrip("+")):
-                raise ConfigError(f"{name} is not a key; write keys out in full ('hjepa fit --print_config').")
 
     # ---------------------------------------------------------------------------------------------------- the trainer
 
@@ -225,15 +205,8 @@ class HJEPACLI(LightningCLI):
         if self.checkpoint is not None:
             self._compare(self.checkpoint)
             if self.subcommand == "fit":
-                self._refuse_complete(self.checkpoint)
-
-    def _refuse_complete(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume a run that is over: Lightning would return at once, as if it had trained."""
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["processed"]
-        for key, done in (("max_epochs", epochs), ("max_steps", checkpoint["global_step"])):
-            limit = self.config["fit"]["trainer"][key]
-            if limit is not None and 0 < limit <= done:
-                raise ConfigError(f"the run is already complete at trainer.{key} {limit}; raise it to train on.")
+                limits = self.config["fit"]["trainer"]
+                refuse_complete(self.checkpoint, limits["max_epochs"], limits["max_steps"])
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
         check_trainer(self.trainer, model.image_level)
@@ -241,63 +214,20 @@ class HJEPACLI(LightningCLI):
 
     def _compare(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings, unless `override` says so."""
-        old, new = dict(_flatten(checkpoint["hyper_parameters"])), dict(_flatten(to_plain(self.model.hparams)))
+        old, new = dict(checkpoint["hyper_parameters"]), dict(to_plain(self.model.hparams))
         if self.subcommand == "fit":
-            old |= {f"data.{k}": v for k, v in _flatten(checkpoint.get("hjepa_data", {}))}
-            new |= {f"data.{k}": v for k, v in _flatten(self.datamodule.settings())}
-            old |= {f"trainer.{k}": v for k, v in checkpoint.get("hjepa_trainer", {}).items()}
+            old |= {"data": checkpoint.get("hjepa_data", {}), "trainer": checkpoint.get("hjepa_trainer", {})}
+            new["data"], new["trainer"] = self.datamodule.settings(), {}
             if isinstance(self.model, PretrainModule):
                 self.model.trainer = self.trainer
-                new |= {f"trainer.{k}": v for k, v in self.model.trainer_settings().items()}
-        keys = [k for k in (old | new) if old.get(k) != new.get(k) and k.split(".")[0] not in _FREE_ON_RESUME]
-        weights = [k for k in keys if re.match(r"encoder|levels|predictor|projector", k)]
-        if keys and (weights or not self.config[self.subcommand]["override"]):
-            keys = weights or keys
-            listed = "; ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys[:6])
-            way = "" if weights else ", or --override=true to go on with the new ones"
-            more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-            raise ConfigError(
-                f"the checkpoint was made with other settings: {listed}{more}; give the same config (it is "
-                f"config.yaml beside the checkpoint's folder){way}."
-            )
-
-
-def _has(config: Any, key: str) -> bool:
-    """Return whether a dotted key is in a parsed config, `init_args` written or not."""
-    node = config
-    for part in key.split("."):
-        if isinstance(node, list) and node:
-            node = node[-1]  # --trainer.callbacks.key=value speaks of the last one
-        if hasattr(node, "get") and part not in node and node.get("init_args") is not None:
-            node = node["init_args"]
-        if not hasattr(node, "keys") or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
-def _empty_keys(tree: Any, prefix: str = "") -> list[str]:
-    """Return the dotted keys of empty mappings."""
-    if not isinstance(tree, dict):
-        return []
-    if not tree:
-        return [prefix] if prefix else []
-    return [x for k, v in tree.items() for x in _empty_keys(v, f"{prefix}.{k}" if prefix else str(k))]
+                new["trainer"] = self.model.trainer_settings()
+        refuse_other_settings(old, new, override=self.config[self.subcommand]["override"])
 
 
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the leaves of nested dicts and lists with dotted keys."""
-    if isinstance(tree, dict) and tree:
-        return [x for k, v in tree.items() for x in _flatten(v, f"{prefix}.{k}" if prefix else str(k))]
-    if isinstance(tree, list) and any(isinstance(v, dict | list) for v in tree):
-        return [x for i, v in enumerate(tree) for x in _flatten(v, f"{prefix}[{i}]")]
-    return [(prefix, tree)]
 
 
 def run(args: Sequence[str]) -> int:

@@ -18,6 +18,8 @@ ALLOWED = {
     "modules": {"types", "functional", "masks", "losses", "optim", "models"},
     "callbacks": {"types", "functional", "evaluation"},
     "refusals": {"types"},
+    "keys": {"types"},
+    "resume": {"types", "refusals"},
     "outputs": {"types", "callbacks"},
     "cli": {
         "types",
@@ -32,6 +34,8 @@ ALLOWED = {
         "callbacks",
         "outputs",
         "refusals",
+        "keys",
+        "resume",
     },
     "__main__": {"cli"},
     "__init__": {"modules", "data"},

@@ -1,0 +1,53 @@
+"""Keys that the parser lets pass although no one reads them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hjepa_pl.types import ConfigError
+
+
+def refuse_unknown(argv: Sequence[str], config: Any) -> None:
+    """Refuse the beginning of a key where the key is meant, and an unknown key that holds an empty mapping.
+
+    Args:
+        argv: The words of the command line, without the command.
+        config: What the parser made of them.
+
+    Raises:
+        ConfigError: Naming the first such key.
+    """
+    words = iter(argv)
+    for word in words:
+        name, given, value = word.partition("=")
+        if name in ("--config", "-c"):
+            for key in _empty_keys(yaml.safe_load(Path(value if given else next(words)).read_text())):
+                if not _has(config, key):
+                    raise ConfigError(f"'{key}' is not a key; 'hjepa fit --print_config' lists the keys.")
+        elif name.startswith("--") and name != "--help" and not _has(config, name[2:].rstrip("+")):
+            raise ConfigError(f"{name} is not a key; write keys out in full ('hjepa fit --print_config').")
+
+
+def _has(config: Any, key: str) -> bool:
+    """Return whether a dotted key is in a parsed config, `init_args` written or not."""
+    node = config
+    for part in key.split("."):
+        if isinstance(node, list) and node:
+            node = node[-1]  # --trainer.callbacks.key=value speaks of the last one
+        if hasattr(node, "get") and part not in node and node.get("init_args") is not None:
+            node = node["init_args"]
+        if not hasattr(node, "keys") or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _empty_keys(tree: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of empty mappings."""
+    if not isinstance(tree, dict):
+        return []
+    if not tree:
+        return [prefix] if prefix else []
+    return [x for k, v in tree.items() for x in _empty_keys(v, f"{prefix}.{k}" if prefix else str(k))]
