@@ -1,6 +1,7 @@
 """Every config in configs/ runs two real steps through the real CLI, on small files in the official formats."""
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ def write_cifar(root: Path, cls: type, key: str) -> None:
     base = root / cls.base_folder
     base.mkdir(parents=True)
     for i, row in enumerate(cls.train_list + cls.test_list):
-        pixels = np.random.default_rng(i).integers(0, 256, (8, 3072), dtype=np.uint8)
-        (base / row[0]).write_bytes(pickle.dumps({"data": pixels, key: [0, 1, 2, 3] * 2}))
+        pixels = np.random.default_rng(i).integers(0, 256, (4, 3072), dtype=np.uint8)
+        (base / row[0]).write_bytes(pickle.dumps({"data": pixels, key: [0, 1, 0, 1]}))
     (base / cls.meta["filename"]).write_bytes(pickle.dumps({cls.meta["key"]: [str(i) for i in range(100)]}))
 
 
@@ -50,9 +51,10 @@ def write_tree(root: Path, classes: list[str], per_class: int = 2) -> None:
 
 
 @pytest.fixture
-def data_folder(tmp_path, monkeypatch) -> Path:
+def data_folder(tmp_path, monkeypatch) -> Iterator[Path]:
     """A working directory whose data/ holds small files in the official formats."""
     monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(2)  # images of 224 pixels are work enough for two
     for cls in (tv.CIFAR10, tv.CIFAR100, tv.STL10):
         for name in ("train_list", "test_list"):  # torchvision checks the official checksums: ours are other files
             monkeypatch.setattr(cls, name, [[row[0], None] for row in getattr(cls, name)])
@@ -61,7 +63,8 @@ def data_folder(tmp_path, monkeypatch) -> Path:
     write_cifar(tmp_path / "data", tv.CIFAR10, "labels")
     write_cifar(tmp_path / "data", tv.CIFAR100, "fine_labels")
     write_stl10(tmp_path / "data")
-    return tmp_path
+    yield tmp_path
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
