@@ -168,7 +168,7 @@ class HJEPALightningModule(PretrainModule):
         """Return the loss, its terms (raw, and weighted where the weight is not 1), and what callbacks watch."""
         terms: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
-        watched: dict[str, Any] = {"levels": {}, "projection": None}
+        watched: dict[str, Any] = {"levels": {}}
 
         def add(name: str, value: Tensor, weight: float) -> None:
             terms[name] = value
@@ -185,7 +185,6 @@ class HJEPALightningModule(PretrainModule):
             if tokens is None:
                 tokens = features[: len(batch.label)]
             add("image", view_loss(projection), self.image_level.weight if self.image_level else 1.0)
-            watched["projection"] = projection.detach()
         assert tokens is not None
         watched["embedding"] = tokens.detach().float().mean(dim=1)
         self._regularize(watched, projection if self.projector is not None else None, tokens, index, batch, add)
