@@ -53,15 +53,18 @@ def _refuse_idle(settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], i
     """Refuse parts that were set but that no level would use."""
     if settings["prediction"] not in ("smooth_l1", "mse", "cosine"):
         raise ConfigError(f"prediction must be 'smooth_l1', 'mse' or 'cosine', got {settings['prediction']!r}.")
+    if settings["level_scale"] not in ("baseline", "raw"):
+        raise ConfigError(f"level_scale must be 'baseline' or 'raw', got {settings['level_scale']!r}.")
     idle = [] if levels else ["masks", "predictor", "ema"]
     for key in idle + ([] if image else ["projector"]):
         if settings[key] != type(settings[key])():
             need = "an image level ({cell: image})" if key == "projector" else "a token level ({cell: 1})"
             raise ConfigError(f"{key} does nothing without {need}; remove it, or add the level.")
-    if not levels and settings["prediction"] != "smooth_l1":
-        raise ConfigError(
-            f"prediction '{settings['prediction']}' does nothing without a token level; remove it, or add the level."
-        )
+    for key, default in (("prediction", "smooth_l1"), ("level_scale", "baseline")):
+        if not levels and settings[key] != default:
+            raise ConfigError(
+                f"{key} '{settings[key]}' does nothing without a token level; remove it, or add the level."
+            )
 
 
 def check_views(views: int, image: LevelConfig | None) -> None:

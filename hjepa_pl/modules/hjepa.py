@@ -10,8 +10,8 @@ from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.distributed import gather_rows
 from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
 from hjepa_pl.functional.tokens import gather_tokens, plain_norm, pool_cells
-from hjepa_pl.losses.prediction import prediction_loss, view_loss
-from hjepa_pl.losses.settings import PredictionKind, RegularizerConfig
+from hjepa_pl.losses.prediction import position_baseline, prediction_loss, view_loss
+from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.losses.streams import regularize
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.encoder import VisionEncoder, measure
@@ -53,6 +53,7 @@ class HJEPALightningModule(PretrainModule):
         predictor: PredictorConfig = PredictorConfig(),
         projector: ProjectorConfig = ProjectorConfig(),
         prediction: PredictionKind = "smooth_l1",
+        level_scale: LevelScale = "baseline",
         regularizers: list[RegularizerConfig] | None = None,
         ema: EMAConfig = EMAConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
@@ -68,6 +69,8 @@ class HJEPALightningModule(PretrainModule):
             predictor: The predictor of the token levels.
             projector: The projector of the image level.
             prediction: Distance between predicted and target tokens.
+            level_scale: What a token level's loss is divided by before its weight: 'baseline', the loss of predicting
+                each position's mean, so that levels count alike, or 'raw', nothing (as I-JEPA).
             regularizers: Terms against collapse; null is SIGReg on the projections where there is an image level.
             ema: How the target encoder follows.
             optimizer: AdamW and its schedules.
@@ -86,6 +89,7 @@ class HJEPALightningModule(PretrainModule):
             regularizers = [RegularizerConfig(kind="sigreg")] if self.image_level else []
         self.regularizers = from_plain_list(RegularizerConfig, regularizers, "regularizers")
         self.prediction: PredictionKind = prediction
+        self.level_scale: LevelScale = level_scale
         masks, ema = from_plain(MaskConfig, masks, "masks"), from_plain(EMAConfig, ema, "ema")
         predictor = from_plain(PredictorConfig, predictor, "predictor")
         projector = from_plain(ProjectorConfig, projector, "projector")
@@ -93,7 +97,7 @@ class HJEPALightningModule(PretrainModule):
         settings: dict[str, Any] = {
             "encoder": encoder, "levels": [*self.token_levels, *filter(None, [self.image_level])], "masks": masks,
             "predictor": predictor, "projector": projector, "prediction": prediction,
-            "regularizers": self.regularizers, "ema": ema, "optimizer": optimizer,
+            "level_scale": level_scale, "regularizers": self.regularizers, "ema": ema, "optimizer": optimizer,
             "time_budget": time_budget, "seed": seed,
         }  # fmt: skip
         geometry = measure(encoder)
@@ -204,7 +208,10 @@ class HJEPALightningModule(PretrainModule):
         ):
             index = cells.flatten(1)
             target = gather_tokens(target_map, index)
-            add(level.name, prediction_loss(prediction, target, self.prediction), level.weight)
+            loss = prediction_loss(prediction, target, self.prediction)
+            if self.level_scale == "baseline":
+                loss = loss / position_baseline(target_map, self.prediction)
+            add(level.name, loss, level.weight)
             watched["levels"][level.name] = LevelState(prediction.detach(), target, index, target_map)
         return found["last"], masks.context
 
