@@ -48,11 +48,12 @@ def position_baseline(target_map: Tensor, kind: PredictionKind) -> Tensor:
     return torch.maximum(mean_over_ranks(loss), _LEAST_BASELINE * mean_over_ranks(floor))
 
 
-def view_loss(projection: Tensor) -> Tensor:
+def view_loss(projection: Tensor, masked: int = 0) -> Tensor:
     """Return the mean squared distance of every view's projection from the mean of the views (LeJEPA, section 4).
 
     Args:
         projection: (V, B, P); the gradient reaches both sides.
+        masked: Number of views in front that saw a part of the image only: they have no share in the mean.
     """
     projection = projection.float()
-    return (projection - projection.mean(dim=0)).square().mean()
+    return (projection - projection[masked:].mean(dim=0)).square().mean()

@@ -24,6 +24,11 @@ def check_model(
                 f"levels.block {level.block} is not before the encoder's last of {geometry.depth} blocks; "
                 f"1 to {geometry.depth - 1} or 'last' would do."
             )
+    if image is not None and image.masked_view is not None and not levels:
+        raise ConfigError(
+            f"levels.masked_view '{image.masked_view}' does nothing without a token level, whose visible patches it is; "
+            "add {cell: 1} to levels, or remove it."
+        )
     streams = [term.stream for term in settings["regularizers"]]
     names = [term.name for term in settings["regularizers"]]
     if image is not None and "image" not in streams:

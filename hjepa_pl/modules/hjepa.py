@@ -14,6 +14,7 @@ from hjepa_pl.losses.prediction import position_baseline, prediction_loss, view_
 from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.losses.streams import regularize
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
+from hjepa_pl.models.attention import refuse_kernel
 from hjepa_pl.models.encoder import VisionEncoder, measure
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
@@ -128,7 +129,7 @@ class HJEPALightningModule(PretrainModule):
             self.ema = EMACallback(ema)
             self.target_encoder = self.ema.make_target(self.context_encoder)  # type: ignore[assignment]
             cells = tuple(int(level.cell) for level in self.token_levels)
-            self.predictor = Predictor(predictor, width, self.context_encoder.grid, cells)
+            self.predictor = Predictor(predictor, width, self.context_encoder.grid, cells, encoder.attention)
             if fused:
                 self.fusion = ContextFusion(width, len(self.context_blocks))
         if self.image_level:
@@ -185,10 +186,13 @@ class HJEPALightningModule(PretrainModule):
             masks = self.masks(batch.counters)
             tokens, index = self._token_levels(batch.views[0], masks, add, watched)
         if self.projector is not None:
-            features, projection = self._project(batch.views)
+            assert self.image_level is not None
+            how = self.image_level.masked_view
+            masked = [tokens.mean(dim=1)] if how is not None and tokens is not None else []
+            features, projection = self._project(batch.views[1:] if how == "replace" else batch.views, masked)
             if tokens is None:
                 tokens = features[: len(batch.label)]
-            add("image", view_loss(projection), self.image_level.weight if self.image_level else 1.0)
+            add("image", view_loss(projection, len(masked)), self.image_level.weight)
         assert tokens is not None
         watched["embedding"] = tokens.detach().float().mean(dim=1)
         self._regularize(watched, projection if self.projector is not None else None, tokens, index, batch, add)
@@ -227,17 +231,19 @@ class HJEPALightningModule(PretrainModule):
         grid = self.target_encoder.grid
         return [plain_norm(pool_cells(found[v.block], grid, int(v.cell))) for v in self.token_levels]
 
-    def _project(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return patch tokens (V * B, N, D) of the full views, and projections (V, B of all ranks, P).
+    def _project(self, views: Sequence[Tensor], masked: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return patch tokens (full views * B, N, D), and projections (V, B of all ranks, P), masked views first.
 
         The projector sees the rows of all ranks: its batch norm is that of the global batch on any machine, and a
         regulariser of its output needs no further collective.
         """
         assert self.projector is not None
         tokens = self.context_encoder(torch.cat(tuple(views)))["last"]
-        pooled = tokens.mean(dim=1).unflatten(0, (len(views), -1))  # (V, B, D)
+        full = tokens.mean(dim=1).unflatten(0, (len(views), -1))  # (V, B, D)
+        pooled = torch.cat([*(m[None] for m in masked), full])
+        count = len(pooled)
         pooled = gather_rows(pooled.transpose(0, 1)).transpose(0, 1)
-        return tokens, self.projector(pooled.flatten(0, 1)).unflatten(0, (len(views), -1))
+        return tokens, self.projector(pooled.flatten(0, 1)).unflatten(0, (count, -1))
 
     def _regularize(
         self, watched: dict, projection: Tensor | None, tokens: Tensor, index: Tensor | None, batch: ViewBatch, add: Any
@@ -271,6 +277,8 @@ class HJEPALightningModule(PretrainModule):
     def setup(self, stage: str) -> None:
         """Refuse a Trainer or data that does not go with the model."""
         check_trainer(self.trainer, self.image_level)
+        half = str(self.trainer.precision) != "32-true"
+        refuse_kernel(self.context_encoder.config.attention, self.trainer.strategy.root_device.type, half)
 
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""

@@ -39,7 +39,7 @@ POOLED = [*tokens(("last", 1, 0.5), ("last", 2, 0.5)), IMAGE]
 
 
 def arms(depth: int) -> dict[str, dict[str, Any]]:
-    """Return what each arm changes of the module's keyword arguments; token weights sum to 1 unless they are the point."""
+    """Return what each arm changes of the module's keyword arguments; token weights sum to 1 but where they vary."""
     a, b = depth // 2, depth * 3 // 4
     depths = [*tokens((a, 1, 1 / 3), (b, 1, 1 / 3), ("last", 1, 1 / 3)), IMAGE]
     both = [*tokens((a, 1, 0.5), ("last", 2, 0.5)), IMAGE]
@@ -56,6 +56,11 @@ def arms(depth: int) -> dict[str, dict[str, Any]]:
         "three, weights 1/1/1": {"levels": [*tokens(("last", 1, 1.0), ("last", 2, 1.0)), IMAGE]},
         "three, weights 1/.7/.5": {"levels": [*tokens(("last", 1, 1.0), ("last", 2, 0.7)), {**IMAGE, "weight": 0.5}]},
         "three, weights .1/.1/1": {"levels": [*tokens(("last", 1, 0.1), ("last", 2, 0.1)), IMAGE]},
+        "three, masked view added": {"levels": [*POOLED[:2], {**IMAGE, "masked_view": "add"}]},
+        "three, masked view replaces": {"levels": [*POOLED[:2], {**IMAGE, "masked_view": "replace"}]},
+        "three, masked, .1/.1/1": {
+            "levels": [*tokens(("last", 1, 0.1), ("last", 2, 0.1)), {**IMAGE, "masked_view": "replace"}]
+        },
         "three, RoPE": {"levels": POOLED, "encoder": {"position": "rope"}},
         "three, LayerScale .1": {"levels": POOLED, "encoder": {"init_values": 0.1}},
     }
