@@ -26,8 +26,8 @@ def check_model(
             )
     if image is not None and image.masked_view is not None and not levels:
         raise ConfigError(
-            f"levels.masked_view '{image.masked_view}' does nothing without a token level, whose visible patches it is; "
-            "add {cell: 1} to levels, or remove it."
+            f"levels.masked_view '{image.masked_view}' does nothing without a token level, whose visible patches it "
+            "shows; add {cell: 1} to levels, or remove it."
         )
     streams = [term.stream for term in settings["regularizers"]]
     names = [term.name for term in settings["regularizers"]]

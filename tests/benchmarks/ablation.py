@@ -4,8 +4,8 @@
     uv run python tests/benchmarks/ablation.py run --cifar10 CIFAR_FOLDER --tiny TINY_FOLDER --out ablation.jsonl
     uv run python tests/benchmarks/ablation.py table --out ablation.jsonl
 
-First the median step of every arm is measured, all arms taking turns, so that a noisy machine is noisy to all. An arm
-then gets `--seconds` / (its step) steps: equal computing time, the same steps for every seed whatever else the machine
+First the step of every arm is measured, all arms taking turns: the lower quartile of its times, as a busy machine only
+adds to them; arms that differ in weights only are one. An arm then gets `--seconds` / (its step) steps: equal computing time, the same steps for every seed whatever else the machine
 does meanwhile. Each run is a real Trainer run on CIFAR-10 and Tiny-ImageNet (folders with train/ and test/ or val/,
 mixed 0.7 / 0.3), judged on both by k-NN and linear probe. Runs that are in the file already are not made again.
 """
@@ -145,22 +145,31 @@ def write(path: Path, line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
+def computation(arm: dict[str, Any]) -> str:
+    """Return what tells whether two arms compute the same: all but weights and scales."""
+    levels = [{k: v for k, v in level.items() if k != "weight"} for level in arm["levels"]]
+    return json.dumps({**{k: v for k, v in arm.items() if k != "level_scale"}, "levels": levels}, sort_keys=True)
+
+
 def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return the median seconds of a step of every arm, from rounds in which all take their turn."""
-    known = {line["arm"]: line["step"] for line in read(args.out) if line["kind"] == "step"}
-    missing = [name for name in chosen if name not in known and name != "untrained"]
+    """Return the seconds of a step of every arm, from rounds in which all take their turn."""
+    known = {line["computation"]: line["step"] for line in read(args.out) if line["kind"] == "step"}
+    missing = {c: arm for arm in chosen.values() if (c := computation(arm)) not in known}
+    times: dict[str, list[float]] = {c: [] for c in missing}
     reference = "three pooled levels"
-    taken = [*missing, reference] if missing and reference not in missing else missing
-    times: dict[str, list[float]] = {name: [] for name in taken}
+    if known and missing:  # arms measured on another day are tied to the first by an arm that both have
+        times[computation(arms(args.depth)[reference])] = []
     for _ in range(args.rounds):
-        for name in taken:
-            times[name] += fit(args, arms(args.depth)[name], 0, 8, probe=False)[1][2:]
-    # Arms that are measured on another day are tied to the first by the arm that both have.
-    scale = known[reference] / statistics.median(times[reference]) if reference in known and missing else 1.0
+        for name in times:
+            arm = missing.get(name, arms(args.depth)[reference])
+            times[name] += fit(args, arm, 0, 10, probe=False)[1][2:]
+    quartile = {name: statistics.quantiles(found, n=4)[0] for name, found in times.items()}
+    tie = computation(arms(args.depth)[reference])
+    scale = known[tie] / quartile[tie] if tie in known and missing else 1.0
     for name in missing:
-        known[name] = scale * statistics.median(times[name])
-        write(args.out, {"kind": "step", "arm": name, "step": round(known[name], 5), "samples": len(times[name])})
-    return known
+        known[name] = scale * quartile[name]
+        write(args.out, {"kind": "step", "computation": name, "step": round(known[name], 5)})
+    return {name: known[computation(arm)] for name, arm in chosen.items()}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -180,16 +189,16 @@ def run(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     """Print mean and standard deviation over the seeds of every arm, as Markdown."""
     lines = read(args.out)
-    step = {line["arm"]: line["step"] for line in lines if line["kind"] == "step"}
+    step = {line["computation"]: line["step"] for line in lines if line["kind"] == "step"}
     print("| arm | seeds | step, ms | steps | CIFAR k-NN | CIFAR linear | Tiny k-NN | Tiny linear | mean |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name in arms(args.depth):
+    for name, arm in arms(args.depth).items():
         runs = [line for line in lines if line["kind"] == "run" and line["arm"] == name]
         if not runs:
             continue
         cells = [_spread([r[f] for r in runs]) for f in FIGURES]
         mean = _spread([statistics.mean(r[f] for f in FIGURES) for r in runs])
-        head = f"| {name} | {len(runs)} | {step.get(name, 0) * 1e3:.0f} | {runs[0]['steps']} |"
+        head = f"| {name} | {len(runs)} | {step[computation(arm)] * 1e3:.0f} | {runs[0]['steps']} |"
         print(head, " | ".join([*cells, mean]), "|")
 
 
