@@ -11,12 +11,12 @@ from hjepa_pl.models.attention import AttentionKind, attention_kernel
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module],
+    blocks: nn.ModuleList | nn.Sequential,
     x: Tensor,
     extras: Sequence[tuple[Any, ...]],
     attention: AttentionKind = "auto",
     every: int = 0,
-    wanted: Container[int] = (),
+    wanted: Container[object] = (),
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Run blocks one after the other.
 

@@ -155,7 +155,8 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.vit = build_timm(config)
-        for block in self.vit.blocks:
+        blocks: Any = self.vit.blocks
+        for block in blocks:
             if RotaryAttention.takes(block.attn):
                 block.attn = RotaryAttention(block.attn)
         self.grid: tuple[int, int] = tuple(self.vit.patch_embed.grid_size)

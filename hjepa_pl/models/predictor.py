@@ -1,6 +1,7 @@
 """The predictor: a narrow ViT from visible tokens to the target cells of every level."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import LayerScale, Mlp
@@ -101,10 +102,12 @@ class Predictor(nn.Module):
         c = self.config
         if c.attention == "cross":
             return CrossBlock(c.embed_dim, c.num_heads, c.mlp_ratio, c.init_values)
-        options = {"qkv_bias": True, "mlp_ratio": c.mlp_ratio, "init_values": c.init_values}
+        shape = (c.embed_dim, c.num_heads)
         if c.position == "sincos":
-            return Block(c.embed_dim, c.num_heads, **options)
-        block = EvaBlock(c.embed_dim, c.num_heads, num_prefix_tokens=0, attn_type="rope", **options)
+            return Block(*shape, qkv_bias=True, mlp_ratio=c.mlp_ratio, init_values=c.init_values)
+        block: Any = EvaBlock(
+            *shape, attn_type="rope", num_prefix_tokens=0, mlp_ratio=c.mlp_ratio, init_values=c.init_values
+        )
         block.attn = RotaryAttention(block.attn)
         return block
 

@@ -1,8 +1,9 @@
 """Settings of the encoder, the levels, the predictor and the projector."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from hjepa_pl.functional.settings import from_plain_list
 from hjepa_pl.models.attention import AttentionKind
 from hjepa_pl.types import ConfigError
 
@@ -245,6 +246,33 @@ class ProjectorConfig:
     def __post_init__(self) -> None:
         """Refuse empty layers."""
         _positive(self, "hidden_dim", "hidden_layers", "out_dim")
+
+
+def presets() -> dict[str, tuple[LevelConfig, ...]]:
+    """Return the hierarchies that a word stands for: 'flat' is I-JEPA's one level, 'three' patch, 2 x 2 and image."""
+    return {
+        "flat": (LevelConfig(cell=1),),
+        "three": (
+            LevelConfig(cell=1, weight=0.5),
+            LevelConfig(cell=2, weight=0.5),
+            LevelConfig(cell="image", weight=1.0),
+        ),
+    }
+
+
+def read_levels(levels: Any) -> tuple[LevelConfig, ...]:
+    """Return levels from a preset's name or a list of them.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if isinstance(levels, str):
+        if levels not in presets():
+            raise ConfigError(
+                f"levels '{levels}' is no preset; {' or '.join(map(repr, presets()))} would do, or a list."
+            )
+        return presets()[levels]
+    return from_plain_list(LevelConfig, levels, "levels")
 
 
 def split_levels(levels: tuple[LevelConfig, ...]) -> tuple[tuple[LevelConfig, ...], LevelConfig | None]:

@@ -1,7 +1,7 @@
 """The hierarchical JEPA."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +18,19 @@ from hjepa_pl.models.attention import refuse_kernel
 from hjepa_pl.models.encoder import VisionEncoder, measure
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
-from hjepa_pl.models.settings import EncoderConfig, LevelConfig, PredictorConfig, ProjectorConfig, split_levels
+from hjepa_pl.models.settings import (
+    EncoderConfig,
+    LevelConfig,
+    PredictorConfig,
+    ProjectorConfig,
+    read_levels,
+    split_levels,
+)
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_batch, check_model, check_trainer
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import CleanBatch, LevelState, Masks, ViewBatch
-
-_DEFAULT_LEVELS = (
-    LevelConfig(cell=1, weight=0.5),
-    LevelConfig(cell=2, weight=0.5),
-    LevelConfig(cell="image", weight=1.0),
-)
 
 
 class HJEPALightningModule(PretrainModule):
@@ -49,7 +50,7 @@ class HJEPALightningModule(PretrainModule):
     def __init__(
         self,
         encoder: EncoderConfig = EncoderConfig(),
-        levels: list[LevelConfig] = list(_DEFAULT_LEVELS),  # noqa: B006 - read, never changed
+        levels: list[LevelConfig] | Literal["flat", "three"] = "three",
         masks: MaskConfig = MaskConfig(),
         predictor: PredictorConfig = PredictorConfig(),
         projector: ProjectorConfig = ProjectorConfig(),
@@ -65,7 +66,8 @@ class HJEPALightningModule(PretrainModule):
 
         Args:
             encoder: The vision transformer.
-            levels: Levels of the hierarchy, finest first.
+            levels: Levels of the hierarchy, finest first, or a preset: 'flat' is [{cell: 1}] (I-JEPA), 'three' is
+                [{cell: 1, weight: 0.5}, {cell: 2, weight: 0.5}, {cell: image}].
             masks: What is hidden and predicted, at the token levels.
             predictor: The predictor of the token levels.
             projector: The projector of the image level.
@@ -85,7 +87,7 @@ class HJEPALightningModule(PretrainModule):
         super().__init__(optimizer, time_budget)
         seed = 0 if seed is None else seed
         encoder = from_plain(EncoderConfig, encoder, "encoder")
-        self.token_levels, self.image_level = split_levels(from_plain_list(LevelConfig, levels, "levels"))
+        self.token_levels, self.image_level = split_levels(read_levels(levels))
         if regularizers is None:
             regularizers = [RegularizerConfig(kind="sigreg")] if self.image_level else []
         self.regularizers = from_plain_list(RegularizerConfig, regularizers, "regularizers")
@@ -175,10 +177,10 @@ class HJEPALightningModule(PretrainModule):
         weighted: list[Tensor] = []
         watched: dict[str, Any] = {"levels": {}}
 
-        def add(name: str, value: Tensor, weight: float) -> None:
+        def add(name: str, value: Tensor, weight: float | Tensor) -> None:
             terms[name] = value
             weighted.append(weight * value)
-            if weight != 1.0:
+            if isinstance(weight, Tensor) or weight != 1.0:
                 terms[f"{name}_weighted"] = weighted[-1]
 
         tokens, index = None, None
@@ -212,10 +214,8 @@ class HJEPALightningModule(PretrainModule):
         ):
             index = cells.flatten(1)
             target = gather_tokens(target_map, index)
-            loss = prediction_loss(prediction, target, self.prediction)
-            if self.level_scale == "baseline":
-                loss = loss / position_baseline(target_map, self.prediction)
-            add(level.name, loss, level.weight)
+            baseline = position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0
+            add(level.name, prediction_loss(prediction, target, self.prediction), level.weight / baseline)
             watched["levels"][level.name] = LevelState(prediction.detach(), target, index, target_map)
         return found["last"], masks.context
 

@@ -5,9 +5,10 @@
     uv run python tests/benchmarks/ablation.py table --out ablation.jsonl
 
 First the step of every arm is measured, all arms taking turns: the lower quartile of its times, as a busy machine only
-adds to them; arms that differ in weights only are one. An arm then gets `--seconds` / (its step) steps: equal computing time, the same steps for every seed whatever else the machine
-does meanwhile. Each run is a real Trainer run on CIFAR-10 and Tiny-ImageNet (folders with train/ and test/ or val/,
-mixed 0.7 / 0.3), judged on both by k-NN and linear probe. Runs that are in the file already are not made again.
+adds to them; arms that differ in weights only are one. An arm then gets `--seconds` / (its step) steps: equal computing
+time, the same steps for every seed whatever else the machine does meanwhile. Each run is a real Trainer run on CIFAR-10
+and Tiny-ImageNet (folders with train/ and test/ or val/, mixed 0.7 / 0.3), judged on both by k-NN and linear probe.
+Runs that are in the file already are not made again.
 """
 
 import argparse
