@@ -21,7 +21,7 @@ def prediction_loss(prediction: Tensor, target: Tensor, kind: PredictionKind) ->
     return 1.0 - F.cosine_similarity(prediction, target, dim=-1).mean()
 
 
-_LEAST_BASELINE = 0.05
+_LEAST_BASELINE = 0.02
 """Least baseline, as a share of the loss of predicting zeros: targets that hardly differ between images have none."""
 
 

@@ -126,7 +126,7 @@ def test_presets_are_the_lists_that_they_name(tiny_module) -> None:
 
 def test_a_position_only_predictor_has_a_relative_loss_of_one() -> None:
     """Whatever share of the target the position explains, predicting each position's mean costs its baseline."""
-    for share in (0.0, 0.5, 0.95):
+    for share in (0.0, 0.5, 0.9):
         position, image = torch.randn(1, 64, 32), torch.randn(1024, 64, 32)
         target, seen = F.layer_norm(share**0.5 * position + (1 - share) ** 0.5 * image, (32,)).chunk(2)
         for kind in ("smooth_l1", "mse", "cosine"):
@@ -136,7 +136,7 @@ def test_a_position_only_predictor_has_a_relative_loss_of_one() -> None:
 
 def test_the_baseline_of_targets_that_are_all_alike_has_a_floor() -> None:
     target = F.layer_norm(torch.randn(1, 64, 32), (32,)).expand(8, -1, -1)
-    assert float(position_baseline(target, "mse")) == pytest.approx(0.05, rel=1e-3)
+    assert float(position_baseline(target, "mse")) == pytest.approx(0.02, rel=1e-3)
 
 
 def test_a_masked_view_replaces_a_full_pass_and_pulls_towards_the_full_views(tiny_module) -> None:
