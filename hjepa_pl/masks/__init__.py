@@ -1,5 +1,7 @@
 """Masks: which patches the context encoder sees and which cells are predicted."""
 
+from collections.abc import Callable
+
 from hjepa_pl.masks.base import MaskGenerator, MaskShape
 from hjepa_pl.masks.hierarchical import HierarchicalMasks
 from hjepa_pl.masks.multiblock import MultiBlockMasks
@@ -11,7 +13,8 @@ __all__ = [
     "HierarchicalMasks", "MaskConfig", "MaskGenerator", "MaskShape", "MultiBlockMasks", "RandomMasks", "build_masks",
 ]  # fmt: skip
 
-_KINDS: dict[str, type[MaskGenerator]] = {
+_Maker = Callable[[MaskConfig, tuple[int, int], tuple[int, ...], int], MaskGenerator]
+_KINDS: dict[str, _Maker] = {
     "multiblock": MultiBlockMasks,
     "hierarchical": HierarchicalMasks,
     "random": RandomMasks,
@@ -44,7 +47,7 @@ def build_masks(config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...
 
 
 def _is_possible(
-    make: type[MaskGenerator], config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], level: int, cell: int
+    make: _Maker, config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], level: int, cell: int
 ) -> bool:
     """Whether masks can be made with another cell at a level, whatever other levels' cells do not divide the grid."""
     others = [c for i, c in enumerate(cells) if i != level and grid[0] % c == 0 and grid[1] % c == 0]

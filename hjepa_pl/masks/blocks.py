@@ -150,17 +150,13 @@ class BlockMasks(MaskGenerator):
         """Draw the blocks: their corners in patches, each (B, T), and the context (B, K) that is kept of the rest."""
         key = hash_int(self.seed, counters.epoch, Stream.BLOCK_PLACE)
         top, left = self._corners(key, counters.position, _CANDIDATES, shape)
-        visible = self._visible(top, left, shape)
-        fits = visible.sum(dim=(-1, -2)) >= shape.visible  # (B, candidates)
+        fits = self._visible(top, left, shape).flatten(2).sum(dim=2) >= shape.visible  # (B, candidates)
         first = fits.int().argmax(dim=1)
-        # Where none fits (about 6 images in a million), all blocks go to the place of the first, which always fits.
-        none = ~fits.any(dim=1)
         row = torch.arange(len(first), device=first.device)
-        top, left, visible = top[row, first], left[row, first], visible[row, first]
-        top = torch.where(none[:, None], top[:, :1], top)
-        left = torch.where(none[:, None], left[:, :1], left)
-        alone = self._visible(top[:, :1], left[:, :1], shape)
-        visible = torch.where(none[:, None, None], alone, visible)
+        # Where none fits (about 6 images in a million), all blocks go to the place of the first, which always fits.
+        none = ~fits.any(dim=1, keepdim=True)
+        top, left = (torch.where(none, x[row, first, :1], x[row, first]) for x in (top, left))
+        visible = self._visible(top, left, shape)
         return top, left, self._keep(visible.flatten(1), shape.visible, counters)
 
 

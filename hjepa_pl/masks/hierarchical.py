@@ -17,7 +17,8 @@ class HierarchicalMasks(BlockMasks):
     in the middle of the same hole. Everything that any level predicts lies in the coarsest blocks, and the context is
     what these leave of the grid. Block t of each level lies in block t of the next coarser level, so that a pass of
     its own (`predictor.targets: separate`) holds one coarse block and all that is nested in it. Blocks are made of
-    whole cells of their level (and of the finer ones), all places in the parent equally likely.
+    whole cells of their level (and of the finer ones), all places in the parent equally likely: every cell of the grid
+    is reached at every level, but its border less often than its middle, the more so the finer the level.
     """
 
     default_scale = (0.2, 0.35)
@@ -70,7 +71,7 @@ class HierarchicalMasks(BlockMasks):
         return [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
 
     def _chains(self, outer: Size, nest: float) -> list[tuple[Size, ...]]:
-        """Return the sizes of the finer levels' blocks, finest first, inside a coarsest block; more than one on a tie."""
+        """Return the sizes of the finer levels' blocks, finest first, in a coarsest block; more than one on a tie."""
 
         def inside(size: Size, level: int) -> list[tuple[Size, ...]]:
             if level < 0:
