@@ -163,6 +163,7 @@ CHANGES = {
     "masked view instead": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "masked_view": "replace"}]},
     "cosine": {"prediction": "cosine"},
     "random masks": {"masks": {"kind": "random"}},
+    "hierarchical masks": {"masks": {"kind": "hierarchical"}},
     "num_targets": {"masks": {"num_targets": 1}},
     "target_scale": {"masks": {"target_scale": [0.05, 0.07]}},
     "max_visible": {"masks": {"max_visible": 0.4}},
