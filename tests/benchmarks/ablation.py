@@ -62,6 +62,7 @@ def arms(depth: int) -> dict[str, dict[str, Any]]:
         "three, masked, .1/.1/1": {
             "levels": [*tokens(("last", 1, 0.1), ("last", 2, 0.1)), {**IMAGE, "masked_view": "replace"}]
         },
+        "three, hierarchical masks": {"levels": POOLED, "masks": {"kind": "hierarchical"}},
         "three, RoPE": {"levels": POOLED, "encoder": {"position": "rope"}},
         "three, LayerScale .1": {"levels": POOLED, "encoder": {"init_values": 0.1}},
     }
@@ -181,10 +182,15 @@ def run(args: argparse.Namespace) -> None:
         for name, arm in chosen.items():
             if any(k["kind"] == "run" and (k["arm"], k["seed"]) == (name, seed) for k in read(args.out)):
                 continue
-            steps, began = 0 if name == "untrained" else max(10, round(args.seconds / step[name])), time.time()
-            figures, _ = fit(args, arm, seed, steps, probe=True)
+            count, began = 0 if name == "untrained" else max(10, round(args.seconds / step[name])), time.time()
+            figures, _ = fit(args, arm, seed, count, probe=True)
             took = round(time.time() - began)
-            write(args.out, {"kind": "run", "arm": name, "seed": seed, "steps": steps, "took": took, **figures})
+            write(args.out, {"kind": "run", "arm": name, "seed": seed, "steps": count, "took": took, **figures})
+
+
+def steps(args: argparse.Namespace) -> None:
+    """Measure the steps only, for a moment in which nothing else runs."""
+    measure(args, arms(args.depth))
 
 
 def table(args: argparse.Namespace) -> None:
@@ -212,7 +218,7 @@ def _spread(values: list[float]) -> str:
 def parse() -> argparse.Namespace:
     """Read the command line; the defaults are the sizes for one CPU core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("command", choices=("steps", "run", "table"))
     parser.add_argument("--out", type=Path, required=True, help="the file of results, a JSON object a line")
     parser.add_argument("--cifar10", help="folder with train/ and test/")
     parser.add_argument("--tiny", help="folder with train/ and val/")
@@ -242,7 +248,7 @@ def main() -> None:
     args = parse()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*num_workers|.*does not have many workers.*")
-    {"run": run, "table": table}[args.command](args)
+    {"steps": steps, "run": run, "table": table}[args.command](args)
 
 
 if __name__ == "__main__":
