@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from hjepa_pl.masks import MaskGenerator
 from hjepa_pl.models.encoder import Geometry
 from hjepa_pl.models.settings import LevelConfig
 from hjepa_pl.types import ConfigError, ViewBatch
@@ -52,6 +53,15 @@ def check_model(
         )
     if settings["predictor"].context == "fused" and all(level.block == "last" for level in levels):
         raise ConfigError("predictor.context 'fused' has one depth to fuse; give a level with a block before the last.")
+
+
+def check_masks(targets: str, masks: MaskGenerator) -> None:
+    """Refuse a pass for each target block where there is one block."""
+    if targets == "separate" and all(shape.blocks == 1 for shape in masks.shapes):
+        raise ConfigError(
+            "predictor.targets 'separate' does nothing with one target block an image; "
+            "take masks.num_targets 2 or more, or remove it."
+        )
 
 
 def _refuse_idle(settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], image: LevelConfig | None) -> None:

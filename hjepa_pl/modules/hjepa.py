@@ -27,7 +27,7 @@ from hjepa_pl.models.settings import (
     split_levels,
 )
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.checks import check_batch, check_model, check_trainer
+from hjepa_pl.modules.checks import check_batch, check_masks, check_model, check_trainer
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import CleanBatch, LevelState, Masks, ViewBatch
@@ -110,6 +110,7 @@ class HJEPALightningModule(PretrainModule):
         if self.token_levels:
             cells = tuple(int(level.cell) for level in self.token_levels)
             self.masks = build_masks(masks, geometry.grid, cells, seed)
+            check_masks(predictor.targets, self.masks)
         self._build(encoder, predictor, projector, ema)
 
     def _build(

@@ -236,6 +236,17 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
         ({"levels": [{"cell": "image"}], "prediction": "mse"}, "prediction 'mse' does nothing"),
         ({"prediction": "l2"}, "prediction must be 'smooth_l1', 'mse' or 'cosine', got 'l2'"),
         ({"predictor": {"context": "fused"}}, "predictor.context 'fused' has one depth to fuse"),
+        (
+            {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
+            "predictor.targets 'separate' does nothing with one target block",
+        ),
+        ({"levels": "four"}, "levels 'four' is no preset; 'flat' or 'three' would do, or a list"),
+        ({"levels": [{"cell": 1, "masked_view": "add"}]}, "levels.masked_view 'add' does nothing on cell 1"),
+        (
+            {"levels": [{"cell": "image", "masked_view": "add"}]},
+            "levels.masked_view 'add' does nothing without a token level",
+        ),
+        ({"level_scale": "none"}, "level_scale must be 'baseline' or 'raw', got 'none'"),
         ({"predictor": {"embed_dim": 30}}, "predictor.embed_dim must be a multiple of 4"),
         ({"encoder": TINY | {"embed_dims": 3}}, "encoder does not accept 'embed_dims'; its keys are size, name"),
         ({"encoder": TINY | {"depth": "three"}}, "encoder.depth must be a whole number or null, got 'three'"),
