@@ -15,6 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from hjepa_pl.losses.prediction import prediction_loss
 from hjepa_pl.models.settings import PyramidConfig
 from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.resume import refuse_other_settings
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, TINY, make_batch
 from tests.modules.test_training import make_data, make_trainer
@@ -316,3 +317,12 @@ def test_settings_from_python_and_from_a_mapping_are_one(tiny_module) -> None:
     plain = seeded(tiny_module, pyramid={"fusion": "concat", "dim": 8}).hparams["pyramid"]
     assert plain == {"fusion": "concat", "dim": 8, "weight": 1.0}
     assert seeded(tiny_module, pyramid=PyramidConfig(fusion="concat", dim=8)).hparams["pyramid"] == plain
+
+
+def test_a_resumed_run_may_be_given_another_weight_and_no_other_shape() -> None:
+    plain = {"fusion": "add", "dim": 8, "weight": 1.0}
+    old, wider, heavier = ({"pyramid": plain | change} for change in ({}, {"dim": 9}, {"weight": 2.0}))
+    refuse_other_settings(old, heavier, override=True)
+    for new, override in ((heavier, False), (wider, True), ({"pyramid": None}, True)):
+        with pytest.raises(ConfigError, match="made with other settings: pyramid"):
+            refuse_other_settings(old, new, override=override)
