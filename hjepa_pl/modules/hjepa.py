@@ -15,14 +15,16 @@ from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConf
 from hjepa_pl.losses.streams import regularize
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.encoder import VisionEncoder, measure
+from hjepa_pl.models.encoder import Block, VisionEncoder, measure
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
+from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level, pyramid_blocks
 from hjepa_pl.models.settings import (
     EncoderConfig,
     LevelConfig,
     PredictorConfig,
     ProjectorConfig,
+    PyramidConfig,
     read_levels,
     split_levels,
 )
@@ -30,7 +32,7 @@ from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_batch, check_masks, check_model, check_trainer
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
-from hjepa_pl.types import CleanBatch, LevelState, Masks, ViewBatch
+from hjepa_pl.types import CleanBatch, ConfigError, LevelState, Masks, ViewBatch
 
 
 class HJEPALightningModule(PretrainModule):
@@ -45,6 +47,7 @@ class HJEPALightningModule(PretrainModule):
         context_encoder: The encoder that learns.
         target_encoder: Its moving average; None without token levels.
         ema: The `EMACallback` that moves it.
+        pyramid: The feature pyramid, where there is one; `target_pyramid` is its moving average.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class HJEPALightningModule(PretrainModule):
         masks: MaskConfig = MaskConfig(),
         predictor: PredictorConfig = PredictorConfig(),
         projector: ProjectorConfig = ProjectorConfig(),
+        pyramid: PyramidConfig | None = None,
         prediction: PredictionKind = "smooth_l1",
         level_scale: LevelScale = "baseline",
         regularizers: list[RegularizerConfig] | None = None,
@@ -71,6 +75,7 @@ class HJEPALightningModule(PretrainModule):
             masks: What is hidden and predicted, at the token levels.
             predictor: The predictor of the token levels.
             projector: The projector of the image level.
+            pyramid: Maps at three strides for dense tasks (`encode_pyramid`), learnt beside the token levels.
             prediction: Distance between predicted and target tokens.
             level_scale: What a token level's loss is divided by before its weight: 'baseline', the loss of predicting
                 each position's mean, so that levels count alike, or 'raw', nothing (as I-JEPA).
@@ -96,10 +101,11 @@ class HJEPALightningModule(PretrainModule):
         masks, ema = from_plain(MaskConfig, masks, "masks"), from_plain(EMAConfig, ema, "ema")
         predictor = from_plain(PredictorConfig, predictor, "predictor")
         projector = from_plain(ProjectorConfig, projector, "projector")
+        pyramid = None if pyramid is None else from_plain(PyramidConfig, pyramid, "pyramid")
         self.seed, self.img_size, self.in_chans = seed, encoder.img_size, encoder.in_chans
         settings: dict[str, Any] = {
             "encoder": encoder, "levels": [*self.token_levels, *filter(None, [self.image_level])], "masks": masks,
-            "predictor": predictor, "projector": projector, "prediction": prediction,
+            "predictor": predictor, "projector": projector, "pyramid": pyramid, "prediction": prediction,
             "level_scale": level_scale, "regularizers": self.regularizers, "ema": ema, "optimizer": optimizer,
             "time_budget": time_budget, "seed": seed,
         }  # fmt: skip
@@ -111,17 +117,26 @@ class HJEPALightningModule(PretrainModule):
             cells = tuple(int(level.cell) for level in self.token_levels)
             self.masks = build_masks(masks, geometry.grid, cells, seed)
             check_masks(predictor.targets, self.masks)
-        self._build(encoder, predictor, projector, ema)
+        depths = () if pyramid is None else pyramid_blocks(geometry.depth)
+        self._build(encoder, predictor, projector, ema, depths)
+        self._build_pyramid(pyramid)
 
     def _build(
-        self, encoder: EncoderConfig, predictor: PredictorConfig, projector: ProjectorConfig, ema: EMAConfig
+        self,
+        encoder: EncoderConfig,
+        predictor: PredictorConfig,
+        projector: ProjectorConfig,
+        ema: EMAConfig,
+        depths: tuple[Block, ...],
     ) -> None:
         """Make the networks: encoder, then its copy, then what reads it."""
         inner = tuple(sorted({b for level in self.token_levels if (b := level.block) != "last"}))
         fused = predictor.context == "fused"
         self.target_blocks = (*inner, *(["last"] if any(v.block == "last" for v in self.token_levels) else []))
         self.context_blocks = (*inner, "last") if fused else ("last",)
-        self.context_encoder = VisionEncoder(encoder, inner, affine=fused)
+        self.pyramid_blocks = depths
+        normed = (*inner, *(b for b in depths if b != "last"))
+        self.context_encoder = VisionEncoder(encoder, normed, affine=inner if fused else ())
         self.target_encoder: VisionEncoder | None = None
         self.predictor: Predictor | None = None
         self.fusion: ContextFusion | None = None
@@ -139,6 +154,20 @@ class HJEPALightningModule(PretrainModule):
             self.projector = Projector(projector, width)
         self._drops_paths = encoder.drop_path_rate > 0
 
+    def _build_pyramid(self, config: PyramidConfig | None) -> None:
+        """Make the pyramid, its copy and its heads: last, so that the other weights are drawn as they are without."""
+        self.pyramid: FeaturePyramid | None = None
+        self.pyramid_heads: PyramidHeads | None = None
+        self.target_pyramid: FeaturePyramid | None = None
+        if config is None:
+            return
+        assert self.ema is not None
+        encoder, self.pyramid_weight = self.context_encoder, config.weight
+        self.fill_level = finest_level(self.token_levels)
+        self.pyramid = FeaturePyramid(config, encoder.embed_dim, int(self.token_levels[self.fill_level].cell))
+        self.pyramid_heads = PyramidHeads(self.token_levels, encoder.grid, self.pyramid.dim, encoder.embed_dim)
+        self.target_pyramid = self.ema.make_target(self.pyramid)  # type: ignore[assignment]
+
     def save_settings(self, settings: Mapping[str, Any]) -> None:
         """Keep the settings as plain values, the same from YAML and from Python, for checkpoints and reloading."""
         plain = to_plain(settings)
@@ -148,15 +177,16 @@ class HJEPALightningModule(PretrainModule):
         self._hparams_name = "kwargs"
 
     def train(self, mode: bool = True) -> "HJEPALightningModule":
-        """Switch to training, all but the target encoder: drop path would make its targets noisy."""
+        """Switch to training, all but the moving averages: drop path would make the targets noisy."""
         super().train(mode)
-        if self.target_encoder is not None:
-            self.target_encoder.eval()
+        for target in (self.target_encoder, self.target_pyramid):
+            if target is not None:
+                target.eval()
         return self
 
     def trained_modules(self) -> list[nn.Module]:
-        """Return context encoder, predictor, fusion and projector, those that there are."""
-        found = [self.context_encoder, self.predictor, self.fusion, self.projector]
+        """Return context encoder, predictor, fusion, projector, pyramid and its heads, those that there are."""
+        found = [self.context_encoder, self.predictor, self.fusion, self.projector, self.pyramid, self.pyramid_heads]
         return [m for m in found if m is not None]
 
     # ------------------------------------------------------------------------------------------------------ the step
@@ -204,7 +234,7 @@ class HJEPALightningModule(PretrainModule):
     def _token_levels(self, images: Tensor, masks: Masks, add: Any, watched: dict) -> tuple[Tensor, Tensor]:
         """Predict every token level from the visible patches; return the context's tokens and their places."""
         maps = self.target_maps(images)
-        found = self.context_encoder(images, masks.context, self.context_blocks)
+        found = self.context_encoder(images, masks.context, (*self.context_blocks, *self.pyramid_blocks))
         inputs = found["last"]
         if self.fusion is not None:
             inputs = self.fusion([found[b] for b in self.context_blocks])
@@ -218,7 +248,29 @@ class HJEPALightningModule(PretrainModule):
             baseline = position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0
             add(level.name, prediction_loss(prediction, target, self.prediction), level.weight / baseline)
             watched["levels"][level.name] = LevelState(prediction.detach(), target, index, target_map)
+        if self.pyramid is not None:
+            add("pyramid", self._pyramid_loss(found, masks, predictions, maps), self.pyramid_weight)
         return found["last"], masks.context
+
+    def _pyramid_loss(
+        self, found: Mapping[Block, Tensor], masks: Masks, predictions: Sequence[Tensor], maps: Sequence[Tensor]
+    ) -> Tensor:
+        """Return the mean distance of the level targets, at their hidden cells, from what the pyramid's maps say."""
+        assert self.pyramid is not None
+        assert self.pyramid_heads is not None
+        fill = self.fill_level
+        made = self.pyramid(
+            [found[b] for b in self.pyramid_blocks],
+            self.context_encoder.grid,
+            masks.context,
+            predictions[fill],
+            masks.targets[fill].flatten(1),
+        )
+        losses = [
+            prediction_loss(said, gather_tokens(maps[level], masks.targets[level].flatten(1)), self.prediction)
+            for level, said in self.pyramid_heads(made, masks.targets)
+        ]
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def target_maps(self, images: Tensor) -> list[Tensor]:
@@ -265,13 +317,19 @@ class HJEPALightningModule(PretrainModule):
             add(term.name, value, term.factor)
 
     def after_optimizer_step(self, share: float) -> None:
-        """Move the target encoder."""
+        """Move the target networks."""
         if self.ema is not None:
-            assert self.target_encoder is not None
             momentum = self.ema.momentum(share, self.progress.total_steps)
-            self.ema.update(self.context_encoder, self.target_encoder, momentum)
+            self.move_target(momentum)
             if self._logs_now():
                 self.log("train/momentum", momentum)
+
+    def move_target(self, momentum: float) -> None:
+        """Move target encoder and target pyramid, where there are any, towards the online ones."""
+        pairs = [(self.context_encoder, self.target_encoder), (self.pyramid, self.target_pyramid)]
+        online, target = (nn.ModuleList(side) for side in zip(*[p for p in pairs if p[1] is not None], strict=True))
+        if self.ema is not None:
+            self.ema.update(online, target, momentum)  # one update an optimizer step
 
     # ------------------------------------------------------------------------------------------------------- the use
 
@@ -315,3 +373,41 @@ class HJEPALightningModule(PretrainModule):
     def encode_tokens(self, images: Tensor) -> Tensor:
         """Return the final-norm patch tokens (B, N, D), float32, of normalised images (B, C, H, W)."""
         return self.judged_encoder(images)["last"].float()
+
+    def pyramid_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps of `encode_pyramid` with a gradient, for a dense head that is trained on top.
+
+        The target networks are frozen: call `requires_grad_()` on `target_encoder` and `target_pyramid` to fine-tune
+        them too. For torchvision's detectors wrap this in a backbone that has `out_channels = module.pyramid.dim` and
+        returns `OrderedDict(zip("012", module.pyramid_features(images)))`.
+
+        Args:
+            images: (B, C, H, W), normalised; H and W are any multiples of the patch size p.
+
+        Returns:
+            Three float32 maps (B, dim, ceil(H / s), ceil(W / s)) at strides s = p, 2p and 4p pixels.
+
+        Raises:
+            ConfigError: If the module has no pyramid.
+        """
+        encoder, pyramid = self.target_encoder, self.target_pyramid
+        if pyramid is None or encoder is None:
+            raise ConfigError("encode_pyramid needs a pyramid and the model's pyramid is null; set pyramid: {}.")
+        found = encoder(images, blocks=self.pyramid_blocks)
+        grid = (images.shape[-2] // encoder.patch_size[0], images.shape[-1] // encoder.patch_size[1])
+        return tuple(x.float() for x in pyramid([found[b] for b in self.pyramid_blocks], grid))
+
+    @torch.no_grad()
+    def encode_pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the judged pyramid's maps of full images, without gradient (see `pyramid_features` for training).
+
+        Args:
+            images: (B, C, H, W), normalised; H and W are any multiples of the patch size p.
+
+        Returns:
+            Three float32 maps (B, dim, ceil(H / s), ceil(W / s)) at strides s = p, 2p and 4p pixels, finest first.
+
+        Raises:
+            ConfigError: If the module has no pyramid.
+        """
+        return self.pyramid_features(images)
