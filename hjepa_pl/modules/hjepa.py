@@ -15,10 +15,10 @@ from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConf
 from hjepa_pl.losses.streams import regularize
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.encoder import Block, VisionEncoder, measure
+from hjepa_pl.models.encoder import Block, measure
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
-from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level, pyramid_blocks
+from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
 from hjepa_pl.models.settings import (
     EncoderConfig,
     LevelConfig,
@@ -30,12 +30,14 @@ from hjepa_pl.models.settings import (
 )
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_batch, check_masks, check_model, check_trainer
+from hjepa_pl.modules.features import Features
+from hjepa_pl.modules.networks import build_networks, plan_depths
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
-from hjepa_pl.types import CleanBatch, ConfigError, LevelState, Masks, ViewBatch
+from hjepa_pl.types import CleanBatch, LevelState, Masks, ViewBatch
 
 
-class HJEPALightningModule(PretrainModule):
+class HJEPALightningModule(Features, PretrainModule):
     """Hierarchical joint-embedding predictive pretraining of a vision transformer.
 
     Token levels (I-JEPA, arXiv:2301.08243): from the visible patches of one view, predict the target encoder's tokens,
@@ -47,8 +49,15 @@ class HJEPALightningModule(PretrainModule):
         context_encoder: The encoder that learns.
         target_encoder: Its moving average; None without token levels.
         ema: The `EMACallback` that moves it.
-        pyramid: The feature pyramid, where there is one; `target_pyramid` is its moving average.
+        predictor, fusion, projector, pyramid, pyramid_heads: What reads the encoder, None where the levels need none.
+        target_pyramid: The pyramid's moving average.
     """
+
+    predictor: Predictor | None
+    fusion: ContextFusion | None
+    projector: Projector | None
+    pyramid: FeaturePyramid | None
+    pyramid_heads: PyramidHeads | None
 
     def __init__(
         self,
@@ -117,56 +126,16 @@ class HJEPALightningModule(PretrainModule):
             cells = tuple(int(level.cell) for level in self.token_levels)
             self.masks = build_masks(masks, geometry.grid, cells, seed)
             check_masks(predictor.targets, self.masks)
-        depths = () if pyramid is None else pyramid_blocks(geometry.depth)
-        self._build(encoder, predictor, projector, ema, depths)
-        self._build_pyramid(pyramid)
-
-    def _build(
-        self,
-        encoder: EncoderConfig,
-        predictor: PredictorConfig,
-        projector: ProjectorConfig,
-        ema: EMAConfig,
-        depths: tuple[Block, ...],
-    ) -> None:
-        """Make the networks: encoder, then its copy, then what reads it."""
-        inner = tuple(sorted({b for level in self.token_levels if (b := level.block) != "last"}))
         fused = predictor.context == "fused"
-        self.target_blocks = (*inner, *(["last"] if any(v.block == "last" for v in self.token_levels) else []))
-        self.context_blocks = (*inner, "last") if fused else ("last",)
-        self.pyramid_blocks = depths
-        normed = (*inner, *(b for b in depths if b != "last"))
-        self.context_encoder = VisionEncoder(encoder, normed, affine=inner if fused else ())
-        self.target_encoder: VisionEncoder | None = None
-        self.predictor: Predictor | None = None
-        self.fusion: ContextFusion | None = None
-        self.projector: Projector | None = None
-        self.ema: EMACallback | None = None
-        width = self.context_encoder.embed_dim
-        if self.token_levels:
-            self.ema = EMACallback(ema)
-            self.target_encoder = self.ema.make_target(self.context_encoder)  # type: ignore[assignment]
-            cells = tuple(int(level.cell) for level in self.token_levels)
-            self.predictor = Predictor(predictor, width, self.context_encoder.grid, cells, encoder.attention)
-            if fused:
-                self.fusion = ContextFusion(width, len(self.context_blocks))
-        if self.image_level:
-            self.projector = Projector(projector, width)
+        self.depths = plan_depths(self.token_levels, fused, pyramid is not None, geometry.depth)
+        networks = build_networks(
+            encoder, predictor, projector, pyramid, self.token_levels, self.image_level is not None, self.depths
+        )
+        for name, network in networks._asdict().items():
+            setattr(self, name, network)
+        self.ema = EMACallback(ema) if self.token_levels else None
+        self.pyramid_weight = 0.0 if pyramid is None else pyramid.weight
         self._drops_paths = encoder.drop_path_rate > 0
-
-    def _build_pyramid(self, config: PyramidConfig | None) -> None:
-        """Make the pyramid, its copy and its heads: last, so that the other weights are drawn as they are without."""
-        self.pyramid: FeaturePyramid | None = None
-        self.pyramid_heads: PyramidHeads | None = None
-        self.target_pyramid: FeaturePyramid | None = None
-        if config is None:
-            return
-        assert self.ema is not None
-        encoder, self.pyramid_weight = self.context_encoder, config.weight
-        self.fill_level = finest_level(self.token_levels)
-        self.pyramid = FeaturePyramid(config, encoder.embed_dim, int(self.token_levels[self.fill_level].cell))
-        self.pyramid_heads = PyramidHeads(self.token_levels, encoder.grid, self.pyramid.dim, encoder.embed_dim)
-        self.target_pyramid = self.ema.make_target(self.pyramid)  # type: ignore[assignment]
 
     def save_settings(self, settings: Mapping[str, Any]) -> None:
         """Keep the settings as plain values, the same from YAML and from Python, for checkpoints and reloading."""
@@ -185,9 +154,8 @@ class HJEPALightningModule(PretrainModule):
         return self
 
     def trained_modules(self) -> list[nn.Module]:
-        """Return context encoder, predictor, fusion, projector, pyramid and its heads, those that there are."""
-        found = [self.context_encoder, self.predictor, self.fusion, self.projector, self.pyramid, self.pyramid_heads]
-        return [m for m in found if m is not None]
+        """Return the networks that the optimizer moves: all but the moving averages."""
+        return [net for name, net in self.named_children() if name.split("_")[0] != "target"]
 
     # ------------------------------------------------------------------------------------------------------ the step
 
@@ -234,10 +202,10 @@ class HJEPALightningModule(PretrainModule):
     def _token_levels(self, images: Tensor, masks: Masks, add: Any, watched: dict) -> tuple[Tensor, Tensor]:
         """Predict every token level from the visible patches; return the context's tokens and their places."""
         maps = self.target_maps(images)
-        found = self.context_encoder(images, masks.context, (*self.context_blocks, *self.pyramid_blocks))
+        found = self.context_encoder(images, masks.context, (*self.depths.context, *self.depths.pyramid))
         inputs = found["last"]
         if self.fusion is not None:
-            inputs = self.fusion([found[b] for b in self.context_blocks])
+            inputs = self.fusion([found[b] for b in self.depths.context])
         assert self.predictor is not None
         predictions = self.predictor(inputs, masks.context, masks.targets)
         for level, cells, prediction, target_map in zip(
@@ -258,9 +226,9 @@ class HJEPALightningModule(PretrainModule):
         """Return the mean distance of the level targets, at their hidden cells, from what the pyramid's maps say."""
         assert self.pyramid is not None
         assert self.pyramid_heads is not None
-        fill = self.fill_level
+        fill = finest_level(self.token_levels)
         made = self.pyramid(
-            [found[b] for b in self.pyramid_blocks],
+            [found[b] for b in self.depths.pyramid],
             self.context_encoder.grid,
             masks.context,
             predictions[fill],
@@ -280,7 +248,7 @@ class HJEPALightningModule(PretrainModule):
         no token of large norm outweighs its neighbours.
         """
         assert self.target_encoder is not None
-        found = self.target_encoder(images, blocks=self.target_blocks)
+        found = self.target_encoder(images, blocks=self.depths.target)
         grid = self.target_encoder.grid
         return [plain_norm(pool_cells(found[v.block], grid, int(v.cell))) for v in self.token_levels]
 
@@ -341,10 +309,10 @@ class HJEPALightningModule(PretrainModule):
 
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""
-        features = {"online": self._features(self.context_encoder, batch.image)}
+        features = {"online": self.pooled(self.context_encoder, batch.image)}
         untrained = self.trainer.sanity_checking and self.trainer.global_step == 0
         if self.target_encoder is not None and not untrained:  # before training both are one network
-            features["target"] = self._features(self.target_encoder, batch.image)
+            features["target"] = self.pooled(self.target_encoder, batch.image)
         return features
 
     def test_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -354,60 +322,3 @@ class HJEPALightningModule(PretrainModule):
     def predict_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the judged network's features (B, D) with labels and places, for `hjepa predict`."""
         return {"features": self.encode(batch.image), "label": batch.label, "place": batch.place}
-
-    @property
-    def judged_encoder(self) -> VisionEncoder:
-        """The target encoder, or the online one where there is no other."""
-        return self.context_encoder if self.target_encoder is None else self.target_encoder
-
-    @staticmethod
-    def _features(encoder: VisionEncoder, images: Tensor) -> Tensor:
-        return encoder(images)["last"].float().mean(dim=1)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the mean of the final-norm patch tokens (B, D), float32, of normalised images (B, C, H, W)."""
-        return self._features(self.judged_encoder, images)
-
-    @torch.no_grad()
-    def encode_tokens(self, images: Tensor) -> Tensor:
-        """Return the final-norm patch tokens (B, N, D), float32, of normalised images (B, C, H, W)."""
-        return self.judged_encoder(images)["last"].float()
-
-    def pyramid_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the maps of `encode_pyramid` with a gradient, for a dense head that is trained on top.
-
-        The target networks are frozen: call `requires_grad_()` on `target_encoder` and `target_pyramid` to fine-tune
-        them too. For torchvision's detectors wrap this in a backbone that has `out_channels = module.pyramid.dim` and
-        returns `OrderedDict(zip("012", module.pyramid_features(images)))`.
-
-        Args:
-            images: (B, C, H, W), normalised; H and W are any multiples of the patch size p.
-
-        Returns:
-            Three float32 maps (B, dim, ceil(H / s), ceil(W / s)) at strides s = p, 2p and 4p pixels.
-
-        Raises:
-            ConfigError: If the module has no pyramid.
-        """
-        encoder, pyramid = self.target_encoder, self.target_pyramid
-        if pyramid is None or encoder is None:
-            raise ConfigError("encode_pyramid needs a pyramid and the model's pyramid is null; set pyramid: {}.")
-        found = encoder(images, blocks=self.pyramid_blocks)
-        grid = (images.shape[-2] // encoder.patch_size[0], images.shape[-1] // encoder.patch_size[1])
-        return tuple(x.float() for x in pyramid([found[b] for b in self.pyramid_blocks], grid))
-
-    @torch.no_grad()
-    def encode_pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the judged pyramid's maps of full images, without gradient (see `pyramid_features` for training).
-
-        Args:
-            images: (B, C, H, W), normalised; H and W are any multiples of the patch size p.
-
-        Returns:
-            Three float32 maps (B, dim, ceil(H / s), ceil(W / s)) at strides s = p, 2p and 4p pixels, finest first.
-
-        Raises:
-            ConfigError: If the module has no pyramid.
-        """
-        return self.pyramid_features(images)

@@ -89,7 +89,7 @@ def test_the_loss_is_the_mean_distance_of_plain_level_targets(tiny_module) -> No
     assert len(parts) == 3  # two levels, and the map at 4p, which has none
     assert float(terms["pyramid"]) == pytest.approx(float(sum(parts)) / 3, rel=1e-6)
     assert float(terms["pyramid_weighted"]) == pytest.approx(0.3 * float(terms["pyramid"]), rel=1e-6)
-    total = terms["last_c1"] + terms["last_c2"] + terms["pyramid_weighted"]
+    total = terms["last_c1_weighted"] + terms["last_c2_weighted"] + terms["pyramid_weighted"]
     assert float(loss) == pytest.approx(float(total), rel=1e-6)
 
 
