@@ -80,6 +80,28 @@ def test_a_run_writes_what_the_design_says(config) -> None:
     assert fit(Path("results/tiny/config.yaml"), "--experiment_name=again") == 0  # a saved config runs as it is
 
 
+OBLONG = [
+    "--model.init_args.encoder.img_size=[32,64]", "--model.init_args.encoder.patch_size=8",
+    "--trainer.max_steps=2",
+]  # fmt: skip
+
+
+def test_images_that_are_not_square_from_config_to_features(config, capsys) -> None:
+    assert fit(config, *OBLONG) == 0, capsys.readouterr().err
+    kept = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert kept["hyper_parameters"]["encoder"]["img_size"] == [32, 64]
+    assert kept["state_dict"]["context_encoder.vit.pos_embed"].shape == (1, 4 * 8, 24)
+    summary = json.loads(Path("results/tiny/summary.json").read_text())
+    assert (summary["steps"], summary["status"]) == (2, "completed")
+    assert 0 <= summary["metrics"]["probe/digits/linear"] <= 100
+    assert "collapse" in Path("results/tiny/metrics.csv").read_text().splitlines()[0]
+    saved = yaml.safe_load(Path("results/tiny/config.yaml").read_text())
+    assert saved["model"]["init_args"]["encoder"]["img_size"] == [32, 64]
+    assert fit(Path("results/tiny/config.yaml"), "--ckpt_path=last", "--trainer.max_steps=4") == 0
+    assert main(["predict", "--config", "results/tiny/config.yaml", "--ckpt_path=last"]) == 0, capsys.readouterr().err
+    assert torch.load("results/tiny/features.pt", weights_only=True)["digits"]["features"].shape[1] == 24
+
+
 def test_an_earlier_run_is_set_aside_and_not_overwritten(config) -> None:
     assert fit(config) == 0
     first = Path("results/tiny/checkpoints/last.ckpt").read_bytes()
@@ -188,6 +210,8 @@ REFUSED = [
     (["--model.init_args.encoder.depth=three"], "model.encoder.depth must be"),
     (["--model.init_args.encoder.depth=-1"], "encoder.depth must be at least 1, got -1"),
     (["--model.init_args.encoder.size=giant"], "model.encoder.size must be 'tiny' or 'small'"),
+    (["--model.init_args.encoder.img_size=[8,9]"], "encoder.img_size [8, 9] is not a multiple of encoder.patch_size 2"),
+    (["--model.init_args.encoder.img_size=[8]"], "img_size"),
     (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
     (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),

@@ -11,8 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hjepa_pl.functional.sizes import check_divides
 from hjepa_pl.functional.tokens import gather_tokens, patchify, sincos_positions
 from hjepa_pl.models.attention import fused_pays, use_fused
+from hjepa_pl.models.pretrained import load_pretrained
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
 
@@ -113,15 +115,11 @@ def measure(config: EncoderConfig) -> Geometry:
             )
         if config.position == "sincos" and embed_dim % 4:
             raise ConfigError(f"encoder.embed_dim must be a multiple of 4 with position 'sincos', got {embed_dim}.")
-    patch = config.patch_size or (16 if config.name is None else None)
-    if patch is not None and config.img_size % patch:
-        low = config.img_size // patch * patch
-        raise ConfigError(
-            f"encoder.img_size {config.img_size} is not a multiple of encoder.patch_size {patch}; "
-            f"{f'{low} or ' if low else ''}{low + patch} would do."
-        )
+    if patch := config.patch_size or (16 if config.name is None else None):
+        check_divides(config.img_size, (patch, patch))
     with torch.device("meta"):
         vit = build_timm(config)
+    check_divides(config.img_size, vit.patch_embed.patch_size)
     grid = vit.patch_embed.grid_size
     return Geometry(tuple(grid), len(vit.blocks), vit.embed_dim, sum(p.numel() for p in vit.parameters()))
 
@@ -155,6 +153,7 @@ class VisionEncoder(nn.Module):
         )
         if config.position == "sincos":
             self._fix_positions()
+        load_pretrained(self.vit, config)
 
     def _fix_positions(self) -> None:
         """Fill the position table with sines and cosines, for good."""

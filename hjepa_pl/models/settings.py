@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from hjepa_pl.functional.sizes import ImgSize, check_size
 from hjepa_pl.types import ConfigError
 
 SIZES: dict[str, tuple[int, int, int]] = {  # embed_dim, depth, num_heads, as timm's vit_{size}
@@ -33,8 +34,11 @@ class EncoderConfig:
     """Width, depth and heads as in timm's vit_{size} (small where neither size nor name is given)."""
     name: str | None = None
     """Name of any timm ViT instead of a size; its own width, depth, heads and patch size then hold."""
-    img_size: int = 224
-    """Side of the square training images, in pixels."""
+    img_size: ImgSize = 224
+    """Side of the training images, in pixels, or [height, width]."""
+    pretrained: bool | str | None = None
+    """Weights to start from: true for timm's own (with `name`), or the path of a file (.safetensors, .pth, .pt, .bin)
+    with the state dict of a timm ViT of this shape. Read once: a run that goes on from a checkpoint needs no file."""
     patch_size: int | None = None
     """Side of a patch, in pixels; null is 16 (or what `name` says)."""
     in_chans: int = 3
@@ -60,7 +64,10 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no encoder can have."""
-        _positive(self, "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+        check_size("encoder.img_size", self.img_size)
+        if not isinstance(self.img_size, int):
+            object.__setattr__(self, "img_size", tuple(self.img_size))
+        _positive(self, "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
         if self.name is not None:
             given = [k for k in ("size", "embed_dim", "depth", "num_heads") if getattr(self, k) is not None]
             if given:
@@ -72,6 +79,11 @@ class EncoderConfig:
                     f"encoder.name '{self.name}' fixes the position code, so encoder.position '{self.position}' would "
                     "do nothing; give encoder.size instead, or the name alone."
                 )
+        if self.pretrained == "" or (self.pretrained is True and self.name is None):
+            raise ConfigError(
+                f"encoder.pretrained {'true' if self.pretrained else repr('')} has nothing to take weights from; give "
+                "encoder.name, for timm's own, or the path of a file."
+            )
         if self.size is not None and None not in (self.embed_dim, self.depth, self.num_heads):
             raise ConfigError(
                 f"encoder.size '{self.size}' does nothing beside encoder.embed_dim, depth and num_heads; remove it."
