@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from hjepa_pl.__main__ import main
 
@@ -82,7 +84,8 @@ def test_a_run_writes_what_the_design_says(config) -> None:
 
 OBLONG = [
     "--model.init_args.encoder.img_size=[32,64]", "--model.init_args.encoder.patch_size=8",
-    "--trainer.max_steps=2",
+    "--trainer.max_steps=2", "--collapse.every_n_steps=1",
+    "--data.init_args.probe=[{name: digits, max_train: 50, max_test: 40}]",
 ]  # fmt: skip
 
 
@@ -97,9 +100,36 @@ def test_images_that_are_not_square_from_config_to_features(config, capsys) -> N
     assert "collapse" in Path("results/tiny/metrics.csv").read_text().splitlines()[0]
     saved = yaml.safe_load(Path("results/tiny/config.yaml").read_text())
     assert saved["model"]["init_args"]["encoder"]["img_size"] == [32, 64]
-    assert fit(Path("results/tiny/config.yaml"), "--ckpt_path=last", "--trainer.max_steps=4") == 0
+    assert (
+        fit(Path("results/tiny/config.yaml"), "--ckpt_path=last", "--trainer.max_epochs=2", "--trainer.max_steps=4")
+        == 0
+    )
     assert main(["predict", "--config", "results/tiny/config.yaml", "--ckpt_path=last"]) == 0, capsys.readouterr().err
     assert torch.load("results/tiny/features.pt", weights_only=True)["digits"]["features"].shape[1] == 24
+
+
+def test_a_run_from_pretrained_weights_goes_on_without_their_file(config, capsys) -> None:
+    vit = timm.create_model(
+        "vit_small_patch16_224", img_size=8, patch_size=2, in_chans=1, embed_dim=24, depth=2, num_heads=2,
+        class_token=False, global_pool="avg", fc_norm=False, num_classes=10,
+    )  # fmt: skip
+    save_file(vit.state_dict(), "vit.safetensors")
+    start = "--model.init_args.encoder.pretrained=vit.safetensors"
+    assert fit(config, start, "--model.init_args.optimizer.lr=1e-20") == 0, capsys.readouterr().err
+    weights = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    for key, value in vit.state_dict().items():
+        if not key.startswith("head."):
+            assert torch.equal(weights[f"context_encoder.vit.{key}"], value), key
+    Path("vit.safetensors").unlink()
+    saved = Path("results/tiny/config.yaml")
+    assert yaml.safe_load(saved.read_text())["model"]["init_args"]["encoder"]["pretrained"] == "vit.safetensors"
+    assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=2") == 0, capsys.readouterr().err
+    assert main(["validate", "--config", str(saved), "--ckpt_path=last"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.init_args.encoder.pretrained=null") == 2
+    assert "encoder.pretrained was 'vit.safetensors', is None" in capsys.readouterr().err
+    assert fit(saved) == 2  # a fresh start needs it
+    assert "encoder.pretrained 'vit.safetensors': there is no such file" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_set_aside_and_not_overwritten(config) -> None:
@@ -213,6 +243,8 @@ REFUSED = [
     (["--model.init_args.encoder.img_size=[8,9]"], "encoder.img_size [8, 9] is not a multiple of encoder.patch_size 2"),
     (["--model.init_args.encoder.img_size=[8]"], "img_size"),
     (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),
+    (["--model.init_args.encoder.pretrained=true"], "encoder.pretrained true has nothing to take weights from"),
+    (["--model.init_args.encoder.pretrained=none.pth"], "encoder.pretrained 'none.pth': there is no such file"),
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
     (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
     (["--model.init_args.levels=[{cell: 3}, {cell: image}]"], "levels.cell 3 does not divide"),

@@ -1,4 +1,4 @@
-"""A start from weights that exist: timm's own for a name, or a file with the state dict of a timm vision transformer."""
+"""A start from weights that exist: timm's own for a name, or a file with the state dict of a timm ViT."""
 
 import math
 import warnings
@@ -82,6 +82,7 @@ def load_pretrained(vit: Any, config: EncoderConfig) -> None:
 
 def _download(name: str) -> tuple[dict[str, Tensor], Grid]:
     """Return timm's weights for a name, and the grid that their positions lie on."""
+    native: Any
     try:
         native = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # whatever hub, proxy or disk may raise

@@ -152,9 +152,7 @@ def test_views_that_are_not_square(native):
     view = make(EVERYTHING, (24, 40)).view(x, counters, 0)
     assert view.shape == (8, 3, 24, 40)
     assert torch.isfinite(view).all()
-    halves = [
-        make(EVERYTHING, (24, 40)).view(x[i : i + 4], Counters(2, 9, torch.arange(i, i + 4)), 0) for i in (0, 4)
-    ]
+    halves = [make(EVERYTHING, (24, 40)).view(x[i : i + 4], Counters(2, 9, torch.arange(i, i + 4)), 0) for i in (0, 4)]
     torch.testing.assert_close(view, torch.cat(halves), atol=1e-5, rtol=0)
 
 

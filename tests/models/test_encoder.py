@@ -202,7 +202,10 @@ def test_checkpointing_changes_memory_and_not_gradients() -> None:
     ("settings", "message"),
     [
         ({"img_size": 30, "patch_size": 4}, "encoder.img_size 30 is not a multiple of encoder.patch_size 4; 28 or 32"),
-        ({"img_size": (30, 64), "patch_size": 4}, r"encoder.img_size \[30, 64\] is not .*; \[28, 64\] or \[32, 64\] would"),
+        (
+            {"img_size": (30, 64), "patch_size": 4},
+            r"encoder.img_size \[30, 64\] is not .*; \[28, 64\] or \[32, 64\] would",
+        ),
         ({"img_size": [32, 9], "patch_size": 4}, r"encoder.img_size \[32, 9\] .*; \[32, 8\] or \[32, 12\] would do"),
         ({"img_size": (32, 2), "patch_size": 4}, r"encoder.img_size \[32, 2\] .* 4; \[32, 4\] would do"),
         ({"img_size": (32, 32, 32)}, r"encoder.img_size must be .* \[height, width\], got \[32, 32, 32\]"),
