@@ -119,7 +119,7 @@ def test_a_run_from_pretrained_weights_goes_on_without_their_file(config, capsys
     weights = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     for key, value in vit.state_dict().items():
         if not key.startswith("head."):
-            assert torch.equal(weights[f"context_encoder.vit.{key}"], value), key
+            torch.testing.assert_close(weights[f"context_encoder.vit.{key}"], value, atol=1e-15, rtol=0)
     Path("vit.safetensors").unlink()
     saved = Path("results/tiny/config.yaml")
     assert yaml.safe_load(saved.read_text())["model"]["init_args"]["encoder"]["pretrained"] == "vit.safetensors"
@@ -240,6 +240,11 @@ REFUSED = [
     (["--model.init_args.encoder.depth=three"], "model.encoder.depth must be"),
     (["--model.init_args.encoder.depth=-1"], "encoder.depth must be at least 1, got -1"),
     (["--model.init_args.encoder.size=giant"], "model.encoder.size must be 'tiny' or 'small'"),
+    (
+        ["--model.init_args.encoder.in_chans=4"],
+        "`in_chans=4` is refused: images have 1 or 3 channels, so set encoder.i",
+    ),
+    (["--model.init_args.encoder.in_chans=0"], "encoder.in_chans must be at least 1, got 0"),
     (["--model.init_args.encoder.img_size=[8,9]"], "encoder.img_size [8, 9] is not a multiple of encoder.patch_size 2"),
     (["--model.init_args.encoder.img_size=[8]"], "img_size"),
     (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),

@@ -189,7 +189,9 @@ class MultiDatasetDataModule(LightningDataModule):
                 )
         size, channels = self._geometry()
         if channels not in (1, 3):
-            raise ConfigError(f"`in_chans={channels}` is refused: images have 1 or 3 channels.")
+            raise ConfigError(
+                f"`in_chans={channels}` is refused: images have 1 or 3 channels, so set encoder.in_chans to 1 or 3."
+            )
         check_statistics(self.mean, self.std, self.in_chans)
         mean, std = self.statistics()
         self._augmenter = Augmenter(self.augmentation, size, mean, std, self.seed)
