@@ -126,8 +126,8 @@ def test_a_run_from_pretrained_weights_goes_on_without_their_file(config, capsys
     assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=2") == 0, capsys.readouterr().err
     assert main(["validate", "--config", str(saved), "--ckpt_path=last"]) == 0, capsys.readouterr().err
     capsys.readouterr()
-    assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.init_args.encoder.pretrained=null") == 2
-    assert "encoder.pretrained was 'vit.safetensors', is None" in capsys.readouterr().err
+    assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.init_args.encoder.pretrained=false") == 2
+    assert "encoder.pretrained was 'vit.safetensors', is False" in capsys.readouterr().err
     assert fit(saved) == 2  # a fresh start needs it
     assert "encoder.pretrained 'vit.safetensors': there is no such file" in capsys.readouterr().err
 

@@ -134,12 +134,15 @@ class VisionEncoder(nn.Module):
     """timm's model; its state dict is the one to export."""
 
     def __init__(self, config: EncoderConfig, inner: Sequence[int] = (), affine: bool = False) -> None:
-        """Make an encoder with timm's initialisation.
+        """Make an encoder with timm's initialisation, or the weights that `config.pretrained` names.
 
         Args:
             config: The architecture.
             inner: Blocks before the last whose output is wanted; each gets a layer norm of its own, outside `vit`.
             affine: Whether those norms have parameters (they only learn where the predictor reads them).
+
+        Raises:
+            ConfigError: As `build_timm` and `load_pretrained`.
         """
         super().__init__()
         self.config = config
@@ -171,7 +174,9 @@ class VisionEncoder(nn.Module):
         """Encode images, or their kept patches.
 
         Args:
-            images: (B, C, H, W); another size than in training is taken with resampled (or rotary) positions.
+            images: (B, C, H, W), square or not. At another size than in training a table of positions, learned or
+                sine-cosine, is stretched over the new grid by timm's `resample_abs_pos_embed` (a sine-cosine table is
+                not continued beyond its ends); rotary angles are those of the new grid, in steps of a patch.
             keep: (B, K) indices of the patches to compute on; None is all of them.
             blocks: Depths to return, counted from 1, or 'last'. No block beyond the deepest is computed.
 

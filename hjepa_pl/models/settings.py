@@ -37,8 +37,10 @@ class EncoderConfig:
     img_size: ImgSize = 224
     """Side of the training images, in pixels, or [height, width]."""
     pretrained: bool | str | None = None
-    """Weights to start from: true for timm's own (with `name`), or the path of a file (.safetensors, .pth, .pt, .bin)
-    with the state dict of a timm ViT of this shape. Read once: a run that goes on from a checkpoint needs no file."""
+    """Weights to start from: null or false for none, true for timm's own (with `name`), or the path of a file
+    (.safetensors, .pth, .pt, .bin) with the state dict of a timm ViT of this shape: kept to the bit but for heads and a
+    class token, which are left out, and positions of another `img_size`, which timm's function resamples. Read once: a
+    run that goes on from a checkpoint needs no file."""
     patch_size: int | None = None
     """Side of a patch, in pixels; null is 16 (or what `name` says)."""
     in_chans: int = 3

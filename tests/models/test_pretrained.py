@@ -189,7 +189,11 @@ def test_weights_of_another_shape_or_kind_are_refused_in_one_sentence(tmp_path, 
     ("name", "content", "message"),
     [
         ("gone.safetensors", None, "there is no such file"),
-        ("vit.npz", b"x", r"is no file of weights; give true \(timm's own\), or the path of a .safetensors"),
+        (
+            "vit.npz",
+            b"x",
+            r"is no file of weights; give true \(timm's own\), false \(none\), or the path of a .safetensors",
+        ),
         ("vit.safetensors", b"junk", r"cannot be read \(.*give the state dict of a timm model"),
         ("vit.pth", b"junk", r"cannot be read \(.*give the state dict of a timm model"),
     ],
