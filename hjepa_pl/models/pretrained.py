@@ -98,8 +98,8 @@ def _read(path: str) -> dict[str, Tensor]:
     """Return the state dict in a file."""
     if not path.endswith(_SUFFIXES):
         raise ConfigError(
-            f"encoder.pretrained {path!r} is no file of weights; give true (timm's own), false (none), or the path of a "
-            f"{', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]} file."
+            f"encoder.pretrained {path!r} is no file of weights; give true (timm's own), false (none), or the path "
+            f"of a {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]} file."
         )
     if not Path(path).is_file():
         raise ConfigError(
