@@ -27,7 +27,8 @@ def tiny_module() -> Callable[..., HJEPALightningModule]:
     """A factory of small modules on a grid of 8 x 8; keyword arguments overrule."""
 
     def make(**settings: Any) -> HJEPALightningModule:
-        levels = [level.get("cell", 1) for level in settings.get("levels", [{"cell": 1}, {"cell": "image"}])]
+        given = settings.get("levels", [{"cell": 1}, {"cell": "image"}])
+        levels = [] if isinstance(given, str) else [level.get("cell", 1) for level in given]
         defaults: dict[str, Any] = {"encoder": TINY}
         if set(levels) - {"image"}:
             defaults["predictor"] = SMALL_PREDICTOR

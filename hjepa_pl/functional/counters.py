@@ -27,6 +27,7 @@ class Stream(enum.IntEnum):
     AFFINE = 14
     JITTER_ORDER = 15
     REPLACE = 16
+    NEST = 17
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -58,6 +58,13 @@ def plain_norm(tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
+def cell_centers(grid: tuple[int, int], cell: int = 1) -> tuple[Tensor, Tensor]:
+    """Return row and column of the centres of all cells of a grid (H, W), in patches: two (cells,) float64 tensors."""
+    axes = [torch.arange(n // cell, dtype=torch.float64) * cell + (cell - 1) / 2 for n in grid]
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
+    return rows.flatten(), columns.flatten()
+
+
 def sincos_positions(grid: tuple[int, int], dim: int, cell: int = 1) -> Tensor:
     """Fixed 2-D sine-cosine embedding of the centres of all cells, as MAE (arXiv:2111.06377) places patches.
 
@@ -71,7 +78,5 @@ def sincos_positions(grid: tuple[int, int], dim: int, cell: int = 1) -> Tensor:
         cell lies where its patches lie.
     """
     frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    axes = [torch.arange(n // cell, dtype=torch.float64) * cell + (cell - 1) / 2 for n in grid]
-    rows, columns = torch.meshgrid(*axes, indexing="ij")
-    angles = [x.reshape(-1, 1) * frequency for x in (rows, columns)]
+    angles = [x[:, None] * frequency for x in cell_centers(grid, cell)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()

@@ -1,8 +1,10 @@
 """Distance between predicted and target tokens."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hjepa_pl.functional.distributed import mean_over_ranks, world_size
 from hjepa_pl.losses.settings import PredictionKind
 
 
@@ -19,11 +21,39 @@ def prediction_loss(prediction: Tensor, target: Tensor, kind: PredictionKind) ->
     return 1.0 - F.cosine_similarity(prediction, target, dim=-1).mean()
 
 
-def view_loss(projection: Tensor) -> Tensor:
+_LEAST_BASELINE = 0.02
+"""Least baseline, as a share of the loss of predicting zeros: targets that hardly differ between images have none."""
+
+
+@torch.no_grad()
+def position_baseline(target_map: Tensor, kind: PredictionKind) -> Tensor:
+    """Return the loss of a predictor that knows the position only: of each position's mean over the other images.
+
+    A level's loss over its baseline is 1 for such a predictor and 0 for a perfect one, whatever the level's depth and
+    cell, so that levels are weighed alike. The mean is over the images of all ranks, without the image itself.
+
+    Args:
+        target_map: (B, cells, D), the target at every cell of the grid.
+        kind: Distance.
+
+    Returns:
+        Scalar, float32, the same on every rank.
+    """
+    target = target_map.float()
+    mean, images = mean_over_ranks(target.mean(dim=0)), len(target) * world_size()
+    # The mean of the others is further away than the mean of all, by B / (B - 1).
+    others = target + (mean - target) * (images / max(images - 1, 1))
+    loss = prediction_loss(others, target, kind)
+    floor = prediction_loss(torch.zeros_like(target), target, kind)
+    return torch.maximum(mean_over_ranks(loss), _LEAST_BASELINE * mean_over_ranks(floor))
+
+
+def view_loss(projection: Tensor, masked: int = 0) -> Tensor:
     """Return the mean squared distance of every view's projection from the mean of the views (LeJEPA, section 4).
 
     Args:
         projection: (V, B, P); the gradient reaches both sides.
+        masked: Number of views in front that saw a part of the image only: they have no share in the mean.
     """
     projection = projection.float()
-    return (projection - projection.mean(dim=0)).square().mean()
+    return (projection - projection[masked:].mean(dim=0)).square().mean()

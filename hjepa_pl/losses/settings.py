@@ -6,6 +6,7 @@ from typing import Literal
 from hjepa_pl.types import ConfigError
 
 PredictionKind = Literal["smooth_l1", "mse", "cosine"]
+LevelScale = Literal["baseline", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ class MaskShape(NamedTuple):
     """Target blocks an image."""
     visible: int
     """Patches that the context encoder sees."""
+    inner: tuple[tuple[int, int], ...] = ()
+    """Hierarchical masks: rows and columns of each finer level's block, finest level first."""
 
 
 def min_visible(patches: int) -> int:
@@ -34,7 +36,7 @@ class MaskGenerator(ABC):
 
     Args:
         grid: Rows and columns of patches.
-        cells: Side of the cells of each token level, in patches; blocks are made of whole cells of the largest.
+        cells: Side of the cells of each token level, in patches; blocks are made of whole cells of all.
         seed: Seed of the run.
     """
 
@@ -43,7 +45,8 @@ class MaskGenerator(ABC):
 
     def __init__(self, grid: tuple[int, int], cells: tuple[int, ...], seed: int) -> None:
         self.grid, self.cells, self.seed = grid, cells, seed
-        self.cell = max(cells)
+        # Whole cells of every level at once: the largest, unless it is no multiple of the others.
+        self.cell = math.lcm(*cells)
 
     def shape_of(self, step: int) -> MaskShape:
         """Return the sizes of a step: a function of the seed and the step only, so that all ranks agree."""
@@ -64,13 +67,9 @@ class MaskGenerator(ABC):
         score = uniform(key, counters.position, visible.shape[1]).masked_fill_(~visible, 2.0)
         return score.topk(count, dim=1, largest=False, sorted=False).indices
 
-    def _cells_of(self, top: Tensor, left: Tensor, shape: MaskShape) -> tuple[Tensor, ...]:
-        """Return the cells of blocks at corners (B, T), in patches: one (B, T, M) tensor of indices per level."""
-        found = []
-        for cell in self.cells:
-            rows = torch.arange(shape.height // cell, device=top.device)
-            columns = torch.arange(shape.width // cell, device=top.device)
-            y = (top // cell)[..., None, None] + rows[:, None]
-            x = (left // cell)[..., None, None] + columns[None]
-            found.append((y * (self.grid[1] // cell) + x).flatten(2))
-        return tuple(found)
+    def _cells_of(self, cell: int, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the cells of blocks of `size` at corners (B, T), in patches: (B, T, M) indices on the cells' grid."""
+        rows, columns = (torch.arange(side // cell, device=top.device) for side in size)
+        y = (top // cell)[..., None, None] + rows[:, None]
+        x = (left // cell)[..., None, None] + columns
+        return (y * (self.grid[1] // cell) + x).flatten(2)

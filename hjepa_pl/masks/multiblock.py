@@ -1,158 +1,17 @@
-"""Multi-block masks (I-JEPA, arXiv:2301.08243, appendix A.1), snapped to the largest cell of the levels."""
+"""Multi-block masks (I-JEPA, arXiv:2301.08243, appendix A.1), snapped to whole cells of the levels."""
 
-import math
-
-import torch
-from torch import Tensor
-
-from hjepa_pl.functional.counters import Stream, hash_int, uniform
-from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible
-from hjepa_pl.masks.settings import MaskConfig
-from hjepa_pl.types import ConfigError, Counters, Masks
-
-_CANDIDATES = 4
-"""Placements drawn an image; the first that leaves enough visible is taken."""
-_MAX_SHAPES = 6
-_NEAR = 0.5
-"""How far (in log units, area and aspect added) a snapped block may lie outside the ranges asked for."""
+from hjepa_pl.masks.blocks import BlockMasks
+from hjepa_pl.types import Counters, Masks
 
 
-class MultiBlockMasks(MaskGenerator):
-    """Several target blocks an image, of one size a step; the context is what they leave of the whole grid.
+class MultiBlockMasks(BlockMasks):
+    """Several target blocks an image, of one size a step, that every level predicts; the context is what they leave."""
 
-    Departures from the public I-JEPA code: corners reach the last row and column, scale and aspect are independent,
-    the context block is the whole grid, the sizes come from a table of a few shapes, and the number of visible patches
-    is fixed for each (about its 5th percentile; the few images below it are drawn again).
-    """
-
-    def __init__(self, config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], seed: int) -> None:
-        """Make the table of shapes.
-
-        Raises:
-            ConfigError: If a cell does not divide the grid, or every shape leaves too few visible patches.
-        """
-        super().__init__(grid, cells, seed)
-        self.scale = config.target_scale or (0.15, 0.2)
-        self.aspect = config.aspect_ratio or (0.75, 1.5)
-        patches = grid[0] * grid[1]
-        self.most = patches if config.max_visible is None else round(config.max_visible * patches)
-        if self.most < min_visible(patches):
-            raise ConfigError(
-                f"masks.max_visible {config.max_visible} leaves {self.most} of {patches} patches; "
-                f"{math.ceil(100 * min_visible(patches) / patches) / 100} would do."
-            )
-        sizes = self._block_sizes()
-        asked = config.num_targets if isinstance(config.num_targets, int) else None
-        # Fewer blocks are better than blocks of one shape only, where both would fit.
-        auto = [4, 3, 2, 1] if patches >= 100 else [3, 2, 1]
-        for least in (2, 1):
-            for count in [asked] if asked else auto:
-                self.shapes = self._fitting(sizes, count)
-                if len(self.shapes) >= least:
-                    self._check_cap(config)
-                    return
-        for count in range((asked or 1) - 1, 0, -1):
-            if self._fitting(sizes, count):
-                raise ConfigError(
-                    f"masks.num_targets {asked} leaves fewer than {min_visible(patches)} of the "
-                    f"{grid[0]} x {grid[1]} patches visible; {count} would do."
-                )
-        raise ConfigError(
-            f"masks.target_scale {list(self.scale)} on a grid of {grid[0]} x {grid[1]} patches in cells of {self.cell} "
-            f"leaves fewer than {min_visible(patches)} patches visible; take smaller cells, a smaller "
-            "encoder.patch_size or a larger encoder.img_size."
-        )
-
-    def _check_cap(self, config: MaskConfig) -> None:
-        """Refuse a cap on the visible patches that no shape reaches."""
-        if config.max_visible is not None and all(shape.visible < self.most for shape in self.shapes):
-            left = max(shape.visible for shape in self.shapes) / (self.grid[0] * self.grid[1])
-            raise ConfigError(
-                f"masks.max_visible {config.max_visible} does nothing: the blocks leave at most {left:.2f} visible; "
-                "lower or remove it."
-            )
-
-    def _block_sizes(self) -> list[tuple[int, int]]:
-        """Return heights and widths in whole cells, those within the ranges first and at least one."""
-        (rows, columns), cell = self.grid, self.cell
-        # Snapped blocks may lie down as well as stand, whichever way the range leans.
-        aspect = (min(self.aspect[0], 1 / self.aspect[1]), max(self.aspect[1], 1 / self.aspect[0]))
-        ranked = []
-        for height in range(cell, rows + 1, cell):
-            for width in range(cell, columns + 1, cell):
-                if height * width < rows * columns:
-                    area = height * width / (rows * columns)
-                    inside = not _outside(area, self.scale) and not _outside(height / width, self.aspect)
-                    off = 0.0 if inside else 1e-6 + _outside(area, self.scale) + _outside(height / width, aspect)
-                    ranked.append((round(off, 6), height, width))
-        if not ranked:
-            raise ConfigError(
-                f"a grid of {rows} x {columns} patches holds no target block beside a context; "
-                "take a smaller encoder.patch_size or a larger encoder.img_size."
-            )
-        ranked.sort()
-        if ranked[0][0] > _NEAR:
-            _, height, width = ranked[0]
-            raise ConfigError(
-                f"masks.target_scale {list(self.scale)} with aspect_ratio {list(self.aspect)} fits no block of whole "
-                f"cells of {cell} on {rows} x {columns} patches; the nearest is {height} x {width}, "
-                f"{height * width / (rows * columns):.2f} of the grid."
-            )
-        exact = [r for r in ranked if r[0] == 0]
-        # Where snapping leaves under three shapes, the nearest join, so that the blocks' form still varies.
-        near = [r for r in ranked if r[0] <= _NEAR]
-        chosen = exact if len(exact) >= 3 else near
-        return [(h, w) for _, h, w in chosen[:_MAX_SHAPES]]
-
-    def _fitting(self, sizes: list[tuple[int, int]], count: int) -> tuple[MaskShape, ...]:
-        """Return the shapes with `count` blocks that leave enough patches visible."""
-        shapes = []
-        for height, width in sizes:
-            left = self._visible_percentile(height, width, count)
-            if left >= min_visible(self.grid[0] * self.grid[1]):
-                shapes.append(MaskShape(height, width, count, min(left, self.most)))
-        return tuple(shapes)
-
-    def _visible_percentile(self, height: int, width: int, count: int) -> int:
-        """Return the 5th percentile of the number of visible patches, over 2,000 placements drawn with a fixed key."""
-        shape = MaskShape(height, width, count, 0)
-        top, left = self._corners(hash_int(0, height, width, count), torch.arange(2000), 1, shape)
-        seen = self._visible(top, left, shape).sum(dim=(-1, -2)).flatten()
-        return int(seen.sort().values[100])
-
-    def _corners(self, key: int, position: Tensor, candidates: int, shape: MaskShape) -> tuple[Tensor, Tensor]:
-        """Draw corners in patches, each (B, candidates, T), uniform over all places on the grid of cells."""
-        u = uniform(key, position, candidates * shape.blocks * 2).reshape(len(position), candidates, shape.blocks, 2)
-        places = [(g - size) // self.cell + 1 for g, size in zip(self.grid, (shape.height, shape.width), strict=True)]
-        return tuple((u[..., i] * n).long().clamp_(max=n - 1) * self.cell for i, n in enumerate(places))  # type: ignore[return-value]
-
-    def _visible(self, top: Tensor, left: Tensor, shape: MaskShape) -> Tensor:
-        """Return which patches no block covers: (..., H, W) booleans for corners (..., T)."""
-        rows, columns = (torch.arange(n, device=top.device) for n in self.grid)
-        inside_y = (rows >= top[..., None]) & (rows < top[..., None] + shape.height)  # (..., T, H)
-        inside_x = (columns >= left[..., None]) & (columns < left[..., None] + shape.width)  # (..., T, W)
-        covered = inside_y.float().transpose(-1, -2) @ inside_x.float()  # number of blocks on each patch
-        return covered == 0
+    default_scale = (0.15, 0.2)
 
     def __call__(self, counters: Counters) -> Masks:
         """Draw masks: `context` (B, K) and per level (B, T, M), all functions of the counters."""
         shape = self.shape_of(counters.step)
-        key = hash_int(self.seed, counters.epoch, Stream.BLOCK_PLACE)
-        top, left = self._corners(key, counters.position, _CANDIDATES, shape)
-        visible = self._visible(top, left, shape)
-        fits = visible.sum(dim=(-1, -2)) >= shape.visible  # (B, candidates)
-        first = fits.int().argmax(dim=1)
-        # Where none fits (about 6 images in a million), all blocks go to the place of the first, which always fits.
-        none = ~fits.any(dim=1)
-        row = torch.arange(len(first), device=first.device)
-        top, left, visible = top[row, first], left[row, first], visible[row, first]
-        top = torch.where(none[:, None], top[:, :1], top)
-        left = torch.where(none[:, None], left[:, :1], left)
-        alone = self._visible(top[:, :1], left[:, :1], shape)
-        visible = torch.where(none[:, None, None], alone, visible)
-        return Masks(self._keep(visible.flatten(1), shape.visible, counters), self._cells_of(top, left, shape))
-
-
-def _outside(value: float, bounds: tuple[float, float]) -> float:
-    """Return how far a value lies outside a range, in log units."""
-    return max(0.0, math.log(bounds[0] / value), math.log(value / bounds[1]))
+        top, left, context = self._place(shape, counters)
+        size = (shape.height, shape.width)
+        return Masks(context, tuple(self._cells_of(cell, top, left, size) for cell in self.cells))

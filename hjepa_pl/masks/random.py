@@ -44,6 +44,6 @@ class RandomMasks(MaskGenerator):
         patch = torch.arange(visible.shape[1], device=visible.device)
         context = torch.where(visible, patch, len(patch)).sort(dim=1).values[:, : shape.visible]
         top, left = hidden // columns * self.cell, hidden % columns * self.cell
-        targets = self._cells_of(top, left, shape)
+        targets = (self._cells_of(cell, top, left, (self.cell, self.cell)) for cell in self.cells)
         # The cells are one target block: they are predicted together.
         return Masks(context, tuple(t.flatten(1)[:, None] for t in targets))

@@ -15,27 +15,32 @@ def _check_range(key: str, value: tuple[float, float], low: float, high: float) 
 class MaskConfig:
     """What is hidden from the context encoder and predicted."""
 
-    kind: Literal["multiblock", "random"] = "multiblock"
-    """Rectangular target blocks (I-JEPA, arXiv:2301.08243, appendix A.1), or single cells anywhere."""
+    kind: Literal["multiblock", "hierarchical", "random"] = "multiblock"
+    """Rectangular target blocks (I-JEPA, arXiv:2301.08243, appendix A.1); such blocks for the coarsest token level,
+    with smaller ones for the finer levels nested inside; or single cells anywhere."""
     num_targets: int | Literal["auto"] | None = None
-    """Target blocks an image (multiblock only); null or 'auto' is 4, or fewer where the grid is too small for 4."""
+    """Target blocks an image (multiblock; hierarchical: of each level); null or 'auto' is 4, or fewer where the grid
+    is too small for 4."""
     target_scale: tuple[float, float] | None = None
-    """Area of a block as a share of the grid (multiblock only); null is [0.15, 0.2]."""
+    """Area of a block as a share of the grid; null is [0.15, 0.2] (multiblock), or [0.2, 0.35] for the coarsest
+    level's blocks (hierarchical)."""
     aspect_ratio: tuple[float, float] | None = None
-    """Height over width of a block (multiblock only); null is [0.75, 1.5]."""
+    """Height over width of a block (hierarchical: of the coarsest level); null is [0.75, 1.5]."""
     max_visible: float | None = None
-    """Most patches that the context encoder is given, as a share of the grid (multiblock only): fewer are cheaper and
+    """Most patches that the context encoder is given, as a share of the grid (not random): fewer are cheaper and
     harder; null is all that the blocks leave. I-JEPA's published masks leave about 0.3."""
+    nest: float | None = None
+    """Area of a level's block as a share of the next coarser level's, which holds it (hierarchical only); null is 0.5,
+    snapped to whole cells."""
     ratio: float | None = None
     """Share of the patches that is hidden (random only); null is 0.6."""
 
     def __post_init__(self) -> None:
         """Refuse ranges that are empty and keys that the kind does not read."""
-        unread = (
-            ("ratio",) if self.kind == "multiblock" else ("num_targets", "target_scale", "aspect_ratio", "max_visible")
-        )
-        for name in unread:
-            if getattr(self, name) is not None:
+        blocks = ("num_targets", "target_scale", "aspect_ratio", "max_visible")
+        read = {"multiblock": blocks, "hierarchical": (*blocks, "nest"), "random": ("ratio",)}[self.kind]
+        for name in (*blocks, "nest", "ratio"):
+            if name not in read and getattr(self, name) is not None:
                 raise ConfigError(
                     f"masks.{name} {getattr(self, name)} does nothing with masks.kind '{self.kind}'; remove it."
                 )
@@ -47,5 +52,10 @@ class MaskConfig:
             _check_range("masks.aspect_ratio", self.aspect_ratio, 0.0, float("inf"))
         if self.max_visible is not None and not 0 < self.max_visible <= 1:
             raise ConfigError(f"masks.max_visible must lie in (0, 1], got {self.max_visible}.")
+        if self.nest is not None and not 0 < self.nest < 1:
+            raise ConfigError(
+                f"masks.nest must lie in (0, 1), got {self.nest}; "
+                "for blocks of one size at all levels use masks.kind 'multiblock'."
+            )
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ConfigError(f"masks.ratio must lie in (0, 1), got {self.ratio}.")

@@ -1,11 +1,51 @@
-"""Which form of attention a forward pass takes."""
+"""Which kernel computes attention."""
 
 from collections.abc import Iterable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hjepa_pl.types import ConfigError
+
+AttentionKind = Literal["auto", "flash", "efficient", "math", "eager"]
+
+_KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+_GIVEN = {
+    "cpu": ("auto", "flash", "math", "eager"),
+    "cuda": ("auto", "flash", "efficient", "math", "eager"),
+    "mps": ("auto", "math", "eager"),
+}
+
+
+def refuse_kernel(kind: AttentionKind, device: str, half: bool) -> None:
+    """Refuse a kernel that a device does not have.
+
+    Args:
+        kind: What `encoder.attention` asks for.
+        device: Type of the device: 'cpu', 'cuda' or 'mps'.
+        half: Whether attention runs in 16 bits.
+
+    Raises:
+        ConfigError: If PyTorch has no such kernel for the device, or none in 32 bits.
+    """
+    given = _GIVEN.get(device, ("auto", "math", "eager"))
+    if kind not in given:
+        raise ConfigError(
+            f"encoder.attention '{kind}' does not exist on device '{device}'; {', '.join(map(repr, given))} would do."
+        )
+    if kind == "flash" and device == "cuda" and not half:
+        raise ConfigError(
+            "encoder.attention 'flash' works in 16 bits only on device 'cuda'; "
+            "set trainer.precision to 'bf16-mixed', or take 'efficient' or 'auto'."
+        )
 
 
 def fused_pays(device: torch.device) -> bool:
@@ -17,15 +57,24 @@ def fused_pays(device: torch.device) -> bool:
     return not (device.type == "cpu" and torch.is_autocast_enabled("cpu"))
 
 
-def use_fused(blocks: Iterable[nn.Module], fused: bool) -> None:
-    """Set the form of attention of timm's blocks."""
+def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, device: torch.device) -> AbstractContextManager:
+    """Set the form of attention of blocks, and return the context in which to run them.
+
+    'auto' leaves the kernel to PyTorch and takes plain products where these are faster; 'eager' is always plain
+    products; the others are the kernels of `scaled_dot_product_attention` by name.
+    """
+    fused = fused_pays(device) if kind == "auto" else kind != "eager"
     for block in blocks:
         attention: Any = block.attn
         attention.fused_attn = fused
+    if kind not in _KERNELS:
+        return nullcontext()
+    refuse_kernel(kind, device.type, torch.is_autocast_enabled(device.type))
+    return sdpa_kernel(_KERNELS[kind])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k' / sqrt(d)) v for (B, heads, tokens, d) tensors, in the faster form."""
-    if fused_pays(q.device):
+def attend(q: Tensor, k: Tensor, v: Tensor, fused: bool) -> Tensor:
+    """Return softmax(q k' / sqrt(d)) v for (B, heads, tokens, d) tensors."""
+    if fused:
         return F.scaled_dot_product_attention(q, k, v)
     return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v

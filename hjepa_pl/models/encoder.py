@@ -9,12 +9,12 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hjepa_pl.functional.sizes import check_divides
 from hjepa_pl.functional.tokens import gather_tokens, patchify, sincos_positions
-from hjepa_pl.models.attention import fused_pays, use_fused
+from hjepa_pl.models.blocks import run_blocks
 from hjepa_pl.models.pretrained import load_pretrained
+from hjepa_pl.models.rope import RotaryAttention, rotations
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
 
@@ -37,7 +37,7 @@ def timm_recipe(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     `timm.create_model(name, **kwargs)` takes the encoder's state dict strictly. The pooled head is switched off in a
     way that leaves the final norm on the tokens (`fc_norm=False`), as timm's own I-JEPA weights do.
     """
-    rope = config.position == "rope"
+    rope = config.position in ("rope", "rope_mixed")
     kwargs: dict[str, Any] = {
         "img_size": config.img_size,
         "in_chans": config.in_chans,
@@ -63,7 +63,10 @@ def timm_recipe(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
         kwargs["num_reg_tokens" if is_eva else "reg_tokens"] = config.reg_tokens
     if is_eva:
         kwargs["dynamic_img_size"] = True  # angles are then built for the grid at hand
-    return config.name or ("vit_small_patch16_rope_224" if rope else "vit_small_patch16_224"), kwargs
+    if config.rope_theta is not None:
+        kwargs["rope_temperature"] = config.rope_theta
+    names = {"rope": "vit_small_patch16_rope_224", "rope_mixed": "vit_small_patch16_rope_mixed_224"}
+    return config.name or names.get(config.position, "vit_small_patch16_224"), kwargs
 
 
 def _is_eva(name: str) -> bool:
@@ -93,7 +96,7 @@ def build_timm(config: EncoderConfig) -> VisionTransformer | Eva:
         raise ConfigError(f"encoder: timm's {name} cannot hold these settings: {error or 'they do not fit'}.") from None
     plain = isinstance(vit, VisionTransformer | Eva) and type(vit.patch_embed) is PatchEmbed
     plain = plain and all(hasattr(getattr(block, "attn", None), "fused_attn") for block in vit.blocks)
-    if not plain or getattr(vit, "rope_mixed", False):
+    if not plain:
         raise ConfigError(f"encoder.name '{name}' is no plain vision transformer; name a vit_* model of timm.")
     return vit
 
@@ -106,9 +109,10 @@ def measure(config: EncoderConfig) -> Geometry:
     """
     if config.name is None:
         embed_dim, _, num_heads = config.architecture
-        step = 4 * num_heads if config.position == "rope" else num_heads
+        rope = config.position in ("rope", "rope_mixed")
+        step = 4 * num_heads if rope else num_heads
         if embed_dim % step:
-            why = "RoPE splits each head in four" if config.position == "rope" else "heads share the width evenly"
+            why = "RoPE splits each head in four" if rope else "heads share the width evenly"
             raise ConfigError(
                 f"encoder.embed_dim {embed_dim} does not divide by {step} ({why}, encoder.num_heads {num_heads}); "
                 f"{max(step, round(embed_dim / step) * step)} would do."
@@ -120,6 +124,11 @@ def measure(config: EncoderConfig) -> Geometry:
     with torch.device("meta"):
         vit = build_timm(config)
     check_divides(config.img_size, vit.patch_embed.patch_size)
+    if config.checkpoint_every > len(vit.blocks):
+        raise ConfigError(
+            f"encoder.checkpoint_every {config.checkpoint_every} is more than the encoder's {len(vit.blocks)} blocks; "
+            "take 1 to 4."
+        )
     grid = vit.patch_embed.grid_size
     return Geometry(tuple(grid), len(vit.blocks), vit.embed_dim, sum(p.numel() for p in vit.parameters()))
 
@@ -147,6 +156,10 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.vit = build_timm(config)
+        blocks: Any = self.vit.blocks
+        for block in blocks:
+            if RotaryAttention.takes(block.attn):
+                block.attn = RotaryAttention(block.attn)
         self.grid: tuple[int, int] = tuple(self.vit.patch_embed.grid_size)
         self.patch_size: tuple[int, int] = tuple(self.vit.patch_embed.patch_size)
         self.embed_dim: int = self.vit.embed_dim
@@ -184,27 +197,18 @@ class VisionEncoder(nn.Module):
             Patch tokens (B, K or N, D) for each depth: after the final norm for 'last', after their own norm for the
             others. Prefix tokens are dropped.
         """
-        use_fused(self.vit.blocks, fused_pays(images.device))
         x, rope = self._embed(images, keep)
         prefix = self.vit.num_prefix_tokens
         last = self.depth if "last" in blocks else max(b for b in blocks if b != "last")
-        found: dict[Block, Tensor] = {}
-        for number, block in enumerate(self.vit.blocks[:last], start=1):
-            x = self._run(block, x, rope)
-            if number in blocks:
-                found[number] = self.inner_norms[str(number)](x[:, prefix:])
+        every = self.config.checkpoint_every if self.config.grad_checkpointing and self.training else 0
+        x, inner = run_blocks(self.vit.blocks[:last], x, rope, self.config.attention, every, blocks)
+        found: dict[Block, Tensor] = {b: self.inner_norms[str(b)](tokens[:, prefix:]) for b, tokens in inner.items()}
         if "last" in blocks:
             found["last"] = self.vit.norm(x)[:, prefix:]
         return found
 
-    def _run(self, block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
-        args = (x,) if rope is None else (x, rope)
-        if self.config.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
-
-    def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens that enter the first block, prefix included, and the rotary angles of the kept ones."""
+    def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """Return the tokens that enter the first block, prefix included, and what each block takes beside them."""
         vit, (p, q) = self.vit, self.patch_size
         if images.shape[-2] % p or images.shape[-1] % q or images.shape[1] != self.config.in_chans:
             raise ConfigError(
@@ -246,12 +250,20 @@ class VisionEncoder(nn.Module):
                 x = x + vit.pos_embed[:, :own]
         return [x.expand(batch, -1, -1)]
 
-    def _angles(self, grid: tuple[int, int], keep: Tensor | None) -> Tensor | None:
-        """Return timm's rotary embedding of the kept patches: (N, 2 d), or (B, 1, K, 2 d) with `keep`."""
+    def _angles(self, grid: tuple[int, int], keep: Tensor | None) -> list[tuple[Tensor, ...]]:
+        """Return what each block takes beside its tokens: the rotary positions of the kept patches, or nothing."""
         rope = getattr(self.vit, "rope", None)
         if rope is None:
-            return None
-        table = rope.get_embed(shape=list(grid))
+            return [()] * self.depth
+        table = rope.get_embed(shape=list(grid))  # (N, 2 d), or mixed (depth, heads, N, 2 d)
+        if not isinstance(self.vit.blocks[0].attn, RotaryAttention):
+            return [(table if keep is None else gather_tokens(table.expand(len(keep), -1, -1), keep)[:, None],)] * (
+                self.depth
+            )
+        turn = rotations(table, self.vit.num_prefix_tokens)  # (depth or 1, prefix + N, 1, heads or 1, d / 2)
         if keep is None:
-            return table
-        return gather_tokens(table.expand(len(keep), -1, -1), keep)[:, None]
+            return [(t[None],) for t in turn.expand(self.depth, -1, -1, -1, -1)]
+        prefix = self.vit.num_prefix_tokens
+        place = torch.cat([torch.arange(prefix, device=keep.device).expand(len(keep), -1), keep + prefix], dim=1)
+        kept = [t[place] for t in turn]  # one for all blocks where they share it
+        return [(t,) for t in kept * (self.depth if len(kept) == 1 else 1)]

@@ -1,72 +1,115 @@
 """The predictor: a narrow ViT from visible tokens to the target cells of every level."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from timm.layers import Mlp
+from timm.layers import LayerScale, Mlp
+from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hjepa_pl.functional.tokens import sincos_positions
-from hjepa_pl.models.attention import attend, fused_pays, use_fused
+from hjepa_pl.models.attention import AttentionKind, attend
+from hjepa_pl.models.blocks import run_blocks
+from hjepa_pl.models.rope import RotaryAttention, axial_rotations, rotate
 from hjepa_pl.models.settings import PredictorConfig
+
+
+class CrossAttention(nn.Module):
+    """Queries attend to a context and not to one another."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.fused_attn = num_heads, True
+        self.query, self.key_value, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Attend from x (B, Q, P) to a context (B, K, P); `turns` are the rotations of both, or None."""
+        b, n, d = x.shape
+        q = self.query(x).reshape(b, n, self.num_heads, -1)
+        k, v = self.key_value(context).reshape(b, context.shape[1], 2, self.num_heads, -1).unbind(2)
+        if turns is not None:
+            q, k = rotate(q, turns[0]), rotate(k, turns[1])
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.fused_attn)
+        return self.proj(out.transpose(1, 2).reshape(b, n, d))
 
 
 class CrossBlock(nn.Module):
     """Pre-norm transformer block whose queries attend to a fixed context and not to one another."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, init_values: float | None) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.query, self.key_value, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.attn = CrossAttention(dim, num_heads)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        scale: Callable[[], nn.Module] = lambda: LayerScale(dim, init_values) if init_values else nn.Identity()  # noqa: E731
+        self.ls1, self.ls2 = scale(), scale()
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, turns: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Update queries (B, Q, P) from a context (B, K, P)."""
-        b, n, d = x.shape
-        q = self.query(self.norm1(x)).reshape(b, n, self.num_heads, -1).transpose(1, 2)
-        k, v = self.key_value(context).reshape(b, context.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = attend(q, k, v).transpose(1, 2).reshape(b, n, d)
-        x = x + self.proj(attended)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.ls1(self.attn(self.norm1(x), context, turns))
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class Predictor(nn.Module):
     """Predict target cells of several levels from the context's tokens (I-JEPA, arXiv:2301.08243, section 3).
 
-    One trunk serves all levels. A query is the mask token + the position of its cell's centre + its level's embedding;
-    each level has a linear head of its own.
+    One trunk serves all levels. A query is the mask token + its level's embedding, at the position of its cell's
+    centre (a table that is added, or rotary angles); each level has a linear head of its own.
     """
 
-    def __init__(self, config: PredictorConfig, embed_dim: int, grid: tuple[int, int], cells: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        config: PredictorConfig,
+        embed_dim: int,
+        grid: tuple[int, int],
+        cells: tuple[int, ...],
+        attention: AttentionKind = "auto",
+    ) -> None:
         """Make a predictor.
 
         Args:
-            config: Width, depth and attention.
+            config: Width, depth, positions and attention.
             embed_dim: Width D of the encoder.
             grid: Rows and columns of patches.
             cells: Side of the cells of each token level, in patches.
+            attention: Kernel of attention.
         """
         super().__init__()
-        self.config = config
+        self.config, self.attention = config, attention
         width = config.embed_dim
         self.embed = nn.Linear(embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.level_embed = nn.Parameter(torch.zeros(len(cells), width))
-        self.patch_positions: Tensor
-        self.register_buffer("patch_positions", sincos_positions(grid, width), persistent=False)
-        for level, cell in enumerate(cells):
-            self.register_buffer(f"cell_positions_{level}", sincos_positions(grid, width, cell), persistent=False)
-        make = CrossBlock if config.attention == "cross" else self._self_block
-        self.blocks = nn.ModuleList(make(width, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
+        for name, cell in [("patch_places", 1), *((f"cell_places_{level}", cell) for level, cell in enumerate(cells))]:
+            self.register_buffer(name, self._places(grid, cell), persistent=False)
+        self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
         self.context_norm = nn.LayerNorm(width) if config.attention == "cross" else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, embed_dim) for _ in cells)
         self._init_weights()
 
-    @staticmethod
-    def _self_block(width: int, num_heads: int, mlp_ratio: float) -> nn.Module:
-        return Block(width, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True)
+    def _places(self, grid: tuple[int, int], cell: int) -> Tensor:
+        """Return the positions of a grid's cells: a table (cells, P) to add, or rotations (cells, head_dim / 2)."""
+        config = self.config
+        if config.position == "rope":
+            theta = 100.0 if config.rope_theta is None else config.rope_theta
+            return axial_rotations(grid, config.embed_dim // config.num_heads, theta, cell)
+        return sincos_positions(grid, config.embed_dim, cell)
+
+    def _block(self) -> nn.Module:
+        c = self.config
+        if c.attention == "cross":
+            return CrossBlock(c.embed_dim, c.num_heads, c.mlp_ratio, c.init_values)
+        shape = (c.embed_dim, c.num_heads)
+        if c.position == "sincos":
+            return Block(*shape, qkv_bias=True, mlp_ratio=c.mlp_ratio, init_values=c.init_values)
+        block: Any = EvaBlock(
+            *shape, attn_type="rope", num_prefix_tokens=0, mlp_ratio=c.mlp_ratio, init_values=c.init_values
+        )
+        block.attn = RotaryAttention(block.attn)
+        return block
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -88,39 +131,41 @@ class Predictor(nn.Module):
             One (B, T * M, D) tensor per level.
         """
         b, t = targets[0].shape[:2]
-        x = self.embed(context) + self.patch_positions[index]
-        queries = [self._queries(level, cells) for level, cells in enumerate(targets)]  # (B, T, M, P)
-        sizes = [q.shape[2] for q in queries]
+        x, place = self.embed(context), self.get_buffer("patch_places")[index]
+        queries, places = zip(*[self._queries(level, cells) for level, cells in enumerate(targets)], strict=True)
+        sizes = [cells.shape[2] for cells in targets]
+        query, query_place = torch.cat(queries, dim=2), torch.cat(places, dim=2)  # (B, T, M of all levels, P)
         if self.config.targets == "separate":
             # One pass a block: blocks join the batch axis, each with a copy of the context.
-            x = x.repeat_interleave(t, dim=0)
-            out = self._trunk(x, torch.cat([q.flatten(0, 1) for q in queries], dim=1))
-            out = out.reshape(b, t, sum(sizes), -1)
+            x, place = x.repeat_interleave(t, dim=0), place.repeat_interleave(t, dim=0)
+            out = self._trunk(x, place, query.flatten(0, 1), query_place.flatten(0, 1))
         else:
-            out = self._trunk(x, torch.cat(queries, dim=2).flatten(1, 2)).reshape(b, t, sum(sizes), -1)
-        parts = out.split(sizes, dim=2)
+            out = self._trunk(x, place, query.flatten(1, 2), query_place.flatten(1, 2))
+        parts = out.reshape(b, t, sum(sizes), -1).split(sizes, dim=2)
         return tuple(head(part.flatten(1, 2)) for head, part in zip(self.heads, parts, strict=True))
 
-    def _queries(self, level: int, cells: Tensor) -> Tensor:
-        return self.mask_token + self.level_embed[level] + self.get_buffer(f"cell_positions_{level}")[cells]
+    def _queries(self, level: int, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries (B, T, M, P) without their positions, and those."""
+        query = (self.mask_token + self.level_embed[level]).expand(*cells.shape, -1)
+        return query, self.get_buffer(f"cell_places_{level}")[cells]
 
-    def _trunk(self, context: Tensor, queries: Tensor) -> Tensor:
+    def _trunk(self, context: Tensor, place: Tensor, queries: Tensor, query_place: Tensor) -> Tensor:
         """Return the normed outputs (B, Q, P) at the queries."""
+        turns = None
+        if self.config.position == "rope":
+            turns = (query_place[:, :, None], place[:, :, None])  # one for all heads
+        else:
+            context, queries = context + place, queries + query_place
+        every = self.config.checkpoint_every if self.config.grad_checkpointing and self.training else 0
         if self.config.attention == "cross":
-            context, x = self.context_norm(context), queries
-            for block in self.blocks:
-                x = self._run(block, x, context)
+            extras: tuple = (self.context_norm(context), turns)
+            x, _ = run_blocks(self.blocks, queries, [extras] * len(self.blocks), self.attention, every)
             return self.norm(x)
-        use_fused(self.blocks, fused_pays(context.device))
+        # Queries and keys are turned together, so their rotations have an axis for the two.
+        extras = () if turns is None else (torch.cat([turns[1], turns[0]], dim=1)[:, :, None],)
         x = torch.cat([context, queries.to(context.dtype)], dim=1)
-        for block in self.blocks:
-            x = self._run(block, x)
+        x, _ = run_blocks(self.blocks, x, [extras] * len(self.blocks), self.attention, every)
         return self.norm(x[:, context.shape[1] :])
-
-    def _run(self, block: nn.Module, *args: Tensor) -> Tensor:
-        if self.config.grad_checkpointing and self.training:
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
 
 
 class ContextFusion(nn.Module):

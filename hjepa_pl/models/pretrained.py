@@ -47,7 +47,7 @@ def load_pretrained(vit: Any, config: EncoderConfig) -> None:
 
     Heads are left out; so are a class token and its position, with a warning. Positions of another grid are resampled
     by timm's function; a final norm that the source keeps behind its pooling (`fc_norm`) becomes that of the tokens.
-    The number of heads leaves no trace in a file: it is the config's.
+    The number of heads and `rope_theta` leave no trace in most files: they are the config's.
 
     Args:
         vit: The model, its fixed positions in place; changed in place.
@@ -132,7 +132,7 @@ def _check_shapes(label: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]
     """Refuse another kind of positions, and the first tensor that one side lacks or that has another shape."""
     if ("pos_embed" in ours) != ("pos_embed" in theirs):
         kind = ("a table of positions (pos_embed)", "none") if "pos_embed" in theirs else ("no pos_embed", "a table")
-        set_to = "learned" if "pos_embed" in theirs else "rope"
+        set_to = "learned" if "pos_embed" in theirs else "rope_mixed" if "rope.freqs" in theirs else "rope"
         mend = _OTHER_NAME if config.name else f"set encoder.position {set_to}, if that is the model's"
         raise ConfigError(f"{label} holds {kind[0]} and the encoder has {kind[1]}; {mend}.")
     # The patch embedding first: it tells width, patch and channels apart.
@@ -154,6 +154,10 @@ def _check_shapes(label: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]
 def _mend(key: str, theirs: dict[str, Tensor], config: EncoderConfig) -> str:
     """Return what to set so that a tensor fits."""
     depth = 1 + max((int(k.split(".")[1]) for k in theirs if k.startswith("blocks.")), default=-1)
+    if key == "rope.freqs" and config.name is None:
+        if key in theirs and config.position == "rope_mixed":
+            return f"set encoder.num_heads {theirs[key].shape[2]} and depth {depth}"
+        return f"set encoder.position {'rope_mixed' if key in theirs else 'rope'}"
     if key == "reg_token":
         return f"set encoder.reg_tokens {theirs[key].shape[1] if key in theirs else 0}"
     if ".ls1." in key or ".ls2." in key or ".gamma_" in key:

@@ -1,9 +1,11 @@
 """Settings of the encoder, the levels, the predictor and the projector."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from hjepa_pl.functional.settings import from_plain_list
 from hjepa_pl.functional.sizes import ImgSize, check_size
+from hjepa_pl.models.attention import AttentionKind
 from hjepa_pl.types import ConfigError
 
 SIZES: dict[str, tuple[int, int, int]] = {  # embed_dim, depth, num_heads, as timm's vit_{size}
@@ -24,6 +26,35 @@ def _positive(config: object, *names: str) -> None:
 
 def _label(config: object) -> str:
     return type(config).__name__.removesuffix("Config").lower()
+
+
+def _check_recompute(config: "EncoderConfig | PredictorConfig") -> None:
+    if config.checkpoint_every != 1 and not config.grad_checkpointing:
+        key = f"{_label(config)}.checkpoint_every"
+        raise ConfigError(
+            f"{key} {config.checkpoint_every} does nothing without {_label(config)}.grad_checkpointing; "
+            "set that to true, or remove it."
+        )
+
+
+def _check_gains(config: "EncoderConfig | PredictorConfig") -> None:
+    if config.init_values is not None and not config.init_values > 0:
+        raise ConfigError(
+            f"{_label(config)}.init_values must be positive, got {config.init_values} (timm reads 0 as no "
+            "LayerScale); leave it out, or take 1e-5."
+        )
+
+
+def _check_theta(config: "EncoderConfig | PredictorConfig") -> None:
+    if config.rope_theta is None:
+        return
+    if config.position not in ("rope", "rope_mixed"):
+        raise ConfigError(
+            f"{_label(config)}.rope_theta {config.rope_theta:g} does nothing with {_label(config)}.position "
+            f"'{config.position}'; set position to 'rope', or remove it."
+        )
+    if not 1 < config.rope_theta < float("inf"):
+        raise ConfigError(f"{_label(config)}.rope_theta must be above 1, got {config.rope_theta}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +82,11 @@ class EncoderConfig:
     """Number of blocks, where it departs from the size's."""
     num_heads: int | None = None
     """Number of attention heads, where it departs from the size's."""
-    position: Literal["learned", "sincos", "rope"] = "learned"
-    """Position code: a learned table, a fixed 2-D sine-cosine table, or axial rotary angles (timm's RoPE ViT)."""
+    position: Literal["learned", "sincos", "rope", "rope_mixed"] = "learned"
+    """Position code: a learned table, a fixed 2-D sine-cosine table, or rotary angles (RoPE-ViT, arXiv:2403.13298):
+    axial, or mixed, whose frequencies are learned for each head."""
+    rope_theta: float | None = None
+    """Base of the rotary frequencies; null is timm's (100 for rope, 10 for rope_mixed)."""
     init_values: float | None = None
     """Start of LayerScale's gains (CaiT, arXiv:2103.17239); null is without LayerScale."""
     drop_path_rate: float = 0.0
@@ -61,15 +95,22 @@ class EncoderConfig:
     """Register tokens (arXiv:2309.16588)."""
     qk_norm: bool = False
     """Normalise queries and keys."""
+    attention: AttentionKind = "auto"
+    """Kernel of attention, of the predictor too: PyTorch's choice ('auto'; plain products for bf16 on the CPU, where
+    they are faster), its flash, efficient (memory-efficient) or math kernel, or plain products always ('eager')."""
     grad_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of storing it: less memory, about a third more compute."""
+    """Recompute blocks in the backward pass instead of storing them: less memory, about a third more compute."""
+    checkpoint_every: int = 1
+    """Blocks that are recomputed together (grad_checkpointing only)."""
 
     def __post_init__(self) -> None:
         """Refuse what no encoder can have."""
         check_size("encoder.img_size", self.img_size)
         if not isinstance(self.img_size, int):
             object.__setattr__(self, "img_size", tuple(self.img_size))
-        _positive(self, "patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+        _positive(self, "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "checkpoint_every")
+        _check_recompute(self)
+        _check_theta(self)
         if self.name is not None:
             given = [k for k in ("size", "embed_dim", "depth", "num_heads") if getattr(self, k) is not None]
             if given:
@@ -94,11 +135,7 @@ class EncoderConfig:
             raise ConfigError(f"encoder.drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
         if self.reg_tokens < 0:
             raise ConfigError(f"encoder.reg_tokens must not be negative, got {self.reg_tokens}.")
-        if self.init_values is not None and not self.init_values > 0:
-            raise ConfigError(
-                f"encoder.init_values must be positive, got {self.init_values} (timm reads 0 as no LayerScale); "
-                "leave it out, or take 1e-5."
-            )
+        _check_gains(self)
 
     @property
     def architecture(self) -> tuple[int, int, int]:
@@ -118,6 +155,9 @@ class LevelConfig:
     """Side of the cells that the target is averaged over, in patches; 'image' is the pooled image."""
     weight: float = 1.0
     """Weight of the level's loss."""
+    masked_view: Literal["add", "replace"] | None = None
+    """Image level beside token levels: the visible patches, encoded for the token levels anyway, are a view too (as in
+    MSN, arXiv:2204.07141), beside the full views or in place of the first, which is then not encoded in full."""
 
     def __post_init__(self) -> None:
         """Refuse depths, cells and weights that mean nothing."""
@@ -127,6 +167,11 @@ class LevelConfig:
             raise ConfigError(f"levels.cell must be at least 1 patch or 'image', got {self.cell}.")
         if self.cell == "image" and self.block != "last":
             raise ConfigError(f"levels.block must be 'last' where levels.cell is 'image', got {self.block}.")
+        if self.cell != "image" and self.masked_view is not None:
+            raise ConfigError(
+                f"levels.masked_view '{self.masked_view}' does nothing on cell {self.cell}; "
+                "give it to the level whose cell is 'image'."
+            )
         if not 0 < self.weight < float("inf"):
             raise ConfigError(
                 f"levels.weight must be a positive number, got {self.weight}; leave the level out to switch it off."
@@ -152,6 +197,12 @@ class PredictorConfig:
     """Number of attention heads."""
     mlp_ratio: float = 4.0
     """Width of the hidden layer over the width."""
+    position: Literal["sincos", "rope"] = "sincos"
+    """Where tokens and queries lie: a fixed sine-cosine table that is added, or axial rotary angles."""
+    rope_theta: float | None = None
+    """Base of the rotary frequencies; null is 100."""
+    init_values: float | None = None
+    """Start of LayerScale's gains (CaiT, arXiv:2103.17239); null is without LayerScale."""
     targets: Literal["joint", "separate"] = "joint"
     """All target blocks in one pass, which see one another's queries, or one pass a block as in I-JEPA."""
     attention: Literal["self", "cross"] = "self"
@@ -159,15 +210,30 @@ class PredictorConfig:
     context: Literal["last", "fused"] = "last"
     """Input: the encoder's last layer, or an MLP of all the levels' depths, each under its own norm (V-JEPA 2.1)."""
     grad_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of storing it."""
+    """Recompute blocks in the backward pass instead of storing them."""
+    checkpoint_every: int = 1
+    """Blocks that are recomputed together (grad_checkpointing only)."""
 
     def __post_init__(self) -> None:
         """Refuse widths that positions or heads cannot split."""
-        _positive(self, "embed_dim", "depth", "num_heads")
+        _positive(self, "embed_dim", "depth", "num_heads", "checkpoint_every")
+        _check_recompute(self)
+        _check_theta(self)
+        _check_gains(self)
+        if self.checkpoint_every > self.depth:
+            raise ConfigError(
+                f"predictor.checkpoint_every {self.checkpoint_every} is more than predictor.depth {self.depth}; "
+                "take 1 to 4."
+            )
         if self.embed_dim % 4 or self.embed_dim % self.num_heads:
             raise ConfigError(
                 f"predictor.embed_dim must be a multiple of 4 and of predictor.num_heads {self.num_heads}, "
                 f"got {self.embed_dim}."
+            )
+        if self.position == "rope" and self.embed_dim % (4 * self.num_heads):
+            raise ConfigError(
+                f"predictor.embed_dim must be a multiple of {4 * self.num_heads} with predictor.position 'rope', which "
+                f"splits each of predictor.num_heads {self.num_heads} in four, got {self.embed_dim}."
             )
         if self.targets == "separate" and self.attention == "cross":
             raise ConfigError(
@@ -192,6 +258,33 @@ class ProjectorConfig:
     def __post_init__(self) -> None:
         """Refuse empty layers."""
         _positive(self, "hidden_dim", "hidden_layers", "out_dim")
+
+
+def presets() -> dict[str, tuple[LevelConfig, ...]]:
+    """Return the hierarchies that a word stands for: 'flat' is I-JEPA's one level, 'three' patch, 2 x 2 and image."""
+    return {
+        "flat": (LevelConfig(cell=1),),
+        "three": (
+            LevelConfig(cell=1, weight=0.5),
+            LevelConfig(cell=2, weight=0.5),
+            LevelConfig(cell="image", weight=1.0),
+        ),
+    }
+
+
+def read_levels(levels: Any) -> tuple[LevelConfig, ...]:
+    """Return levels from a preset's name or a list of them.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if isinstance(levels, str):
+        if levels not in presets():
+            raise ConfigError(
+                f"levels '{levels}' is no preset; {' or '.join(map(repr, presets()))} would do, or a list."
+            )
+        return presets()[levels]
+    return from_plain_list(LevelConfig, levels, "levels")
 
 
 def split_levels(levels: tuple[LevelConfig, ...]) -> tuple[tuple[LevelConfig, ...], LevelConfig | None]:

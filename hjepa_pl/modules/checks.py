@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from hjepa_pl.masks import MaskGenerator
 from hjepa_pl.models.encoder import Geometry
 from hjepa_pl.models.settings import LevelConfig
 from hjepa_pl.types import ConfigError, ViewBatch
@@ -24,6 +25,11 @@ def check_model(
                 f"levels.block {level.block} is not before the encoder's last of {geometry.depth} blocks; "
                 f"1 to {geometry.depth - 1} or 'last' would do."
             )
+    if image is not None and image.masked_view is not None and not levels:
+        raise ConfigError(
+            f"levels.masked_view '{image.masked_view}' does nothing without a token level, whose visible patches it "
+            "shows; add {cell: 1} to levels, or remove it."
+        )
     streams = [term.stream for term in settings["regularizers"]]
     names = [term.name for term in settings["regularizers"]]
     if image is not None and "image" not in streams:
@@ -49,19 +55,31 @@ def check_model(
         raise ConfigError("predictor.context 'fused' has one depth to fuse; give a level with a block before the last.")
 
 
+def check_masks(targets: str, masks: MaskGenerator) -> None:
+    """Refuse a pass for each target block where there is one block."""
+    if targets == "separate" and all(shape.blocks == 1 for shape in masks.shapes):
+        raise ConfigError(
+            "predictor.targets 'separate' does nothing with one target block an image; "
+            "take masks.num_targets 2 or more, or remove it."
+        )
+
+
 def _refuse_idle(settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], image: LevelConfig | None) -> None:
     """Refuse parts that were set but that no level would use."""
     if settings["prediction"] not in ("smooth_l1", "mse", "cosine"):
         raise ConfigError(f"prediction must be 'smooth_l1', 'mse' or 'cosine', got {settings['prediction']!r}.")
+    if settings["level_scale"] not in ("baseline", "raw"):
+        raise ConfigError(f"level_scale must be 'baseline' or 'raw', got {settings['level_scale']!r}.")
     idle = [] if levels else ["masks", "predictor", "ema"]
     for key in idle + ([] if image else ["projector"]):
         if settings[key] != type(settings[key])():
             need = "an image level ({cell: image})" if key == "projector" else "a token level ({cell: 1})"
             raise ConfigError(f"{key} does nothing without {need}; remove it, or add the level.")
-    if not levels and settings["prediction"] != "smooth_l1":
-        raise ConfigError(
-            f"prediction '{settings['prediction']}' does nothing without a token level; remove it, or add the level."
-        )
+    for key, default in (("prediction", "smooth_l1"), ("level_scale", "baseline")):
+        if not levels and settings[key] != default:
+            raise ConfigError(
+                f"{key} '{settings[key]}' does nothing without a token level; remove it, or add the level."
+            )
 
 
 def check_views(views: int, image: LevelConfig | None) -> None:

@@ -1,7 +1,7 @@
 """The hierarchical JEPA."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,25 +10,27 @@ from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.distributed import gather_rows
 from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
 from hjepa_pl.functional.tokens import gather_tokens, plain_norm, pool_cells
-from hjepa_pl.losses.prediction import prediction_loss, view_loss
-from hjepa_pl.losses.settings import PredictionKind, RegularizerConfig
+from hjepa_pl.losses.prediction import position_baseline, prediction_loss, view_loss
+from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.losses.streams import regularize
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
+from hjepa_pl.models.attention import refuse_kernel
 from hjepa_pl.models.encoder import VisionEncoder, measure
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
-from hjepa_pl.models.settings import EncoderConfig, LevelConfig, PredictorConfig, ProjectorConfig, split_levels
+from hjepa_pl.models.settings import (
+    EncoderConfig,
+    LevelConfig,
+    PredictorConfig,
+    ProjectorConfig,
+    read_levels,
+    split_levels,
+)
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.checks import check_batch, check_model, check_trainer
+from hjepa_pl.modules.checks import check_batch, check_masks, check_model, check_trainer
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import CleanBatch, LevelState, Masks, ViewBatch
-
-_DEFAULT_LEVELS = (
-    LevelConfig(cell=1, weight=0.5),
-    LevelConfig(cell=2, weight=0.5),
-    LevelConfig(cell="image", weight=1.0),
-)
 
 
 class HJEPALightningModule(PretrainModule):
@@ -48,11 +50,12 @@ class HJEPALightningModule(PretrainModule):
     def __init__(
         self,
         encoder: EncoderConfig = EncoderConfig(),
-        levels: list[LevelConfig] = list(_DEFAULT_LEVELS),  # noqa: B006 - read, never changed
+        levels: list[LevelConfig] | Literal["flat", "three"] = "three",
         masks: MaskConfig = MaskConfig(),
         predictor: PredictorConfig = PredictorConfig(),
         projector: ProjectorConfig = ProjectorConfig(),
         prediction: PredictionKind = "smooth_l1",
+        level_scale: LevelScale = "baseline",
         regularizers: list[RegularizerConfig] | None = None,
         ema: EMAConfig = EMAConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
@@ -63,11 +66,14 @@ class HJEPALightningModule(PretrainModule):
 
         Args:
             encoder: The vision transformer.
-            levels: Levels of the hierarchy, finest first.
+            levels: Levels of the hierarchy, finest first, or a preset: 'flat' is [{cell: 1}] (I-JEPA), 'three' is
+                [{cell: 1, weight: 0.5}, {cell: 2, weight: 0.5}, {cell: image}].
             masks: What is hidden and predicted, at the token levels.
             predictor: The predictor of the token levels.
             projector: The projector of the image level.
             prediction: Distance between predicted and target tokens.
+            level_scale: What a token level's loss is divided by before its weight: 'baseline', the loss of predicting
+                each position's mean, so that levels count alike, or 'raw', nothing (as I-JEPA).
             regularizers: Terms against collapse; null is SIGReg on the projections where there is an image level.
             ema: How the target encoder follows.
             optimizer: AdamW and its schedules.
@@ -81,11 +87,12 @@ class HJEPALightningModule(PretrainModule):
         super().__init__(optimizer, time_budget)
         seed = 0 if seed is None else seed
         encoder = from_plain(EncoderConfig, encoder, "encoder")
-        self.token_levels, self.image_level = split_levels(from_plain_list(LevelConfig, levels, "levels"))
+        self.token_levels, self.image_level = split_levels(read_levels(levels))
         if regularizers is None:
             regularizers = [RegularizerConfig(kind="sigreg")] if self.image_level else []
         self.regularizers = from_plain_list(RegularizerConfig, regularizers, "regularizers")
         self.prediction: PredictionKind = prediction
+        self.level_scale: LevelScale = level_scale
         masks, ema = from_plain(MaskConfig, masks, "masks"), from_plain(EMAConfig, ema, "ema")
         predictor = from_plain(PredictorConfig, predictor, "predictor")
         projector = from_plain(ProjectorConfig, projector, "projector")
@@ -93,7 +100,7 @@ class HJEPALightningModule(PretrainModule):
         settings: dict[str, Any] = {
             "encoder": encoder, "levels": [*self.token_levels, *filter(None, [self.image_level])], "masks": masks,
             "predictor": predictor, "projector": projector, "prediction": prediction,
-            "regularizers": self.regularizers, "ema": ema, "optimizer": optimizer,
+            "level_scale": level_scale, "regularizers": self.regularizers, "ema": ema, "optimizer": optimizer,
             "time_budget": time_budget, "seed": seed,
         }  # fmt: skip
         geometry = measure(encoder)
@@ -103,6 +110,7 @@ class HJEPALightningModule(PretrainModule):
         if self.token_levels:
             cells = tuple(int(level.cell) for level in self.token_levels)
             self.masks = build_masks(masks, geometry.grid, cells, seed)
+            check_masks(predictor.targets, self.masks)
         self._build(encoder, predictor, projector, ema)
 
     def _build(
@@ -124,7 +132,7 @@ class HJEPALightningModule(PretrainModule):
             self.ema = EMACallback(ema)
             self.target_encoder = self.ema.make_target(self.context_encoder)  # type: ignore[assignment]
             cells = tuple(int(level.cell) for level in self.token_levels)
-            self.predictor = Predictor(predictor, width, self.context_encoder.grid, cells)
+            self.predictor = Predictor(predictor, width, self.context_encoder.grid, cells, encoder.attention)
             if fused:
                 self.fusion = ContextFusion(width, len(self.context_blocks))
         if self.image_level:
@@ -170,10 +178,10 @@ class HJEPALightningModule(PretrainModule):
         weighted: list[Tensor] = []
         watched: dict[str, Any] = {"levels": {}}
 
-        def add(name: str, value: Tensor, weight: float) -> None:
+        def add(name: str, value: Tensor, weight: float | Tensor) -> None:
             terms[name] = value
             weighted.append(weight * value)
-            if weight != 1.0:
+            if isinstance(weight, Tensor) or weight != 1.0:
                 terms[f"{name}_weighted"] = weighted[-1]
 
         tokens, index = None, None
@@ -181,10 +189,13 @@ class HJEPALightningModule(PretrainModule):
             masks = self.masks(batch.counters)
             tokens, index = self._token_levels(batch.views[0], masks, add, watched)
         if self.projector is not None:
-            features, projection = self._project(batch.views)
+            assert self.image_level is not None
+            how = self.image_level.masked_view
+            masked = [tokens.mean(dim=1)] if how is not None and tokens is not None else []
+            features, projection = self._project(batch.views[1:] if how == "replace" else batch.views, masked)
             if tokens is None:
                 tokens = features[: len(batch.label)]
-            add("image", view_loss(projection), self.image_level.weight if self.image_level else 1.0)
+            add("image", view_loss(projection, len(masked)), self.image_level.weight)
         assert tokens is not None
         watched["embedding"] = tokens.detach().float().mean(dim=1)
         self._regularize(watched, projection if self.projector is not None else None, tokens, index, batch, add)
@@ -204,7 +215,8 @@ class HJEPALightningModule(PretrainModule):
         ):
             index = cells.flatten(1)
             target = gather_tokens(target_map, index)
-            add(level.name, prediction_loss(prediction, target, self.prediction), level.weight)
+            baseline = position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0
+            add(level.name, prediction_loss(prediction, target, self.prediction), level.weight / baseline)
             watched["levels"][level.name] = LevelState(prediction.detach(), target, index, target_map)
         return found["last"], masks.context
 
@@ -220,17 +232,19 @@ class HJEPALightningModule(PretrainModule):
         grid = self.target_encoder.grid
         return [plain_norm(pool_cells(found[v.block], grid, int(v.cell))) for v in self.token_levels]
 
-    def _project(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return patch tokens (V * B, N, D) of the full views, and projections (V, B of all ranks, P).
+    def _project(self, views: Sequence[Tensor], masked: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return patch tokens (full views * B, N, D), and projections (V, B of all ranks, P), masked views first.
 
         The projector sees the rows of all ranks: its batch norm is that of the global batch on any machine, and a
         regulariser of its output needs no further collective.
         """
         assert self.projector is not None
         tokens = self.context_encoder(torch.cat(tuple(views)))["last"]
-        pooled = tokens.mean(dim=1).unflatten(0, (len(views), -1))  # (V, B, D)
+        full = tokens.mean(dim=1).unflatten(0, (len(views), -1))  # (V, B, D)
+        pooled = torch.cat([*(m[None] for m in masked), full])
+        count = len(pooled)
         pooled = gather_rows(pooled.transpose(0, 1)).transpose(0, 1)
-        return tokens, self.projector(pooled.flatten(0, 1)).unflatten(0, (len(views), -1))
+        return tokens, self.projector(pooled.flatten(0, 1)).unflatten(0, (count, -1))
 
     def _regularize(
         self, watched: dict, projection: Tensor | None, tokens: Tensor, index: Tensor | None, batch: ViewBatch, add: Any
@@ -264,6 +278,8 @@ class HJEPALightningModule(PretrainModule):
     def setup(self, stage: str) -> None:
         """Refuse a Trainer or data that does not go with the model."""
         check_trainer(self.trainer, self.image_level)
+        half = str(self.trainer.precision) != "32-true"
+        refuse_kernel(self.context_encoder.config.attention, self.trainer.strategy.root_device.type, half)
 
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""

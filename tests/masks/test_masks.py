@@ -1,7 +1,9 @@
+import hashlib
+
 import pytest
 import torch
 
-from hjepa_pl.masks import MaskConfig, build_masks
+from hjepa_pl.masks import MaskConfig, MaskShape, build_masks
 from hjepa_pl.types import ConfigError, Counters
 
 CASES = [
@@ -11,6 +13,8 @@ CASES = [
     ((16, 16), (1, 2, 4)),
     ((4, 4), (1, 2)),
     ((12, 8), (2,)),
+    ((8, 14), (1, 2)),
+    ((12, 18), (2, 3)),  # neither cell holds the other: blocks are whole in both
 ]
 
 
@@ -113,10 +117,52 @@ def test_max_visible_caps_the_context() -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "grid", "cells", "checksum"),
+    [
+        ({}, (14, 14), (1, 2), "d9ef6e1fd815aa87"),
+        ({}, (8, 8), (1, 2), "4fcc7927ff447e04"),
+        (
+            {"num_targets": 2, "target_scale": (0.1, 0.3), "aspect_ratio": (0.5, 2.0)},
+            (16, 16), (1, 2, 4), "11b0db6281280a7e",
+        ),
+        ({"max_visible": 0.3}, (14, 14), (1,), "78af95b1ac591030"),
+        ({}, (8, 12), (2,), "887aa0fbe4b4f32c"),
+        ({"kind": "random"}, (14, 14), (1, 2), "0ebcc977d41ccdf8"),
+        ({"kind": "random", "ratio": 0.5}, (8, 12), (2,), "a2bb62802790ae76"),
+    ],
+)  # fmt: skip
+def test_masks_are_those_of_version_0_1_0(config, grid, cells, checksum) -> None:
+    """Golden: taken before the block machinery was shared with other kinds. A changed draw changes every old run."""
+    masks = build_masks(MaskConfig(**config), grid, cells, seed=7)
+    digest = hashlib.sha256()
+    for step in range(12):
+        found = masks(Counters(step // 3, step, torch.arange(64 * step, 64 * step + 64)))
+        for tensor in (found.context.sort(dim=1).values, *found.targets):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    assert digest.hexdigest()[:16] == checksum
+
+
+@pytest.mark.parametrize(("visible", "some", "all_of_them"), [(74, False, False), (98, True, False), (160, True, True)])
+def test_images_where_no_placement_fits_get_all_blocks_at_one_place(visible, some, all_of_them) -> None:
+    """Rare (one image in 10^5), so it is forced by asking for more visible patches than most placements leave."""
+    masks = build_masks(MaskConfig(), (14, 14), (1, 2), seed=3)
+    masks.shapes = (MaskShape(6, 6, 4, visible),)
+    found = masks(Counters(0, 0, torch.arange(300)))
+    assert found.context.shape == (300, visible)
+    together = (found.targets[0] == found.targets[0][:, :1]).flatten(1).all(dim=1)
+    assert (bool(together.any()), bool(together.all())) == (some, all_of_them)
+    for image in range(300):
+        assert not set(found.context[image].tolist()) & set(found.targets[0][image].flatten().tolist())
+
+
+@pytest.mark.parametrize(
     ("config", "grid", "cells", "message"),
     [
         ({}, (2, 2), (1,), "masks.target_scale .* smaller encoder.patch_size"),
         ({}, (14, 14), (1, 4), "levels.cell 4 does not divide the grid of 14 x 14 patches; 1, 2, 7 would do"),
+        ({"kind": "random"}, (12, 14), (1, 5), "levels.cell 5 does not divide the grid of 12 x 14 patches; 1, 2 would"),
+        # 6 divides the grid too, but with the other level's 4 only the whole grid is whole in both.
+        ({}, (12, 12), (4, 5), "levels.cell 5 does not divide the grid of 12 x 12 patches; 1, 2, 4 would do"),
         ({"num_targets": 9}, (8, 8), (1, 2), "masks.num_targets 9 leaves fewer than 24 .*would do"),
         ({"max_visible": 0.05}, (8, 8), (1,), "masks.max_visible 0.05 leaves 3 of 64 patches; 0.38 would do"),
         ({"kind": "random", "ratio": 0.99}, (8, 8), (1,), "masks.ratio 0.99 .* between 0.02 and 0.62 would do"),
@@ -136,6 +182,14 @@ def test_impossible_masks_are_refused_with_what_would_do(config, grid, cells, me
         ({"ratio": 0.5}, "masks.ratio 0.5 does nothing with masks.kind 'multiblock'"),
         ({"kind": "random", "num_targets": 3}, "masks.num_targets 3 does nothing with masks.kind 'random'"),
         ({"kind": "random", "ratio": 1.5}, "masks.ratio must lie in"),
+        ({"nest": 0.5}, "masks.nest 0.5 does nothing with masks.kind 'multiblock'; remove it"),
+        ({"kind": "random", "nest": 0.5}, "masks.nest 0.5 does nothing with masks.kind 'random'; remove it"),
+        ({"kind": "hierarchical", "ratio": 0.5}, "masks.ratio 0.5 does nothing with masks.kind 'hierarchical'"),
+        (
+            {"kind": "hierarchical", "nest": 1.0},
+            "masks.nest must lie in .0, 1., got 1.0; .*use masks.kind 'multiblock'",
+        ),
+        ({"kind": "hierarchical", "nest": 0.0}, "masks.nest must lie in .0, 1., got 0.0"),
     ],
 )
 def test_bad_mask_settings_are_refused(config, message) -> None:

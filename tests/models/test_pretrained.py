@@ -71,9 +71,15 @@ def test_every_part_of_an_encoder_is_taken(tmp_path, settings, timms) -> None:
     same(load(saved(tmp_path / "vit.safetensors", model), **settings), model.state_dict())
 
 
-def test_rotary_encoders_take_rotary_files(tmp_path) -> None:
-    model = timm_model("vit_small_patch16_rope_224", fc_norm=None, use_fc_norm=False)
-    same(load(saved(tmp_path / "vit.safetensors", model), position="rope"), model.state_dict())
+ROTARY = {"fc_norm": None, "use_fc_norm": False, "init_values": None}
+
+
+@pytest.mark.parametrize("kind", ["rope", "rope_mixed"])
+@pytest.mark.parametrize("img_size", [32, (24, 40)], ids=str)
+def test_rotary_encoders_take_rotary_files_of_any_size(tmp_path, kind, img_size) -> None:
+    model = timm_model(f"vit_small_patch16_{kind}_224", **ROTARY)
+    ours = load(saved(tmp_path / "vit.safetensors", model), position=kind, img_size=img_size)
+    same(ours, model.state_dict())
 
 
 def test_context_and_target_encoder_both_start_there(tmp_path) -> None:
@@ -167,7 +173,11 @@ REFUSED = [
     ({"reg_tokens": 2}, {}, "lacks reg_token, .* set encoder.reg_tokens 0"),
     ({}, {"reg_tokens": 2}, "holds reg_token, .* set encoder.reg_tokens 2"),
     ({"position": "rope"}, {}, r"holds a table of positions \(pos_embed\) .* set encoder.position learned"),
-    ({}, {"name": "rope"}, "holds no pos_embed and the encoder has a table; set encoder.position rope"),
+    ({}, {"name": "rope"}, "holds no pos_embed and the encoder has a table; set encoder.position rope,"),
+    ({}, {"name": "rope_mixed"}, "holds no pos_embed and the encoder has a table; set encoder.position rope_mixed,"),
+    ({"position": "rope"}, {"name": "rope_mixed"}, "holds rope.freqs, .* set encoder.position rope_mixed"),
+    ({"position": "rope_mixed"}, {"name": "rope"}, "lacks rope.freqs, .* set encoder.position rope"),
+    ({"position": "rope_mixed", "num_heads": 2}, {"name": "rope_mixed"}, "rope.freqs .* set encoder.num_heads 3 and d"),
     ({"img_size": (16, 64)}, {}, "64 positions, which may be 4 x 16 or 8 x 8; set an encoder.img_size"),
     ({"img_size": 48}, {"img_size": (24, 40)}, "60 positions, which form no square; set an encoder.img_size"),
 ]
@@ -176,7 +186,7 @@ REFUSED = [
 @pytest.mark.parametrize(("settings", "timms", "message"), REFUSED, ids=[str((a, b)) for a, b, _ in REFUSED])
 def test_weights_of_another_shape_or_kind_are_refused_in_one_sentence(tmp_path, settings, timms, message) -> None:
     if "name" in timms:
-        timms = {"name": "vit_small_patch16_rope_224", "fc_norm": None, "use_fc_norm": False}
+        timms = ROTARY | {"name": f"vit_small_patch16_{timms['name']}_224"}
     path = saved(tmp_path / "vit.safetensors", timm_model(**timms))
     measure(EncoderConfig(pretrained=path, **(SMALL | settings)))  # geometry alone reads no file
     with pytest.raises(ConfigError, match=message) as refused:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hjepa_pl.losses.prediction import position_baseline, prediction_loss
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR, TINY, make_batch
@@ -74,7 +75,10 @@ def test_losses_are_those_of_the_definition(tiny_module) -> None:
     pooled = torch.cat([module.context_encoder.vit.forward_features(v).mean(1) for v in batch.views])
     z = module.projector(pooled).reshape(2, 8, -1)
     assert float(terms["image"]) == pytest.approx(float(((z - z.mean(0)) ** 2).mean()), rel=1e-4)
-    weighted = 0.5 * terms["last_c1"] + 2.0 * terms["image"] + 5.0 * terms["sigreg_image"]
+    # The baseline: each position's mean over the other seven images.
+    others = (tokens.sum(0) - tokens) / 7
+    baseline = F.smooth_l1_loss(others, tokens)
+    weighted = 0.5 * terms["last_c1"] / baseline + 2.0 * terms["image"] + 5.0 * terms["sigreg_image"]
     assert float(loss) == pytest.approx(float(weighted), rel=1e-6)
     assert float(terms["sigreg_image_weighted"]) == pytest.approx(5 * float(terms["sigreg_image"]), rel=1e-6)
 
@@ -92,7 +96,7 @@ def test_ema_is_the_formula_to_the_bit_and_copies_buffers(tiny_module) -> None:
 
 
 def test_ijepa_and_lejepa_are_special_cases(tiny_module) -> None:
-    ijepa = tiny_module(levels=[{"block": "last", "cell": 1}])
+    ijepa = tiny_module(levels=[{"block": "last", "cell": 1}], level_scale="raw")
     assert (ijepa.projector, ijepa.regularizers) == (None, ())
     _, terms, _ = ijepa.compute(make_batch(views=1))
     assert set(terms) == {"last_c1"}
@@ -102,13 +106,64 @@ def test_ijepa_and_lejepa_are_special_cases(tiny_module) -> None:
     assert set(terms) == {"image", "sigreg_image", "sigreg_image_weighted"}
 
 
+def test_presets_are_the_lists_that_they_name(tiny_module) -> None:
+    batch = make_batch()
+    lists = {
+        "flat": [{"cell": 1}],
+        "three": [{"cell": 1, "weight": 0.5}, {"cell": 2, "weight": 0.5}, {"cell": "image"}],
+    }
+    for word, levels in lists.items():
+        parts = {"encoder": TINY, "predictor": SMALL_PREDICTOR}
+        parts |= {"projector": SMALL_PROJECTOR} if word == "three" else {}
+        losses = []
+        for given in (word, levels):
+            torch.manual_seed(0)
+            module = HJEPALightningModule(levels=given, **parts)
+            assert module.hparams["levels"] == HJEPALightningModule(levels=levels, **parts).hparams["levels"]
+            losses.append(module.compute(batch)[0])
+        assert torch.equal(*losses)
+
+
+def test_a_position_only_predictor_has_a_relative_loss_of_one() -> None:
+    """Whatever share of the target the position explains, predicting each position's mean costs its baseline."""
+    for share in (0.0, 0.5, 0.9):
+        position, image = torch.randn(1, 64, 32), torch.randn(1024, 64, 32)
+        target, seen = F.layer_norm(share**0.5 * position + (1 - share) ** 0.5 * image, (32,)).chunk(2)
+        for kind in ("smooth_l1", "mse", "cosine"):
+            loss = prediction_loss(seen.mean(0).expand_as(target), target, kind)
+            assert float(loss / position_baseline(target, kind)) == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_baseline_of_targets_that_are_all_alike_has_a_floor() -> None:
+    target = F.layer_norm(torch.randn(1, 64, 32), (32,)).expand(8, -1, -1)
+    assert float(position_baseline(target, "mse")) == pytest.approx(0.02, rel=1e-3)
+
+
+def test_a_masked_view_replaces_a_full_pass_and_pulls_towards_the_full_views(tiny_module) -> None:
+    """By hand: the visible tokens' mean is projected beside the second view's, and regressed to that one."""
+    level = {"cell": "image", "masked_view": "replace"}
+    module, batch = tiny_module(levels=[{"cell": 1}, level]), make_batch()
+    _, terms, _ = module.compute(batch)
+    masks = module.masks(batch.counters)
+    pooled = [
+        module.context_encoder(batch.views[0], masks.context)["last"].mean(1),
+        module.context_encoder(batch.views[1])["last"].mean(1),
+    ]
+    masked, full = module.projector(torch.cat(pooled)).chunk(2)
+    assert float(terms["image"]) == pytest.approx(float((masked - full).square().mean() / 2), rel=1e-4)
+
+
 BASE = {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image"}]}
 CHANGES = {
     "levels weight": {"levels": [{"cell": 1, "weight": 2.0}, {"cell": 2}, {"cell": "image"}]},
     "levels block": {"levels": [{"cell": 1, "block": 2}, {"cell": 2}, {"cell": "image"}]},
     "prediction": {"prediction": "mse"},
+    "level scale": {"level_scale": "raw"},
+    "masked view": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "masked_view": "add"}]},
+    "masked view instead": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "masked_view": "replace"}]},
     "cosine": {"prediction": "cosine"},
     "random masks": {"masks": {"kind": "random"}},
+    "hierarchical masks": {"masks": {"kind": "hierarchical"}},
     "num_targets": {"masks": {"num_targets": 1}},
     "target_scale": {"masks": {"target_scale": [0.05, 0.07]}},
     "max_visible": {"masks": {"max_visible": 0.4}},
@@ -128,6 +183,10 @@ CHANGES = {
     "projector": {"projector": SMALL_PROJECTOR | {"hidden_layers": 1}},
     "seed": {"seed": 4},
     "rope": {"encoder": TINY | {"position": "rope"}},
+    "rope mixed": {"encoder": TINY | {"position": "rope_mixed"}},
+    "rope theta": {"encoder": TINY | {"position": "rope", "rope_theta": 5.0}},
+    "predictor rope": {"predictor": SMALL_PREDICTOR | {"position": "rope"}},
+    "predictor layer scale": {"predictor": SMALL_PREDICTOR | {"init_values": 0.1}},
     "sincos": {"encoder": TINY | {"position": "sincos"}},
     "layer scale": {"encoder": TINY | {"init_values": 0.1}},
     "registers": {"encoder": TINY | {"reg_tokens": 2}},
@@ -177,6 +236,17 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
         ({"levels": [{"cell": "image"}], "prediction": "mse"}, "prediction 'mse' does nothing"),
         ({"prediction": "l2"}, "prediction must be 'smooth_l1', 'mse' or 'cosine', got 'l2'"),
         ({"predictor": {"context": "fused"}}, "predictor.context 'fused' has one depth to fuse"),
+        (
+            {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
+            "predictor.targets 'separate' does nothing with one target block",
+        ),
+        ({"levels": "four"}, "levels 'four' is no preset; 'flat' or 'three' would do, or a list"),
+        ({"levels": [{"cell": 1, "masked_view": "add"}]}, "levels.masked_view 'add' does nothing on cell 1"),
+        (
+            {"levels": [{"cell": "image", "masked_view": "add"}]},
+            "levels.masked_view 'add' does nothing without a token level",
+        ),
+        ({"level_scale": "none"}, "level_scale must be 'baseline' or 'raw', got 'none'"),
         ({"predictor": {"embed_dim": 30}}, "predictor.embed_dim must be a multiple of 4"),
         ({"encoder": TINY | {"embed_dims": 3}}, "encoder does not accept 'embed_dims'; its keys are size, name"),
         ({"encoder": TINY | {"depth": "three"}}, "encoder.depth must be a whole number or null, got 'three'"),

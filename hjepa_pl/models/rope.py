@@ -1,0 +1,91 @@
+"""Rotary positions (RoPE for vision, arXiv:2403.13298): attention logits depend on where patches lie to one another.
+
+A rotation is a complex number for each pair of a head's channels. Where timm turns channels by stacking, concatenating
+and multiplying, which costs a tenth of a step, this is one complex product of queries and keys together.
+"""
+
+import torch
+from timm.layers import AttentionRope
+from torch import Tensor, nn
+
+from hjepa_pl.functional.tokens import cell_centers
+from hjepa_pl.models.attention import attend
+
+
+def rotations(table: Tensor, prefix: int = 0) -> Tensor:
+    """Turn timm's rotary table into rotations.
+
+    Args:
+        table: (..., K, 2 d): sines, then cosines, of every pair of channels, twice each; the axes before are none,
+            heads, or batch and heads (each may be 1).
+        prefix: Number of tokens in front that are not turned.
+
+    Returns:
+        (B or 1, prefix + K, 1, heads or 1, d / 2), complex64; see `rotate`.
+    """
+    sin, cos = table.float().chunk(2, dim=-1)
+    turn = torch.complex(cos[..., ::2].contiguous(), sin[..., ::2].contiguous())
+    turn = turn[(None,) * (4 - turn.ndim)].transpose(1, 2)[:, :, None]
+    return torch.cat([turn.new_ones(len(turn), prefix, *turn.shape[2:]), turn], dim=1) if prefix else turn
+
+
+def axial_rotations(grid: tuple[int, int], head_dim: int, theta: float, cell: int = 1) -> Tensor:
+    """Return the rotations of the centres of all cells: half of a head's pairs turn with the column, half with the row.
+
+    Args:
+        grid: H and W of the patch grid.
+        head_dim: Channels of a head, a multiple of 4.
+        theta: Pair i of the d / 4 of an axis turns by theta ** (-4 i / d) radians a patch.
+        cell: Side of a cell in patches; 1 gives the patches themselves.
+
+    Returns:
+        (H // cell * W // cell, head_dim / 2), complex64.
+    """
+    frequency = theta ** -(torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim // 4))
+    rows, columns = cell_centers(grid, cell)
+    angles = torch.cat([columns[:, None] * frequency, rows[:, None] * frequency], dim=1)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn each pair of neighbouring channels of x (..., d) by a rotation (..., d / 2), in float32; the dtype stays."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # inductor has no complex numbers, and fuses this into one kernel
+        (a, b), (c, s) = pairs.unbind(-1), (turn.real, turn.imag)
+        return torch.stack([a * c - b * s, a * s + b * c], dim=-1).flatten(-2).to(x.dtype)
+    return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(x.dtype)
+
+
+class RotaryAttention(nn.Module):
+    """timm's `AttentionRope`, with its layers under its names, turning queries and keys in one product."""
+
+    def __init__(self, attention: AttentionRope) -> None:
+        super().__init__()
+        self.num_heads, self.num_prefix_tokens = attention.num_heads, attention.num_prefix_tokens
+        self.fused_attn = attention.fused_attn
+        assert attention.qkv is not None
+        self.qkv, self.proj = attention.qkv, attention.proj
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+
+    @staticmethod
+    def takes(attention: nn.Module) -> bool:
+        """Return whether a layer is one that this class computes the same as."""
+        plain = type(attention) is AttentionRope and attention.qkv is not None and attention.gate is None
+        return plain and not attention.rotate_half and isinstance(attention.norm, nn.Identity)
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Attend within x (B, N, D); `rope` is the `rotations` of its tokens, or timm's table."""
+        if rope is None or attn_mask is not None or is_causal:
+            raise NotImplementedError("RotaryAttention takes rotary positions and no mask")
+        if not rope.is_complex():
+            rope = rotations(rope, self.num_prefix_tokens)
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, -1)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        if not isinstance(self.q_norm, nn.Identity):
+            qk = torch.stack([self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])], dim=2)
+        q, k = rotate(qk, rope).to(v.dtype).unbind(2)
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.fused_attn)
+        return self.proj(out.transpose(1, 2).reshape(b, n, -1))

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+
+from hjepa_pl.models.encoder import VisionEncoder, timm_recipe
+from hjepa_pl.models.predictor import Predictor
+from hjepa_pl.models.rope import axial_rotations, rotate
+from hjepa_pl.models.settings import EncoderConfig, PredictorConfig
+from hjepa_pl.types import ConfigError
+
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 4}
+
+
+def test_rotation_turns_pairs_by_the_angle_of_their_axis() -> None:
+    turn = axial_rotations((2, 3), 8, theta=10.0)
+    assert turn.shape == (6, 4)
+    x = torch.randn(6, 8)
+    turned = rotate(x, turn)
+    for cell, (row, column) in enumerate((r, c) for r in range(2) for c in range(3)):
+        for pair, angle in enumerate([column, column * 10**-0.5, row, row * 10**-0.5]):
+            a, b = x[cell, 2 * pair : 2 * pair + 2].tolist()
+            expected = [a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle)]
+            torch.testing.assert_close(turned[cell, 2 * pair : 2 * pair + 2], torch.tensor(expected))
+
+
+def test_logits_depend_on_the_relative_position_only() -> None:
+    turn = axial_rotations((8, 8), 16, theta=100.0).reshape(8, 8, 8)
+    q, k = torch.randn(16), torch.randn(16)
+    logit = [(rotate(q, turn[r, c]) @ rotate(k, turn[r + 2, c + 3])).item() for r in range(5) for c in range(4)]
+    assert max(logit) - min(logit) < 1e-5
+    assert abs((rotate(q, turn[0, 0]) @ rotate(k, turn[3, 3])).item() - logit[0]) > 1e-2
+
+
+def test_cells_lie_where_their_patches_lie() -> None:
+    turn, coarse = axial_rotations((4, 4), 8, 100.0), axial_rotations((4, 4), 8, 100.0, cell=2)
+    corners = turn.reshape(4, 4, 4)[:2, :2].reshape(4, 4)
+    torch.testing.assert_close(coarse[0].angle(), corners.angle().mean(0))
+
+
+@pytest.mark.parametrize("position", ["rope", "rope_mixed"])
+def test_the_timm_model_inside_still_runs_by_itself(position) -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL, position=position, reg_tokens=1)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    tokens = encoder.vit.forward_features(images)[:, 1:]
+    torch.testing.assert_close(tokens, encoder(images)["last"], atol=1e-5, rtol=1e-5)
+
+
+def test_mixed_frequencies_learn() -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL, position="rope_mixed"))
+    encoder(torch.randn(2, 3, 32, 32), torch.arange(20).expand(2, -1))["last"].square().mean().backward()
+    assert encoder.vit.rope.freqs.grad.abs().min() > 0
+
+
+def test_theta_is_the_base_of_the_angles() -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL, position="rope", rope_theta=7.0))
+    assert timm_recipe(encoder.config)[1]["rope_temperature"] == 7.0
+    turn = encoder._angles((8, 8), None)[0][0].squeeze()
+    torch.testing.assert_close(turn, axial_rotations((8, 8), 16, 7.0), atol=1e-6, rtol=1e-6)
+
+
+def predict(shift: int, **extra) -> torch.Tensor:
+    """Predict a cell two columns right of a 3 x 3 context, all moved by `shift` rows and columns."""
+    torch.manual_seed(3)
+    predictor = Predictor(PredictorConfig(embed_dim=24, depth=2, num_heads=3, **extra), 48, (8, 8), (1, 2))
+    with torch.no_grad():
+        for p in predictor.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    rows = torch.arange(3) + shift
+    index = (rows[:, None] * 8 + rows).flatten()[None]
+    fine, coarse = shift * 8 + shift + 4, (shift // 2) * 4 + shift // 2 + 2
+    context = torch.randn(1, 9, 48)
+    return torch.cat(predictor(context, index, (torch.tensor([[[fine]]]), torch.tensor([[[coarse]]]))), dim=1)
+
+
+@pytest.mark.parametrize("attention", ["self", "cross"])
+def test_the_rotary_predictor_sees_relative_positions_only(attention) -> None:
+    torch.testing.assert_close(
+        predict(0, position="rope", attention=attention), predict(2, position="rope", attention=attention)
+    )
+    assert not torch.allclose(predict(0, attention=attention), predict(2, attention=attention), atol=1e-3)
+    assert not torch.allclose(
+        predict(0, position="rope", attention=attention),
+        predict(0, position="rope", rope_theta=4.0, attention=attention),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("position", ["sincos", "rope"])
+@pytest.mark.parametrize("attention", ["self", "cross"])
+def test_layer_scale_in_the_predictor(attention, position) -> None:
+    """At (nearly) zero every block is the identity, and it adds two gains of the width a block."""
+    options = {"embed_dim": 24, "depth": 2, "num_heads": 3, "attention": attention, "position": position}
+    plain = Predictor(PredictorConfig(**options), 48, (4, 4), (1,))
+    scaled = Predictor(PredictorConfig(**options, init_values=1e-12), 48, (4, 4), (1,))
+    added = sum(p.numel() for p in scaled.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert added == 2 * 2 * 24
+    index, targets = torch.arange(8)[None], torch.tensor([[[9, 12]]])
+    (out,) = scaled(torch.randn(1, 8, 48), index, (targets,))
+    query, place = scaled._queries(0, targets)
+    expected = query if position == "rope" else query + place
+    torch.testing.assert_close(out, scaled.heads[0](scaled.norm(expected[0])))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EncoderConfig(rope_theta=10.0), "encoder.rope_theta 10 does nothing with encoder.position 'learned'"),
+        (lambda: EncoderConfig(position="rope", rope_theta=0.5), "encoder.rope_theta must be above 1, got 0.5"),
+        (lambda: PredictorConfig(rope_theta=10.0), "predictor.rope_theta 10 does nothing with predictor.position"),
+        (lambda: PredictorConfig(position="rope", embed_dim=20, num_heads=2), "must be a multiple of 8 with predictor"),
+        (lambda: PredictorConfig(init_values=0.0), "predictor.init_values must be positive, got 0.0"),
+        (lambda: EncoderConfig(checkpoint_every=2), "encoder.checkpoint_every 2 does nothing without"),
+        (lambda: PredictorConfig(checkpoint_every=2), "predictor.checkpoint_every 2 does nothing without"),
+        (lambda: PredictorConfig(grad_checkpointing=True, checkpoint_every=9), "is more than predictor.depth 4"),
+    ],
+)
+def test_refusals(make, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,112 @@
+"""Every pair of features trains two steps, changes what the plain model does, and is saved, loaded and used the same."""
+
+import itertools
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.types import Counters, ViewBatch
+
+BASE: dict[str, Any] = {
+    "encoder": {"embed_dim": 24, "depth": 4, "num_heads": 2, "img_size": 16, "patch_size": 2},
+    "levels": [{"cell": 1}, {"cell": 2}, {"cell": "image"}],
+    "predictor": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+    "projector": {"hidden_dim": 16, "out_dim": 8},
+}
+FEATURES: dict[str, dict[str, Any]] = {
+    "rope": {"encoder": {"position": "rope_mixed"}},
+    "predictor rope": {"predictor": {"position": "rope"}},
+    "layer scale": {"encoder": {"init_values": 0.1}, "predictor": {"init_values": 0.1}},
+    "drop path": {"encoder": {"drop_path_rate": 0.3}},
+    "registers": {"encoder": {"reg_tokens": 2}},
+    "qk norm": {"encoder": {"qk_norm": True}},
+    "attention": {"encoder": {"attention": "math"}},
+    "checkpointing": {
+        "encoder": {"grad_checkpointing": True, "checkpoint_every": 2},
+        "predictor": {"grad_checkpointing": True},
+    },
+    "depths, fused": {
+        "levels": [{"block": 2, "cell": 1}, {"cell": 2}, {"cell": "image"}],
+        "predictor": {"context": "fused"},
+    },
+    "masked view": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "masked_view": "replace"}]},
+    "cross attention": {"predictor": {"attention": "cross"}},
+    "hierarchical masks": {"masks": {"kind": "hierarchical"}},
+    "pyramid": {"pyramid": {"fusion": "concat", "dim": 16}},
+    "one channel": {"encoder": {"in_chans": 1}},
+    "wide images": {"encoder": {"img_size": [16, 24]}},
+}
+EXACT = {"attention", "checkpointing"}  # other kernels, or the same numbers a second time: equal losses, on purpose
+PAIRS = [*itertools.combinations(FEATURES, 2)]
+
+
+def merge(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Merge settings key by key; of two lists of levels the keys of each level."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            old = merged.get(key)
+            if isinstance(value, dict):
+                merged[key] = {**(old or {}), **value}
+            elif key == "levels" and old is not None:
+                merged[key] = [{**a, **b} for a, b in zip(old, value, strict=True)]
+            else:
+                merged[key] = value
+    return merged
+
+
+def train(settings: dict[str, Any], steps: int = 2) -> tuple[HJEPALightningModule, list[float], torch.Tensor]:
+    """Make a module and train it on random views; return it, its losses and clean images of its shape."""
+    torch.manual_seed(0)
+    module = HJEPALightningModule(**settings).train()
+    config = module.context_encoder.config
+    height, width = module.context_encoder.vit.patch_embed.img_size
+    images = torch.randn(2, 4, config.in_chans, height, width, generator=torch.Generator().manual_seed(1))
+    optimizer, losses = module.configure_optimizers(), []
+    for step in range(steps):
+        torch.manual_seed(step)  # drop path
+        label = torch.zeros(4, dtype=torch.int64)
+        batch = ViewBatch((images[0], images[1]), label, label, Counters(0, step, torch.arange(4)))
+        loss = module.compute(batch)[0]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        module.after_step(0.9)
+        losses.append(float(loss))
+    return module.eval(), losses, images[0]
+
+
+def use(module: HJEPALightningModule, images: torch.Tensor) -> list[torch.Tensor]:
+    """Return everything that a user takes from a trained module."""
+    maps = module.encode_pyramid(images) if module.pyramid is not None else []
+    return [module.encode(images), module.encode_tokens(images), *maps]
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[float]:
+    return train(BASE)[1]
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_each_feature_changes_the_second_step(name, plain) -> None:
+    losses = train(merge(BASE, FEATURES[name]))[1]
+    assert (losses == pytest.approx(plain, rel=1e-5)) is (name in EXACT)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=" + ".join)
+def test_a_pair_trains_and_is_loaded_and_used_the_same(tmp_path, first, second) -> None:
+    settings = merge(BASE, FEATURES[first], FEATURES[second])
+    module, losses, images = train(settings)
+    assert all(torch.isfinite(torch.tensor(losses)))
+    for name, parameter in module.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "pair.ckpt")
+    again = HJEPALightningModule.load_from_checkpoint(tmp_path / "pair.ckpt", map_location="cpu").eval()
+    assert again.hparams == module.hparams
+    for mine, theirs in zip(use(module, images), use(again, images), strict=True):
+        assert torch.equal(mine, theirs)
