@@ -21,6 +21,7 @@ from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.keys import refuse_unknown
+from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_trainer, check_views
 from hjepa_pl.modules.hjepa import HJEPALightningModule
@@ -121,6 +122,11 @@ class HJEPACLI(LightningCLI):
             raise ConfigError("trainer.default_root_dir does nothing here; use results_dir and experiment_name.")
         if self.subcommand == "fit" and config["override"] and self.checkpoint is None:
             raise ConfigError("override does nothing without ckpt_path; remove it.")
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and Trainer; the weights of a resumed model are not read from where the first start was."""
+        with weights_follow(self.checkpoint is not None):
+            super().instantiate_classes()
 
     # ---------------------------------------------------------------------------------------------------- the trainer
 

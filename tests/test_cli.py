@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from hjepa_pl.__main__ import main
 
@@ -78,6 +80,56 @@ def test_a_run_writes_what_the_design_says(config) -> None:
         assert key in header
     assert list((run / "logs/tensorboard").glob("events*"))
     assert fit(Path("results/tiny/config.yaml"), "--experiment_name=again") == 0  # a saved config runs as it is
+
+
+OBLONG = [
+    "--model.init_args.encoder.img_size=[32,64]", "--model.init_args.encoder.patch_size=8",
+    "--trainer.max_steps=2", "--collapse.every_n_steps=1",
+    "--data.init_args.probe=[{name: digits, max_train: 50, max_test: 40}]",
+]  # fmt: skip
+
+
+def test_images_that_are_not_square_from_config_to_features(config, capsys) -> None:
+    assert fit(config, *OBLONG) == 0, capsys.readouterr().err
+    kept = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)
+    assert kept["hyper_parameters"]["encoder"]["img_size"] == [32, 64]
+    assert kept["state_dict"]["context_encoder.vit.pos_embed"].shape == (1, 4 * 8, 24)
+    summary = json.loads(Path("results/tiny/summary.json").read_text())
+    assert (summary["steps"], summary["status"]) == (2, "completed")
+    assert 0 <= summary["metrics"]["probe/digits/linear"] <= 100
+    assert "collapse" in Path("results/tiny/metrics.csv").read_text().splitlines()[0]
+    saved = yaml.safe_load(Path("results/tiny/config.yaml").read_text())
+    assert saved["model"]["init_args"]["encoder"]["img_size"] == [32, 64]
+    assert (
+        fit(Path("results/tiny/config.yaml"), "--ckpt_path=last", "--trainer.max_epochs=2", "--trainer.max_steps=4")
+        == 0
+    )
+    assert main(["predict", "--config", "results/tiny/config.yaml", "--ckpt_path=last"]) == 0, capsys.readouterr().err
+    assert torch.load("results/tiny/features.pt", weights_only=True)["digits"]["features"].shape[1] == 24
+
+
+def test_a_run_from_pretrained_weights_goes_on_without_their_file(config, capsys) -> None:
+    vit = timm.create_model(
+        "vit_small_patch16_224", img_size=8, patch_size=2, in_chans=1, embed_dim=24, depth=2, num_heads=2,
+        class_token=False, global_pool="avg", fc_norm=False, num_classes=10,
+    )  # fmt: skip
+    save_file(vit.state_dict(), "vit.safetensors")
+    start = "--model.init_args.encoder.pretrained=vit.safetensors"
+    assert fit(config, start, "--model.init_args.optimizer.lr=1e-20") == 0, capsys.readouterr().err
+    weights = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    for key, value in vit.state_dict().items():
+        if not key.startswith("head."):
+            torch.testing.assert_close(weights[f"context_encoder.vit.{key}"], value, atol=1e-15, rtol=0)
+    Path("vit.safetensors").unlink()
+    saved = Path("results/tiny/config.yaml")
+    assert yaml.safe_load(saved.read_text())["model"]["init_args"]["encoder"]["pretrained"] == "vit.safetensors"
+    assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=2") == 0, capsys.readouterr().err
+    assert main(["validate", "--config", str(saved), "--ckpt_path=last"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.init_args.encoder.pretrained=false") == 2
+    assert "encoder.pretrained was 'vit.safetensors', is False" in capsys.readouterr().err
+    assert fit(saved) == 2  # a fresh start needs it
+    assert "encoder.pretrained 'vit.safetensors': there is no such file" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_set_aside_and_not_overwritten(config) -> None:
@@ -188,7 +240,16 @@ REFUSED = [
     (["--model.init_args.encoder.depth=three"], "model.encoder.depth must be"),
     (["--model.init_args.encoder.depth=-1"], "encoder.depth must be at least 1, got -1"),
     (["--model.init_args.encoder.size=giant"], "model.encoder.size must be 'tiny' or 'small'"),
+    (
+        ["--model.init_args.encoder.in_chans=4"],
+        "`in_chans=4` is refused: images have 1 or 3 channels, so set encoder.i",
+    ),
+    (["--model.init_args.encoder.in_chans=0"], "encoder.in_chans must be at least 1, got 0"),
+    (["--model.init_args.encoder.img_size=[8,9]"], "encoder.img_size [8, 9] is not a multiple of encoder.patch_size 2"),
+    (["--model.init_args.encoder.img_size=[8]"], "img_size"),
     (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),
+    (["--model.init_args.encoder.pretrained=true"], "encoder.pretrained true has nothing to take weights from"),
+    (["--model.init_args.encoder.pretrained=none.pth"], "encoder.pretrained 'none.pth': there is no such file"),
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
     (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
     (["--model.init_args.levels=[{cell: 3}, {cell: image}]"], "levels.cell 3 does not divide"),

@@ -11,6 +11,7 @@ import hjepa_pl.data.colour as colour
 from hjepa_pl.data.resize import apply_axes, axis_weights, crop_boxes
 from hjepa_pl.data.settings import AugmentationConfig
 from hjepa_pl.functional.counters import Stream, hash_int, uniform
+from hjepa_pl.functional.sizes import ImgSize, sides
 from hjepa_pl.types import Counters
 
 _ORDERS = tuple(permutations(range(4)))
@@ -32,10 +33,10 @@ class Augmenter:
     """
 
     def __init__(
-        self, config: AugmentationConfig, img_size: int, mean: Sequence[float], std: Sequence[float], seed: int
+        self, config: AugmentationConfig, img_size: ImgSize, mean: Sequence[float], std: Sequence[float], seed: int
     ) -> None:
         self.config = config
-        self.img_size = img_size
+        self.img_size = sides(img_size)
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.seed = seed
@@ -46,10 +47,15 @@ class Augmenter:
     def boxes(
         self, height: Tensor | int, width: Tensor | int, epoch: int, position: Tensor, view: int
     ) -> tuple[Tensor, Tensor]:
-        """Draw the crops and flips of one view: (B, 4) top, left, height, width, and (B,) bool."""
-        c = self.config
+        """Draw the crops and flips of one view: (B, 4) top, left, height, width, and (B,) bool.
+
+        The aspect of a box is drawn around the view's own. (torchvision's `RandomResizedCrop` draws it around a square
+        whatever the view's size, so that a wide view would show everything stretched, which no clean image does.)
+        """
+        c, aspect = self.config, self.img_size[1] / self.img_size[0]
         key = self._key(epoch, Stream.CROP, view)
-        box = crop_boxes(key, position, height, width, c.crop_scale, c.crop_ratio)
+        ratio = (c.crop_ratio[0] * aspect, c.crop_ratio[1] * aspect)
+        box = crop_boxes(key, position, height, width, c.crop_scale, ratio)
         return box, uniform(self._key(epoch, Stream.FLIP, view), position, 1)[:, 0] < c.flip
 
     def view(self, images: Tensor, counters: Counters, view: int) -> Tensor:
@@ -61,31 +67,35 @@ class Augmenter:
             view: Number of the view.
 
         Returns:
-            (B, C, img_size, img_size) float32, normalised.
+            (B, C, *img_size) float32, normalised.
         """
         height, width = images.shape[2:]
         box, flip = self.boxes(height, width, counters.epoch, counters.position, view)
-        rows = axis_weights(box[:, 0], box[:, 2], self.img_size, height)
-        columns = axis_weights(box[:, 1], box[:, 3], self.img_size, width, flip)
-        if height * width > self.img_size**2:
+        rows = axis_weights(box[:, 0], box[:, 2], self.img_size[0], height)
+        columns = axis_weights(box[:, 1], box[:, 3], self.img_size[1], width, flip)
+        if height * width > self.img_size[0] * self.img_size[1]:
             return self.finish(apply_axes(images, rows, columns), counters, view)
         images = normalise(self._recolour(images, counters, view), self.mean, self.std)
         blur = self._blur(counters, view)
         if blur is not None:
-            rows, columns = blur @ rows, blur @ columns
+            rows, columns = blur[0] @ rows, blur[1] @ columns
         return apply_axes(images, rows, columns)
 
     def finish(self, images: Tensor, counters: Counters, view: int) -> Tensor:
         """Make one view of what is already cropped and flipped; shapes as in `view`."""
         images = normalise(self._recolour(images, counters, view), self.mean, self.std)
         blur = self._blur(counters, view)
-        return images if blur is None else apply_axes(images, blur, blur)
+        return images if blur is None else apply_axes(images, *blur)
 
-    def _blur(self, counters: Counters, view: int) -> Tensor | None:
+    def _blur(self, counters: Counters, view: int) -> tuple[Tensor, Tensor] | None:
+        """Return the matrices of the rows and of the columns, one and the same for a square view."""
         if not self.config.blur:
             return None
         u = uniform(self._key(counters.epoch, Stream.BLUR, view), counters.position, 2)
-        return colour.blur_matrix(0.1 + 1.9 * u[:, 1], u[:, 0] < self.config.blur, self.img_size)
+        (height, width), taps = self.img_size, colour.blur_kernel_size(min(self.img_size))
+        sigma, chosen = 0.1 + 1.9 * u[:, 1], u[:, 0] < self.config.blur
+        rows = colour.blur_matrix(sigma, chosen, height, taps)
+        return rows, rows if width == height else colour.blur_matrix(sigma, chosen, width, taps)
 
     def _recolour(self, images: Tensor, counters: Counters, view: int) -> Tensor:
         """Turn, shift and change colours."""

@@ -11,6 +11,7 @@ from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels
 from hjepa_pl.functional.counters import Stream, hash_int
+from hjepa_pl.functional.sizes import ImgSize
 from hjepa_pl.types import ConfigError, Counters
 
 _ATTEMPTS = 20
@@ -71,7 +72,7 @@ class FileRows(NamedTuple):
 
     rows: Tensor
     views: tuple[Tensor, ...]
-    """V (n, C, img_size, img_size) uint8."""
+    """V (n, C, *img_size) uint8."""
     label: Tensor
     broken: tuple[Broken, ...]
 
@@ -117,15 +118,15 @@ class FileReader:
         )
 
     def _crop(self, images: list[Tensor], epoch: int, position: Tensor, view: int) -> Tensor:
-        """Cut one view out of each image, (n, C, img_size, img_size) uint8."""
+        """Cut one view out of each image, (n, C, *img_size) uint8."""
         size = self.augmenter.img_size
         height, width = (torch.tensor([image.shape[d] for image in images]) for d in (1, 2))
         boxes, flips = self.augmenter.boxes(height, width, epoch, position, view)
-        out = torch.empty(len(images), self.channels, size, size, dtype=torch.uint8)
+        out = torch.empty(len(images), self.channels, *size, dtype=torch.uint8)
         for row, (image, box, flip) in enumerate(zip(images, boxes.int().tolist(), flips.tolist(), strict=True)):
             cut = image[None, :, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
             # On one large photograph torch's uint8 kernel is faster than the matrix products, and the same filter.
-            view_of_it = F.interpolate(cut, size=(size, size), mode="bilinear", antialias=True)[0]
+            view_of_it = F.interpolate(cut, size=size, mode="bilinear", antialias=True)[0]
             out[row] = view_of_it.flip(-1) if flip else view_of_it
         return out
 
@@ -147,11 +148,11 @@ class CleanRows(Dataset[RawClean]):
     Args:
         images: The set.
         index: (N,) which of its images make up the split.
-        img_size: Side of the result for files (images in memory are resized on the device).
+        img_size: Side of the result, or its height and width, for files (images in memory are resized on the device).
         channels: 1 or 3.
     """
 
-    def __init__(self, images: Images, index: Tensor, img_size: int, channels: int) -> None:
+    def __init__(self, images: Images, index: Tensor, img_size: ImgSize, channels: int) -> None:
         self.images = images
         self.index = index
         self.img_size = img_size
@@ -206,8 +207,7 @@ def memory_groups(sets: list[ArrayImages | None], draw: Draw) -> tuple[RawGroup,
 
 
 def make_views(batch: RawBatch, augmenter: Augmenter, views: int, channels: int) -> tuple[Tensor, ...]:
-    """Make all views of a batch, on the device it is on; V tensors (B, C, S, S) float32."""
-    size = augmenter.img_size
+    """Make all views of a batch, on the device it is on; V tensors (B, C, *img_size) float32."""
     out = []
     for v in range(views):
         parts = []
@@ -219,7 +219,7 @@ def make_views(batch: RawBatch, augmenter: Augmenter, views: int, channels: int)
         if len(parts) == 1:  # its rows are the whole batch, in order
             out.append(parts[0])
             continue
-        whole = parts[0].new_empty(len(batch.label), channels, size, size)
+        whole = parts[0].new_empty(len(batch.label), channels, *augmenter.img_size)
         for group, part in zip(batch.groups, parts, strict=True):
             whole[group.rows] = part
         out.append(whole)

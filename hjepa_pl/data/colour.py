@@ -64,22 +64,23 @@ def solarize(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def blur_kernel_size(size: int) -> int:
-    """Return the odd kernel size for views of a side: a tenth of it (23 at 224), at least 3."""
+    """Return the odd kernel size for views of a shorter side: a tenth of it (23 at 224), at least 3."""
     return max(3, size // 10 // 2 * 2 + 1)
 
 
-def blur_matrix(sigma: Tensor, chosen: Tensor, size: int) -> Tensor:
+def blur_matrix(sigma: Tensor, chosen: Tensor, size: int, kernel_size: int) -> Tensor:
     """Make the matrices that blur one axis with reflected edges; the identity for images that are not chosen.
 
     Args:
         sigma: (B,) width of the Gaussian in pixels.
         chosen: (B,) bool.
         size: Pixels of the axis.
+        kernel_size: Taps of the kernel, an odd number, the same for both axes.
 
     Returns:
         (B, size, size) float32.
     """
-    reach = blur_kernel_size(size) // 2
+    reach = kernel_size // 2
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
     kernel = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)
     kernel = torch.where(chosen[:, None], kernel, (offset == 0).to(kernel.dtype))

@@ -24,13 +24,14 @@ from hjepa_pl.data.settings import (
     AugmentationConfig,
     DatasetConfig,
     ProbeConfig,
-    check_number,
+    check_statistics,
     check_whole,
     refuse_twice,
 )
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels, stratified
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.settings import from_plain, from_plain_list
+from hjepa_pl.functional.sizes import ImgSize, check_size, sides
 from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
 
 _AUGMENTATION = AugmentationConfig()
@@ -53,7 +54,7 @@ class MultiDatasetDataModule(LightningDataModule):
         mean: Per channel; ImageNet's for colour and .5 for grey if not given.
         std: Per channel; ImageNet's for colour and .25 for grey if not given.
         seed: Of everything random here; seed_everything's from the CLI, 0 from Python, if not given.
-        img_size: Side of the views; the encoder's if not given.
+        img_size: Side of the views, or [height, width]; the encoder's if not given.
         in_chans: Channels of the views; the encoder's if not given.
     """
 
@@ -72,7 +73,7 @@ class MultiDatasetDataModule(LightningDataModule):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         seed: int | None = None,
-        img_size: int | None = None,
+        img_size: ImgSize | None = None,
         in_chans: int | None = None,
     ) -> None:
         super().__init__()
@@ -102,12 +103,13 @@ class MultiDatasetDataModule(LightningDataModule):
         check_whole("seed", self.seed, 0)
         for key, value, low in (
             ("epoch_size", self.epoch_size, 1),
-            ("img_size", self.img_size, 2),
             ("in_chans", self.in_chans, 1),
             ("num_workers", self.num_workers, 0),
         ):
             if value is not None:
                 check_whole(key, value, low)
+        if self.img_size is not None:
+            check_size("`img_size`", self.img_size, least=2)
         if not self.datasets:
             raise ConfigError("`datasets=[]` is refused: name at least one dataset.")
         for name, root in self._places():
@@ -117,18 +119,9 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError(f"`datasets.weight={self.datasets[0].weight}` does nothing with one dataset: remove it.")
         refuse_twice("datasets", [f"{d.name}, root={d.root}, split={d.split}" for d in self.datasets])
         refuse_twice("probe", [p.title or p.name for p in self.probe])
-        self._check_mean_std()
+        check_statistics(self.mean, self.std, self.in_chans)
         if self.in_chans == 1:
             self.augmentation.check_gray_images("in_chans=1")
-
-    def _check_mean_std(self) -> None:
-        for key, values, low in (("mean", self.mean, -1e6), ("std", self.std, 0.0)):
-            for value in values or ():
-                check_number(key, value, low, open_low=True)
-            if values is not None and self.in_chans is not None and len(values) != self.in_chans:
-                raise ConfigError(
-                    f"`{key}={list(values)}` does not fit {self.in_chans} channel(s): give as many numbers."
-                )
 
     @property
     def names(self) -> list[str]:
@@ -185,7 +178,7 @@ class MultiDatasetDataModule(LightningDataModule):
             encoders = getattr(module, key, None)
             if getattr(self, key) is None:
                 setattr(self, key, encoders)
-            elif encoders not in (None, getattr(self, key)):
+            elif encoders is not None and sides(encoders) != sides(getattr(self, key)):
                 raise ConfigError(
                     f"`{key}={getattr(self, key)}` of the data is not the encoder's {encoders}: leave it out, "
                     "the data takes it from the encoder."
@@ -196,12 +189,14 @@ class MultiDatasetDataModule(LightningDataModule):
                 )
         size, channels = self._geometry()
         if channels not in (1, 3):
-            raise ConfigError(f"`in_chans={channels}` is refused: images have 1 or 3 channels.")
-        self._check_mean_std()
+            raise ConfigError(
+                f"`in_chans={channels}` is refused: images have 1 or 3 channels, so set encoder.in_chans to 1 or 3."
+            )
+        check_statistics(self.mean, self.std, self.in_chans)
         mean, std = self.statistics()
         self._augmenter = Augmenter(self.augmentation, size, mean, std, self.seed)
 
-    def _geometry(self) -> tuple[int, int]:
+    def _geometry(self) -> tuple[ImgSize, int]:
         if self.img_size is None or self.in_chans is None:
             raise ConfigError("`img_size` and `in_chans` are not known yet: set them, or call setup first.")
         return self.img_size, self.in_chans

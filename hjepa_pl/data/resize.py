@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.functional.counters import uniform
+from hjepa_pl.functional.sizes import ImgSize, sides
 
 _TRIES = 10
 
@@ -94,45 +95,50 @@ def apply_axes(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.bmm(rows.repeat_interleave(c, 0), wide).view(b, c, rows.shape[1], -1)
 
 
-def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Cut a box out of every image, flip it, and resize it to (size, size).
+def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor, size: ImgSize) -> Tensor:
+    """Cut a box out of every image, flip it, and resize it.
 
     Args:
         images: (B, C, H, W) float32.
         boxes: (B, 4): top, left, height, width.
         flip: (B,) bool.
-        size: Side of the result.
+        size: Side of the result, or its height and width.
 
     Returns:
-        (B, C, size, size) float32.
+        (B, C, H', W') float32, H' x W' being `size`.
     """
     top, left, height, width = boxes.unbind(1)
-    rows = axis_weights(top, height, size, images.shape[2])
-    columns = axis_weights(left, width, size, images.shape[3], flip)
+    rows = axis_weights(top, height, sides(size)[0], images.shape[2])
+    columns = axis_weights(left, width, sides(size)[1], images.shape[3], flip)
     return apply_axes(images, rows, columns)
 
 
-def clean_resize(images: Tensor, size: int) -> Tensor:
-    """Resize the short side to `size` (antialiased) and keep the centre square: the form in which features are judged.
+def clean_resize(images: Tensor, size: ImgSize) -> Tensor:
+    """Resize until the image just covers `size` (antialiased) and keep the centre: how images are judged.
+
+    Both sides are resized by one factor, so that nothing is distorted: the short side of an image becomes that of a
+    square.
 
     Args:
         images: (B, C, H, W) uint8 or float32.
-        size: Side of the result.
+        size: Side of the result, or its height and width.
 
     Returns:
-        (B, C, size, size) of the same type; the images themselves if they have that size.
+        (B, C, H', W') of the same type, H' x W' being `size`; the images themselves if they have that size.
     """
     height, width = images.shape[2:]
-    if height == width == size:
+    asked = sides(size)
+    if (height, width) == asked:
         return images
-    short = min(height, width)
+    # The side that is short for its part decides on the factor, as a fraction.
+    to, short = (asked[0], height) if asked[0] * width >= asked[1] * height else (asked[1], width)
     matrices = []
-    for total in (height, width):
-        # The whole axis, from which the middle is kept: pixels outside the square count in the filter at its edge.
-        wanted = max(size, round(total * size / short))
+    for total, side in zip((height, width), asked, strict=True):
+        # The whole axis, from which the middle is kept: pixels outside the crop count in the filter at its edge.
+        wanted = max(side, round(total * to / short))
         full = axis_weights(images.new_zeros(1, dtype=torch.float32), _one(total, images), wanted, total)
-        first = (wanted - size) // 2
-        matrices.append(full[:, first : first + size].expand(len(images), -1, -1))
+        first = (wanted - side) // 2
+        matrices.append(full[:, first : first + side].expand(len(images), -1, -1))
     result = apply_axes(images.float(), *matrices)
     return result if images.is_floating_point() else result.round_().clamp_(0, 255).to(images.dtype)
 

@@ -33,6 +33,15 @@ def check_range(key: str, value: object, low: float, high: float = math.inf) -> 
     return float(value[0]), float(value[1])
 
 
+def check_statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int | None) -> None:
+    """Refuse a mean or deviation that is no number, or that is not one number per channel."""
+    for key, values, low in (("mean", mean, -1e6), ("std", std, 0.0)):
+        for value in values or ():
+            check_number(key, value, low, open_low=True)
+        if values is not None and channels is not None and len(values) != channels:
+            raise ConfigError(f"`{key}={list(values)}` does not fit {channels} channel(s): give as many numbers.")
+
+
 def check_name(key: str, value: object) -> None:
     """Refuse an empty name or one that is no text."""
     if not isinstance(value, str) or not value:
@@ -91,7 +100,8 @@ class AugmentationConfig:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Share of the image's area that a crop covers, smallest and largest."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a crop, smallest and largest."""
+    """Width over height of a crop, smallest and largest, as a multiple of the view's own (1 for square views): a crop
+    at 1 is not distorted, whatever the shape of the view."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)

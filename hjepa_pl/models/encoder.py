@@ -10,8 +10,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from hjepa_pl.functional.sizes import check_divides
 from hjepa_pl.functional.tokens import gather_tokens, patchify, sincos_positions
 from hjepa_pl.models.blocks import run_blocks
+from hjepa_pl.models.pretrained import load_pretrained
 from hjepa_pl.models.rope import RotaryAttention, rotations
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
@@ -117,15 +119,11 @@ def measure(config: EncoderConfig) -> Geometry:
             )
         if config.position == "sincos" and embed_dim % 4:
             raise ConfigError(f"encoder.embed_dim must be a multiple of 4 with position 'sincos', got {embed_dim}.")
-    patch = config.patch_size or (16 if config.name is None else None)
-    if patch is not None and config.img_size % patch:
-        low = config.img_size // patch * patch
-        raise ConfigError(
-            f"encoder.img_size {config.img_size} is not a multiple of encoder.patch_size {patch}; "
-            f"{f'{low} or ' if low else ''}{low + patch} would do."
-        )
+    if patch := config.patch_size or (16 if config.name is None else None):
+        check_divides(config.img_size, (patch, patch))
     with torch.device("meta"):
         vit = build_timm(config)
+    check_divides(config.img_size, vit.patch_embed.patch_size)
     if config.checkpoint_every > len(vit.blocks):
         raise ConfigError(
             f"encoder.checkpoint_every {config.checkpoint_every} is more than the encoder's {len(vit.blocks)} blocks; "
@@ -145,12 +143,15 @@ class VisionEncoder(nn.Module):
     """timm's model; its state dict is the one to export."""
 
     def __init__(self, config: EncoderConfig, inner: Sequence[int] = (), affine: Sequence[int] = ()) -> None:
-        """Make an encoder with timm's initialisation.
+        """Make an encoder with timm's initialisation, or the weights that `config.pretrained` names.
 
         Args:
             config: The architecture.
             inner: Blocks before the last whose output is wanted; each gets a layer norm of its own, outside `vit`.
             affine: Those of `inner` whose norm has parameters (they only learn where the predictor reads them).
+
+        Raises:
+            ConfigError: As `build_timm` and `load_pretrained`.
         """
         super().__init__()
         self.config = config
@@ -168,6 +169,7 @@ class VisionEncoder(nn.Module):
         )
         if config.position == "sincos":
             self._fix_positions()
+        load_pretrained(self.vit, config)
 
     def _fix_positions(self) -> None:
         """Fill the position table with sines and cosines, for good."""
@@ -185,7 +187,9 @@ class VisionEncoder(nn.Module):
         """Encode images, or their kept patches.
 
         Args:
-            images: (B, C, H, W); another size than in training is taken with resampled (or rotary) positions.
+            images: (B, C, H, W), square or not. At another size than in training a table of positions, learned or
+                sine-cosine, is stretched over the new grid by timm's `resample_abs_pos_embed` (a sine-cosine table is
+                not continued beyond its ends); rotary angles are those of the new grid, in steps of a patch.
             keep: (B, K) indices of the patches to compute on; None is all of them.
             blocks: Depths to return, counted from 1, or 'last'. No block beyond the deepest is computed.
 

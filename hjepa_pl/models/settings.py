@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hjepa_pl.functional.settings import from_plain_list
+from hjepa_pl.functional.sizes import ImgSize, check_size
 from hjepa_pl.models.attention import AttentionKind
 from hjepa_pl.types import ConfigError
 
@@ -64,8 +65,13 @@ class EncoderConfig:
     """Width, depth and heads as in timm's vit_{size} (small where neither size nor name is given)."""
     name: str | None = None
     """Name of any timm ViT instead of a size; its own width, depth, heads and patch size then hold."""
-    img_size: int = 224
-    """Side of the square training images, in pixels."""
+    img_size: ImgSize = 224
+    """Side of the training images, in pixels, or [height, width]."""
+    pretrained: bool | str | None = None
+    """Weights to start from: null or false for none, true for timm's own (with `name`), or the path of a file
+    (.safetensors, .pth, .pt, .bin) with the state dict of a timm ViT of this shape: kept to the bit but for heads and a
+    class token, which are left out, and positions of another `img_size`, which timm's function resamples. Read once: a
+    run that goes on from a checkpoint needs no file."""
     patch_size: int | None = None
     """Side of a patch, in pixels; null is 16 (or what `name` says)."""
     in_chans: int = 3
@@ -99,9 +105,10 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no encoder can have."""
-        _positive(
-            self, "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "checkpoint_every"
-        )  # fmt: skip
+        check_size("encoder.img_size", self.img_size)
+        if not isinstance(self.img_size, int):
+            object.__setattr__(self, "img_size", tuple(self.img_size))
+        _positive(self, "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "checkpoint_every")
         _check_recompute(self)
         _check_theta(self)
         if self.name is not None:
@@ -115,6 +122,11 @@ class EncoderConfig:
                     f"encoder.name '{self.name}' fixes the position code, so encoder.position '{self.position}' would "
                     "do nothing; give encoder.size instead, or the name alone."
                 )
+        if self.pretrained == "" or (self.pretrained is True and self.name is None):
+            raise ConfigError(
+                f"encoder.pretrained {'true' if self.pretrained else repr('')} has nothing to take weights from; give "
+                "encoder.name, for timm's own, or the path of a file."
+            )
         if self.size is not None and None not in (self.embed_dim, self.depth, self.num_heads):
             raise ConfigError(
                 f"encoder.size '{self.size}' does nothing beside encoder.embed_dim, depth and num_heads; remove it."

@@ -8,10 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.optim.budget import Progress, parse_duration
 from hjepa_pl.optim.groups import weight_decay_groups
 from hjepa_pl.optim.schedules import cosine, warmup_cosine
@@ -218,6 +220,12 @@ class PretrainModule(pl.LightningModule):
         settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
         if callable(settings):
             checkpoint["hjepa_data"] = settings()
+
+    @_restricted_classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint as Lightning does; what `encoder.pretrained` names is not read again, and may be gone."""
+        with weights_follow():
+            return super().load_from_checkpoint(*args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the clock of the earlier run."""

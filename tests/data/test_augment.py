@@ -4,6 +4,8 @@ from torchvision.transforms.v2 import functional as T
 
 from hjepa_pl.data import AugmentationConfig, colour
 from hjepa_pl.data.augment import Augmenter, turn_and_shift
+from hjepa_pl.data.resize import crop_boxes
+from hjepa_pl.functional.counters import Stream, uniform
 from hjepa_pl.types import Counters
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -54,7 +56,7 @@ def test_gray_and_solarize_equal_torchvision():
 def test_blur_equals_torchvision(size):
     x = images(4, size)
     sigma = torch.tensor([0.1, 0.5, 1.0, 2.0])
-    matrix = colour.blur_matrix(sigma, torch.tensor([True, True, True, False]), size)
+    matrix = colour.blur_matrix(sigma, torch.tensor([True, True, True, False]), size, colour.blur_kernel_size(size))
     ours = matrix[:, None] @ x @ matrix.transpose(1, 2)[:, None]
     kernel = [colour.blur_kernel_size(size)] * 2
     for i in range(3):
@@ -142,3 +144,39 @@ def test_normalised_at_the_end(size):
     ours = Augmenter(EVERYTHING, size, MEAN, STD, seed=5).view(x, counters, 0)
     expected = (raw - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("native", [16, 64])  # smaller and larger than the view: colours before or after the crop
+def test_views_that_are_not_square(native):
+    x, counters = images(side=native), Counters(2, 9, torch.arange(8))
+    view = make(EVERYTHING, (24, 40)).view(x, counters, 0)
+    assert view.shape == (8, 3, 24, 40)
+    assert torch.isfinite(view).all()
+    halves = [make(EVERYTHING, (24, 40)).view(x[i : i + 4], Counters(2, 9, torch.arange(i, i + 4)), 0) for i in (0, 4)]
+    torch.testing.assert_close(view, torch.cat(halves), atol=1e-5, rtol=0)
+
+
+def test_blur_of_a_view_that_is_not_square_is_one_round_kernel():
+    x, counters = images(4, 40)[:, :, :20], Counters(0, 0, torch.arange(4))
+    blurred = make(plain(blur=1.0, crop_ratio=(1, 1)), (20, 40)).view(x, counters, 0)
+    sigma = [0.1 + 1.9 * u for u in uniform(make(plain())._key(0, Stream.BLUR, 0), counters.position, 2)[:, 1].tolist()]
+    for image, result, s in zip(x, blurred, sigma, strict=True):
+        torch.testing.assert_close(result, T.gaussian_blur(image, [3, 3], [s, s]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(20, 80), (80, 20)])
+def test_crops_have_the_aspect_of_the_view(size):
+    """Around the view's own, so that a ratio of 1 distorts nothing: torchvision's would stretch every wide view."""
+    augment = make(plain(crop_scale=(0.1, 0.2), crop_ratio=(3 / 4, 4 / 3)), size)
+    box, _ = augment.boxes(1000, 1000, 0, torch.arange(2000), 0)
+    relative = box[:, 3] / box[:, 2] * size[0] / size[1]
+    assert relative.min() > 0.745
+    assert relative.max() < 1.345
+    assert abs(relative.log().mean()) < 0.01
+
+
+def test_square_views_draw_the_boxes_that_they_always_drew():
+    augment, position = make(AugmentationConfig(), 32), torch.arange(100)
+    box, _ = augment.boxes(40, 60, 3, position, 1)
+    key = augment._key(3, Stream.CROP, 1)
+    assert torch.equal(box, crop_boxes(key, position, 40, 60, (0.2, 1.0), (3 / 4, 4 / 3)))

@@ -195,3 +195,39 @@ def test_a_probe_without_labels_is_refused(tmp_path):
     data = digits(probe=[{"name": "folder", "root": str(tmp_path)}])
     with pytest.raises(ConfigError, match="`probe` folder has images without a label"):
         data.setup("fit")
+
+
+class Oblong(Watcher):
+    img_size = (8, 24)
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3 * 8 * 24, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_are_not_square_from_files_and_memory(tmp_path, workers):
+    root = photographs(tmp_path / "data")
+    sets = [{"name": "fake"}, {"name": "folder", "root": root}, {"name": "digits"}]
+    data = MultiDatasetDataModule(
+        sets, batch_size=8, epoch_size=32, views=2, probe=[{"name": "folder", "root": root}, {"name": "digits"}],
+        num_workers=workers,
+    )  # fmt: skip
+    module = Oblong()
+    trainer(tmp_path).fit(module, data)
+    assert data.img_size == (8, 24)
+    assert all(v.shape == (8, 3, 8, 24) and v.isfinite().all() for b in module.batches for v in b.views)
+    assert {tuple(b.image.shape[1:]) for _, b in module.clean} == {(3, 8, 24)}
+    assert {int(s) for b in module.batches for s in b.source} == {0, 1, 2}
+
+
+def test_a_size_given_to_both_is_the_same_as_a_list_or_refused(tmp_path):
+    trainer(tmp_path, fast_dev_run=1).fit(Oblong(), digits(img_size=[8, 24], in_chans=3))
+    with pytest.raises(ConfigError, match=r"`img_size=\[24, 8\]` of the data is not the encoder's \(8, 24\)"):
+        trainer(tmp_path, fast_dev_run=1).fit(Oblong(), digits(img_size=[24, 8], in_chans=3))
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 8, 8), (8, 1), 1, "8", (8, 9.5), True])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ConfigError, match=r"`img_size` must be a whole number of at least 2, or two of them"):
+        digits(img_size=size)

@@ -46,6 +46,15 @@ def test_boxes_of_images_of_many_sizes_are_those_of_each_alone():
         assert torch.equal(alone[0], together[i])
 
 
+@pytest.mark.parametrize("size", [(12, 40), (33, 7)])
+def test_crop_resize_to_oblongs_equals_torchvision(size):
+    images = torch.rand(8, 3, 30, 40)
+    boxes = crop_boxes(7, torch.arange(8), 30, 40, (0.1, 1.0), (0.5, 2.0))
+    ours = crop_resize(images, boxes, torch.zeros(8, dtype=torch.bool), size)
+    for image, box, result in zip(images, boxes.int().tolist(), ours, strict=True):
+        torch.testing.assert_close(result, T.resized_crop(image, *box, size, antialias=True), atol=1e-4, rtol=0)
+
+
 def test_impossible_crop_falls_back_to_the_centre():
     boxes = crop_boxes(1, torch.arange(5), 10, 100, (1.0, 1.0), (3 / 4, 4 / 3))
     assert boxes.tolist() == [[0, 43, 10, 13]] * 5
@@ -56,6 +65,20 @@ def test_clean_resize_of_squares_is_torchs_and_of_equal_size_nothing():
     expected = F.interpolate(images, size=(12, 12), mode="bilinear", antialias=True)
     torch.testing.assert_close(clean_resize(images, 12), expected, atol=1e-5, rtol=0)
     assert clean_resize(images, 20) is images
+
+
+@pytest.mark.parametrize(
+    ("size", "whole"),  # height and width, and what a 40 x 60 image is resized to before the centre is cut out
+    [((20, 30), (20, 30)), ((20, 20), (20, 30)), ((20, 40), (27, 40)), ((30, 10), (30, 45)), ((64, 32), (64, 96))],
+)
+def test_clean_resize_to_oblongs_covers_them_without_distortion(size, whole):
+    image = torch.randint(0, 256, (1, 3, 40, 60), dtype=torch.uint8)
+    expected = T.resize(image.float(), list(whole), antialias=True)
+    top, left = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
+    expected = expected[..., top : top + size[0], left : left + size[1]]
+    torch.testing.assert_close(clean_resize(image.float(), size), expected, atol=1e-2, rtol=0)
+    assert clean_resize(image, size).shape == (1, 3, *size)
+    assert clean_resize(image, (40, 60)) is image
 
 
 def test_clean_resize_is_resize_then_centre_crop():

@@ -1,10 +1,13 @@
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 
+from hjepa_pl.functional.tokens import sincos_positions
+from hjepa_pl.masks import MaskConfig, build_masks
 from hjepa_pl.models.encoder import VisionEncoder, measure, timm_recipe
 from hjepa_pl.models.settings import EncoderConfig
-from hjepa_pl.types import ConfigError
+from hjepa_pl.types import ConfigError, Counters
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 32, "patch_size": 4}
 KINDS = [
@@ -21,9 +24,10 @@ KINDS = [
 ]
 
 
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)], ids=str)
 @pytest.mark.parametrize("extra", KINDS, ids=str)
-def test_all_tokens_kept_equals_timm_by_outputs_and_loads_strictly(extra) -> None:
-    config = EncoderConfig(**SMALL, **extra)
+def test_all_tokens_kept_equals_timm_by_outputs_and_loads_strictly(extra, size) -> None:
+    config = EncoderConfig(**(SMALL | {"img_size": 32 if size == (32, 32) else size}), **extra)
     encoder = VisionEncoder(config).eval()
     with torch.no_grad():
         for parameter in encoder.parameters():  # away from the initial zeros, so that every one shows
@@ -31,19 +35,20 @@ def test_all_tokens_kept_equals_timm_by_outputs_and_loads_strictly(extra) -> Non
     name, kwargs = timm_recipe(config)
     reference = timm.create_model(name, **kwargs).eval()
     reference.load_state_dict(encoder.vit.state_dict(), strict=True)
-    images = torch.randn(2, config.in_chans, 32, 32)
+    images = torch.randn(2, config.in_chans, *size)
     expected = reference.forward_features(images)[:, reference.num_prefix_tokens :]
     torch.testing.assert_close(encoder(images)["last"], expected, atol=1e-5, rtol=1e-5)
-    every = torch.arange(64).expand(2, -1)
+    every = torch.arange(size[0] * size[1] // 16).expand(2, -1)
     torch.testing.assert_close(encoder(images, every)["last"], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (16, 64)], ids=str)
 @pytest.mark.parametrize("extra", KINDS[:-1], ids=str)
-def test_kept_tokens_equal_a_full_pass_that_masks_the_others(extra) -> None:
+def test_kept_tokens_equal_a_full_pass_that_masks_the_others(extra, size) -> None:
     """Attention over the kept tokens only, with their own positions: timm with the hidden keys masked out."""
-    config = EncoderConfig(**SMALL, **extra)
+    config = EncoderConfig(**(SMALL | {"img_size": size}), **extra)
     encoder = VisionEncoder(config).eval()
-    images, keep = torch.randn(1, 3, 32, 32), torch.tensor([[40, 3, 17, 60, 8]])
+    images, keep = torch.randn(1, 3, *size), torch.tensor([[40, 3, 17, 60, 8]])
     reference = timm.create_model(timm_recipe(config)[0], **timm_recipe(config)[1]).eval()
     reference.load_state_dict(encoder.vit.state_dict())
     prefix = reference.num_prefix_tokens
@@ -86,6 +91,60 @@ def test_no_block_beyond_the_deepest_asked_for_is_computed() -> None:
 def test_another_image_size_is_taken(position) -> None:
     encoder = VisionEncoder(EncoderConfig(**SMALL, position=position)).eval()
     assert encoder(torch.randn(2, 3, 16, 24))["last"].shape == (2, 24, 48)
+
+
+@pytest.mark.parametrize("start", [32, (24, 40)], ids=str)
+@pytest.mark.parametrize("size", [(48, 48), (16, 40), (40, 24)], ids=str)
+@pytest.mark.parametrize("extra", [k for k in KINDS if "in_chans" not in k], ids=str)
+def test_another_size_equals_the_timm_model_made_for_it(extra, size, start) -> None:
+    """Tables, learned or sine-cosine, are resampled by timm's function; rotary angles are those of the new grid."""
+    config = EncoderConfig(**(SMALL | {"img_size": start}), **extra)
+    encoder = VisionEncoder(config).eval()
+    with torch.no_grad():
+        for parameter in encoder.vit.parameters():
+            if extra.get("position") != "sincos" or parameter is not encoder.vit.pos_embed:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    name, kwargs = timm_recipe(config)
+    reference = timm.create_model(name, **(kwargs | {"img_size": size})).eval()
+    state = encoder.vit.state_dict()
+    if "pos_embed" in state:
+        state["pos_embed"] = resample_abs_pos_embed(
+            state["pos_embed"], [n // 4 for n in size], list(encoder.grid), num_prefix_tokens=extra.get("reg_tokens", 0)
+        )
+    reference.load_state_dict(state, strict=True)
+    images = torch.randn(2, 3, *size)
+    expected = reference.forward_features(images)[:, reference.num_prefix_tokens :]
+    torch.testing.assert_close(encoder(images)["last"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sincos_on_a_larger_grid_is_the_table_stretched_and_not_continued() -> None:
+    encoder = VisionEncoder(EncoderConfig(**SMALL, position="sincos"))
+    found = encoder._positions((8, 16))[0]
+    assert (found - sincos_positions((8, 16), 48)).abs().max() > 0.5
+    stretched = found.reshape(8, 16, 48)[:, 1:-1].unfold(1, 2, 2).mean(-1)  # pairs of columns, the ends aside
+    between = encoder.vit.pos_embed[0].reshape(8, 8, 48).unfold(1, 2, 1).mean(-1)
+    torch.testing.assert_close(stretched, between, atol=0.1, rtol=0)
+
+
+def test_a_timm_name_takes_images_that_are_not_square() -> None:
+    geometry = measure(EncoderConfig(name="vit_tiny_patch16_224", img_size=(32, 96)))
+    assert geometry.grid == (2, 6)
+
+
+@pytest.mark.parametrize("kind", ["multiblock", "random"])
+@pytest.mark.parametrize("size", [(32, 64), (16, 64), (64, 24)], ids=str)
+def test_masks_lie_on_a_grid_that_is_not_square(kind, size) -> None:
+    rows, columns = size[0] // 4, size[1] // 4
+    masks = build_masks(MaskConfig(kind=kind), (rows, columns), (1, 2), 0)
+    for step in range(4):
+        drawn = masks(Counters(0, step, torch.arange(64)))
+        hidden = torch.zeros(64, rows * columns, dtype=torch.bool).scatter_(1, drawn.targets[0].flatten(1), True)
+        assert not hidden.gather(1, drawn.context).any()
+        coarse = torch.zeros(64, rows * columns // 4, dtype=torch.bool).scatter_(1, drawn.targets[1].flatten(1), True)
+        # Each coarse cell is whole and hidden, and they cover what the fine cells cover.
+        fine = coarse.reshape(64, rows // 2, columns // 2).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+        assert torch.equal(fine, hidden)
+        assert hidden.any(0).all()  # every place of the grid is predicted in some image
 
 
 def test_rope_sees_relative_positions_only() -> None:
@@ -149,6 +208,16 @@ def test_checkpointing_changes_memory_and_not_gradients(position) -> None:
     ("settings", "message"),
     [
         ({"img_size": 30, "patch_size": 4}, "encoder.img_size 30 is not a multiple of encoder.patch_size 4; 28 or 32"),
+        (
+            {"img_size": (30, 64), "patch_size": 4},
+            r"encoder.img_size \[30, 64\] is not .*; \[28, 64\] or \[32, 64\] would",
+        ),
+        ({"img_size": [32, 9], "patch_size": 4}, r"encoder.img_size \[32, 9\] .*; \[32, 8\] or \[32, 12\] would do"),
+        ({"img_size": (32, 2), "patch_size": 4}, r"encoder.img_size \[32, 2\] .* 4; \[32, 4\] would do"),
+        ({"img_size": (32, 32, 32)}, r"encoder.img_size must be .* \[height, width\], got \[32, 32, 32\]"),
+        ({"img_size": (32, 0)}, r"encoder.img_size must be a whole number of at least 1, .* got \[32, 0\]"),
+        ({"name": "vit_tiny_patch16_224", "img_size": 40}, "encoder.img_size 40 .* encoder.patch_size 16; 32 or 48"),
+        ({"pretrained": True}, "encoder.pretrained true .* give encoder.name"),
         ({"name": "vit_smal_patch16_224"}, "encoder.name 'vit_smal_patch16_224' is not a timm model"),
         ({"name": "resnet18"}, "encoder.name 'resnet18'"),
         ({"name": "vit_small_patch16_224", "size": "tiny"}, "encoder.size must not be given too"),
