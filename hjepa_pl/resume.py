@@ -12,7 +12,7 @@ from hjepa_pl.types import ConfigError
 
 _FREE = ("time_budget",)
 """Model settings that a resumed run may change."""
-_SHAPES = re.compile(r"encoder|levels|predictor|projector")
+_SHAPES = re.compile(r"encoder|levels|predictor|projector|pyramid(?!\.weight)")
 """Settings that the weights' shapes hang on: no override helps there."""
 
 

@@ -53,6 +53,25 @@ def pool_cells(tokens: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
     return x.mean(dim=(2, 4)).reshape(b, -1, d)
 
 
+def cell_patches(cells: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
+    """Return the patches that make up cells.
+
+    Args:
+        cells: (B, Q) int64 indices on the grid of the cells.
+        grid: H and W in patches, both multiples of `cell`.
+        cell: Side of a cell, in patches.
+
+    Returns:
+        (B, Q * cell * cell) int64 indices on the grid of the patches; those of one cell are neighbours.
+    """
+    if cell == 1:
+        return cells
+    columns = grid[1] // cell
+    corner = cells // columns * cell * grid[1] + cells % columns * cell
+    step = torch.arange(cell, device=cells.device)
+    return (corner[..., None] + (step[:, None] * grid[1] + step).flatten()).flatten(1)
+
+
 def plain_norm(tokens: Tensor) -> Tensor:
     """Normalise the last axis to mean 0 and variance 1, without parameters (targets of I-JEPA, arXiv:2301.08243)."""
     return F.layer_norm(tokens, tokens.shape[-1:])

@@ -142,13 +142,13 @@ class VisionEncoder(nn.Module):
     vit: VisionTransformer | Eva
     """timm's model; its state dict is the one to export."""
 
-    def __init__(self, config: EncoderConfig, inner: Sequence[int] = (), affine: bool = False) -> None:
+    def __init__(self, config: EncoderConfig, inner: Sequence[int] = (), affine: Sequence[int] = ()) -> None:
         """Make an encoder with timm's initialisation, or the weights that `config.pretrained` names.
 
         Args:
             config: The architecture.
             inner: Blocks before the last whose output is wanted; each gets a layer norm of its own, outside `vit`.
-            affine: Whether those norms have parameters (they only learn where the predictor reads them).
+            affine: Those of `inner` whose norm has parameters (they only learn where the predictor reads them).
 
         Raises:
             ConfigError: As `build_timm` and `load_pretrained`.
@@ -165,7 +165,7 @@ class VisionEncoder(nn.Module):
         self.embed_dim: int = self.vit.embed_dim
         self.depth = len(self.vit.blocks)
         self.inner_norms = nn.ModuleDict(
-            {str(b): nn.LayerNorm(self.embed_dim, elementwise_affine=affine) for b in sorted(set(inner))}
+            {str(b): nn.LayerNorm(self.embed_dim, elementwise_affine=b in affine) for b in sorted(set(inner))}
         )
         if config.position == "sincos":
             self._fix_positions()

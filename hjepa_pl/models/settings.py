@@ -1,4 +1,4 @@
-"""Settings of the encoder, the levels, the predictor and the projector."""
+"""Settings of the encoder, the levels, the predictor, the projector and the pyramid."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -258,6 +258,28 @@ class ProjectorConfig:
     def __post_init__(self) -> None:
         """Refuse empty layers."""
         _positive(self, "hidden_dim", "hidden_layers", "out_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidConfig:
+    """The feature pyramid over three depths of the encoder (FPN, arXiv:1612.03144)."""
+
+    fusion: Literal["add", "concat"] = "add"
+    """A finer map and the upsampled coarser one are summed, as in the paper, or joined and mixed by a linear layer."""
+    dim: int | None = None
+    """Channels of the maps; null is the encoder's width."""
+    weight: float = 1.0
+    """Weight of the auxiliary loss that regresses the token levels' targets from the maps."""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown fusion, empty maps, and a weight that would leave them untrained."""
+        if self.fusion not in ("add", "concat"):
+            raise ConfigError(f"pyramid.fusion must be 'add' or 'concat', got {self.fusion!r}.")
+        _positive(self, "dim")
+        if not 0 < self.weight < float("inf"):
+            raise ConfigError(
+                f"pyramid.weight must be a positive number, got {self.weight}; set pyramid to null to switch it off."
+            )
 
 
 def presets() -> dict[str, tuple[LevelConfig, ...]]:

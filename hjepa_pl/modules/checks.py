@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 
 from hjepa_pl.masks import MaskGenerator
 from hjepa_pl.models.encoder import Geometry
+from hjepa_pl.models.pyramid import STRIDES
 from hjepa_pl.models.settings import LevelConfig
 from hjepa_pl.types import ConfigError, ViewBatch
 
@@ -53,6 +54,34 @@ def check_model(
         )
     if settings["predictor"].context == "fused" and all(level.block == "last" for level in levels):
         raise ConfigError("predictor.context 'fused' has one depth to fuse; give a level with a block before the last.")
+    if settings["pyramid"] is not None:
+        _check_pyramid(levels, geometry)
+
+
+def _check_pyramid(levels: tuple[LevelConfig, ...], geometry: Geometry) -> None:
+    """Refuse levels and encoders that give a pyramid nothing to learn from or to read."""
+    off = "or set pyramid to null"
+    cells = sorted({int(level.cell) for level in levels})
+    if not cells:
+        raise ConfigError(
+            f"pyramid learns from the token levels and levels holds none; add {{cell: 1}} and {{cell: 2}}, {off}."
+        )
+    odd = next((cell for cell in cells if cell not in STRIDES), None)
+    if odd is not None:
+        raise ConfigError(
+            f"levels.cell {odd} has no map in the pyramid, whose strides are 1, 2 and 4 patches; take one of these, "
+            f"{off}."
+        )
+    if len(cells) < 2:
+        raise ConfigError(
+            f"pyramid with one level: the token levels all have levels.cell {cells[0]}; "
+            f"add one with another cell of 1, 2 and 4, {off}."
+        )
+    if geometry.depth < len(STRIDES):
+        raise ConfigError(
+            f"pyramid reads three depths and the encoder has {geometry.depth} block{'s' * (geometry.depth > 1)}; "
+            f"set encoder.depth to 3 or more, {off}."
+        )
 
 
 def check_masks(targets: str, masks: MaskGenerator) -> None:

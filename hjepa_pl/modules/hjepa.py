@@ -15,25 +15,29 @@ from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConf
 from hjepa_pl.losses.streams import regularize
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.encoder import VisionEncoder, measure
+from hjepa_pl.models.encoder import Block, measure
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
+from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
 from hjepa_pl.models.settings import (
     EncoderConfig,
     LevelConfig,
     PredictorConfig,
     ProjectorConfig,
+    PyramidConfig,
     read_levels,
     split_levels,
 )
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_batch, check_masks, check_model, check_trainer
+from hjepa_pl.modules.features import Features
+from hjepa_pl.modules.networks import build_networks, plan_depths
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import CleanBatch, LevelState, Masks, ViewBatch
 
 
-class HJEPALightningModule(PretrainModule):
+class HJEPALightningModule(Features, PretrainModule):
     """Hierarchical joint-embedding predictive pretraining of a vision transformer.
 
     Token levels (I-JEPA, arXiv:2301.08243): from the visible patches of one view, predict the target encoder's tokens,
@@ -45,7 +49,15 @@ class HJEPALightningModule(PretrainModule):
         context_encoder: The encoder that learns.
         target_encoder: Its moving average; None without token levels.
         ema: The `EMACallback` that moves it.
+        predictor, fusion, projector, pyramid, pyramid_heads: What reads the encoder, None where the levels need none.
+        target_pyramid: The pyramid's moving average.
     """
+
+    predictor: Predictor | None
+    fusion: ContextFusion | None
+    projector: Projector | None
+    pyramid: FeaturePyramid | None
+    pyramid_heads: PyramidHeads | None
 
     def __init__(
         self,
@@ -54,6 +66,7 @@ class HJEPALightningModule(PretrainModule):
         masks: MaskConfig = MaskConfig(),
         predictor: PredictorConfig = PredictorConfig(),
         projector: ProjectorConfig = ProjectorConfig(),
+        pyramid: PyramidConfig | None = None,
         prediction: PredictionKind = "smooth_l1",
         level_scale: LevelScale = "baseline",
         regularizers: list[RegularizerConfig] | None = None,
@@ -71,6 +84,7 @@ class HJEPALightningModule(PretrainModule):
             masks: What is hidden and predicted, at the token levels.
             predictor: The predictor of the token levels.
             projector: The projector of the image level.
+            pyramid: Maps at three strides for dense tasks (`encode_pyramid`), learnt beside the token levels.
             prediction: Distance between predicted and target tokens.
             level_scale: What a token level's loss is divided by before its weight: 'baseline', the loss of predicting
                 each position's mean, so that levels count alike, or 'raw', nothing (as I-JEPA).
@@ -96,10 +110,11 @@ class HJEPALightningModule(PretrainModule):
         masks, ema = from_plain(MaskConfig, masks, "masks"), from_plain(EMAConfig, ema, "ema")
         predictor = from_plain(PredictorConfig, predictor, "predictor")
         projector = from_plain(ProjectorConfig, projector, "projector")
+        pyramid = None if pyramid is None else from_plain(PyramidConfig, pyramid, "pyramid")
         self.seed, self.img_size, self.in_chans = seed, encoder.img_size, encoder.in_chans
         settings: dict[str, Any] = {
             "encoder": encoder, "levels": [*self.token_levels, *filter(None, [self.image_level])], "masks": masks,
-            "predictor": predictor, "projector": projector, "prediction": prediction,
+            "predictor": predictor, "projector": projector, "pyramid": pyramid, "prediction": prediction,
             "level_scale": level_scale, "regularizers": self.regularizers, "ema": ema, "optimizer": optimizer,
             "time_budget": time_budget, "seed": seed,
         }  # fmt: skip
@@ -111,32 +126,15 @@ class HJEPALightningModule(PretrainModule):
             cells = tuple(int(level.cell) for level in self.token_levels)
             self.masks = build_masks(masks, geometry.grid, cells, seed)
             check_masks(predictor.targets, self.masks)
-        self._build(encoder, predictor, projector, ema)
-
-    def _build(
-        self, encoder: EncoderConfig, predictor: PredictorConfig, projector: ProjectorConfig, ema: EMAConfig
-    ) -> None:
-        """Make the networks: encoder, then its copy, then what reads it."""
-        inner = tuple(sorted({b for level in self.token_levels if (b := level.block) != "last"}))
         fused = predictor.context == "fused"
-        self.target_blocks = (*inner, *(["last"] if any(v.block == "last" for v in self.token_levels) else []))
-        self.context_blocks = (*inner, "last") if fused else ("last",)
-        self.context_encoder = VisionEncoder(encoder, inner, affine=fused)
-        self.target_encoder: VisionEncoder | None = None
-        self.predictor: Predictor | None = None
-        self.fusion: ContextFusion | None = None
-        self.projector: Projector | None = None
-        self.ema: EMACallback | None = None
-        width = self.context_encoder.embed_dim
-        if self.token_levels:
-            self.ema = EMACallback(ema)
-            self.target_encoder = self.ema.make_target(self.context_encoder)  # type: ignore[assignment]
-            cells = tuple(int(level.cell) for level in self.token_levels)
-            self.predictor = Predictor(predictor, width, self.context_encoder.grid, cells, encoder.attention)
-            if fused:
-                self.fusion = ContextFusion(width, len(self.context_blocks))
-        if self.image_level:
-            self.projector = Projector(projector, width)
+        self.depths = plan_depths(self.token_levels, fused, pyramid is not None, geometry.depth)
+        networks = build_networks(
+            encoder, predictor, projector, pyramid, self.token_levels, self.image_level is not None, self.depths
+        )
+        for name, network in networks._asdict().items():
+            setattr(self, name, network)
+        self.ema = EMACallback(ema) if self.token_levels else None
+        self.pyramid_weight = 0.0 if pyramid is None else pyramid.weight
         self._drops_paths = encoder.drop_path_rate > 0
 
     def save_settings(self, settings: Mapping[str, Any]) -> None:
@@ -148,16 +146,16 @@ class HJEPALightningModule(PretrainModule):
         self._hparams_name = "kwargs"
 
     def train(self, mode: bool = True) -> "HJEPALightningModule":
-        """Switch to training, all but the target encoder: drop path would make its targets noisy."""
+        """Switch to training, all but the moving averages: drop path would make the targets noisy."""
         super().train(mode)
-        if self.target_encoder is not None:
-            self.target_encoder.eval()
+        for target in (self.target_encoder, self.target_pyramid):
+            if target is not None:
+                target.eval()
         return self
 
     def trained_modules(self) -> list[nn.Module]:
-        """Return context encoder, predictor, fusion and projector, those that there are."""
-        found = [self.context_encoder, self.predictor, self.fusion, self.projector]
-        return [m for m in found if m is not None]
+        """Return the networks that the optimizer moves: all but the moving averages."""
+        return [net for name, net in self.named_children() if name.split("_")[0] != "target"]
 
     # ------------------------------------------------------------------------------------------------------ the step
 
@@ -204,10 +202,10 @@ class HJEPALightningModule(PretrainModule):
     def _token_levels(self, images: Tensor, masks: Masks, add: Any, watched: dict) -> tuple[Tensor, Tensor]:
         """Predict every token level from the visible patches; return the context's tokens and their places."""
         maps = self.target_maps(images)
-        found = self.context_encoder(images, masks.context, self.context_blocks)
+        found = self.context_encoder(images, masks.context, (*self.depths.context, *self.depths.pyramid))
         inputs = found["last"]
         if self.fusion is not None:
-            inputs = self.fusion([found[b] for b in self.context_blocks])
+            inputs = self.fusion([found[b] for b in self.depths.context])
         assert self.predictor is not None
         predictions = self.predictor(inputs, masks.context, masks.targets)
         for level, cells, prediction, target_map in zip(
@@ -218,7 +216,29 @@ class HJEPALightningModule(PretrainModule):
             baseline = position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0
             add(level.name, prediction_loss(prediction, target, self.prediction), level.weight / baseline)
             watched["levels"][level.name] = LevelState(prediction.detach(), target, index, target_map)
+        if self.pyramid is not None:
+            add("pyramid", self._pyramid_loss(found, masks, predictions, maps), self.pyramid_weight)
         return found["last"], masks.context
+
+    def _pyramid_loss(
+        self, found: Mapping[Block, Tensor], masks: Masks, predictions: Sequence[Tensor], maps: Sequence[Tensor]
+    ) -> Tensor:
+        """Return the mean distance of the level targets, at their hidden cells, from what the pyramid's maps say."""
+        assert self.pyramid is not None
+        assert self.pyramid_heads is not None
+        fill = finest_level(self.token_levels)
+        made = self.pyramid(
+            [found[b] for b in self.depths.pyramid],
+            self.context_encoder.grid,
+            masks.context,
+            predictions[fill],
+            masks.targets[fill].flatten(1),
+        )
+        losses = [
+            prediction_loss(said, gather_tokens(maps[level], masks.targets[level].flatten(1)), self.prediction)
+            for level, said in self.pyramid_heads(made, masks.targets)
+        ]
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def target_maps(self, images: Tensor) -> list[Tensor]:
@@ -228,7 +248,7 @@ class HJEPALightningModule(PretrainModule):
         no token of large norm outweighs its neighbours.
         """
         assert self.target_encoder is not None
-        found = self.target_encoder(images, blocks=self.target_blocks)
+        found = self.target_encoder(images, blocks=self.depths.target)
         grid = self.target_encoder.grid
         return [plain_norm(pool_cells(found[v.block], grid, int(v.cell))) for v in self.token_levels]
 
@@ -265,13 +285,19 @@ class HJEPALightningModule(PretrainModule):
             add(term.name, value, term.factor)
 
     def after_optimizer_step(self, share: float) -> None:
-        """Move the target encoder."""
+        """Move the target networks."""
         if self.ema is not None:
-            assert self.target_encoder is not None
             momentum = self.ema.momentum(share, self.progress.total_steps)
-            self.ema.update(self.context_encoder, self.target_encoder, momentum)
+            self.move_target(momentum)
             if self._logs_now():
                 self.log("train/momentum", momentum)
+
+    def move_target(self, momentum: float) -> None:
+        """Move target encoder and target pyramid, where there are any, towards the online ones."""
+        pairs = [(self.context_encoder, self.target_encoder), (self.pyramid, self.target_pyramid)]
+        online, target = (nn.ModuleList(side) for side in zip(*[p for p in pairs if p[1] is not None], strict=True))
+        if self.ema is not None:
+            self.ema.update(online, target, momentum)  # one update an optimizer step
 
     # ------------------------------------------------------------------------------------------------------- the use
 
@@ -283,10 +309,10 @@ class HJEPALightningModule(PretrainModule):
 
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""
-        features = {"online": self._features(self.context_encoder, batch.image)}
+        features = {"online": self.pooled(self.context_encoder, batch.image)}
         untrained = self.trainer.sanity_checking and self.trainer.global_step == 0
         if self.target_encoder is not None and not untrained:  # before training both are one network
-            features["target"] = self._features(self.target_encoder, batch.image)
+            features["target"] = self.pooled(self.target_encoder, batch.image)
         return features
 
     def test_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -296,22 +322,3 @@ class HJEPALightningModule(PretrainModule):
     def predict_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the judged network's features (B, D) with labels and places, for `hjepa predict`."""
         return {"features": self.encode(batch.image), "label": batch.label, "place": batch.place}
-
-    @property
-    def judged_encoder(self) -> VisionEncoder:
-        """The target encoder, or the online one where there is no other."""
-        return self.context_encoder if self.target_encoder is None else self.target_encoder
-
-    @staticmethod
-    def _features(encoder: VisionEncoder, images: Tensor) -> Tensor:
-        return encoder(images)["last"].float().mean(dim=1)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the mean of the final-norm patch tokens (B, D), float32, of normalised images (B, C, H, W)."""
-        return self._features(self.judged_encoder, images)
-
-    @torch.no_grad()
-    def encode_tokens(self, images: Tensor) -> Tensor:
-        """Return the final-norm patch tokens (B, N, D), float32, of normalised images (B, C, H, W)."""
-        return self.judged_encoder(images)["last"].float()

@@ -1,12 +1,15 @@
 """The target encoder as an exponential moving average of the context encoder."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from hjepa_pl.optim.schedules import capped_momentum, cosine
 from hjepa_pl.optim.settings import EMAConfig
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class EMACallback:
@@ -22,8 +25,8 @@ class EMACallback:
         """Number of updates made by this object."""
 
     @staticmethod
-    def make_target(context: nn.Module) -> nn.Module:
-        """Return a copy of the context encoder that takes no gradient and stays in eval mode."""
+    def make_target(context: M) -> M:
+        """Return a copy of an online network that takes no gradient and stays in eval mode."""
         target = copy.deepcopy(context).requires_grad_(False)
         return target.eval()
 

@@ -176,7 +176,8 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]]) -> dict
 
 def run(args: argparse.Namespace) -> None:
     """Make every run that is not in the file: all arms at one seed before the next."""
-    chosen = {name: arm for name, arm in arms(args.depth).items() if not args.arms or name in args.arms}
+    known = arms(args.depth)
+    chosen = {name: known[name] for name in args.arms or known}
     step = measure(args, chosen)
     for seed in args.seeds:
         for name, arm in chosen.items():
