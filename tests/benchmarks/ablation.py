@@ -62,6 +62,11 @@ def arms(depth: int) -> dict[str, dict[str, Any]]:
         "three, masked, .1/.1/1": {
             "levels": [*tokens(("last", 1, 0.1), ("last", 2, 0.1)), {**IMAGE, "masked_view": "replace"}]
         },
+        "three, masked view, cross": {
+            "levels": [*POOLED[:2], {**IMAGE, "masked_view": "replace"}],
+            "predictor": {"attention": "cross"},
+        },
+        "three, pyramid": {"levels": POOLED, "pyramid": {}},
         "three, hierarchical masks": {"levels": POOLED, "masks": {"kind": "hierarchical"}},
         "three, RoPE": {"levels": POOLED, "encoder": {"position": "rope"}},
         "three, LayerScale .1": {"levels": POOLED, "encoder": {"init_values": 0.1}},
