@@ -217,6 +217,8 @@ class HJEPACLI(LightningCLI):
     def _refuse_early(self, model: HJEPALightningModule) -> None:
         check_trainer(self.trainer, model.image_level)
         check_views(self.datamodule.views, model.image_level)
+        if self.subcommand == "fit":
+            model.check_device(self.trainer)
 
     def _compare(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings, unless `override` says so."""

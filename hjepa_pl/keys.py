@@ -8,6 +8,8 @@ import yaml
 
 from hjepa_pl.types import ConfigError
 
+_LISTS = ("levels", "regularizers", "datasets", "probe")
+
 
 def refuse_unknown(argv: Sequence[str], config: Any) -> None:
     """Refuse the beginning of a key where the key is meant, and an unknown key that holds an empty mapping.
@@ -26,8 +28,17 @@ def refuse_unknown(argv: Sequence[str], config: Any) -> None:
             for key in _empty_keys(yaml.safe_load(Path(value if given else next(words)).read_text())):
                 if not _has(config, key):
                     raise ConfigError(f"'{key}' is not a key; 'hjepa fit --print_config' lists the keys.")
+        elif name.startswith("--") and (whole := _list_above(name)):
+            raise ConfigError(f"{name} changes one entry of a list unsaid; give the whole list: --{whole}='[...]'.")
         elif name.startswith("--") and name != "--help" and not _has(config, name[2:].rstrip("+")):
             raise ConfigError(f"{name} is not a key; write keys out in full ('hjepa fit --print_config').")
+
+
+def _list_above(name: str) -> str:
+    """Return the key of the list of settings that a key reaches into, or nothing: the parser takes its last entry."""
+    parts = name[2:].split(".")
+    found = [i for i, part in enumerate(parts[:-1]) if part in _LISTS and parts[0] in ("model", "data")]
+    return ".".join(parts[: found[0] + 1]) if found else ""
 
 
 def _has(config: Any, key: str) -> bool:

@@ -13,6 +13,7 @@ _TYPES = {
     "<class 'bool'>": "true or false",
     "<class 'str'>": "text",
     "<class 'NoneType'>": "null",
+    "<class 'list'>": "a list",
 }
 
 
@@ -44,8 +45,9 @@ def parser_sentence(text: str) -> str:
         return f"{path} does not accept '{found[1]}'; {_LOOK}."
     if found := re.search(r"File does not exist: '([^']+)'", text):
         return f"{path}: there is no file {found[1]}."
-    innermost = text.rsplit('Parser key "', 1)[-1]
-    expected = [_describe(e) for e in re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", innermost, re.MULTILINE)]
+    innermost = _innermost(text)
+    found_kinds = re.findall(r"(?:Expected an? |Not a valid )(.+?)(?:\. Got value: .*)?$", innermost, re.MULTILINE)
+    expected = [_describe(e, innermost) for e in found_kinds if not e.startswith("path but")]
     given = re.search(r"(?:Given value|Got value): (.*)$", innermost, re.MULTILINE)
     if path and expected:
         kinds = " or ".join(dict.fromkeys(expected))
@@ -59,7 +61,25 @@ def first_line(text: object) -> str:
     return lines[0].rstrip(".") if lines else type(text).__name__
 
 
-def _describe(expected: str) -> str:
+def _innermost(text: str) -> str:
+    """Return what the message says of the deepest key: the lines after it that are indented further."""
+    lines = text.splitlines()
+    starts = [i for i, line in enumerate(lines) if 'Parser key "' in line]
+    if not starts:
+        return text
+    first = starts[-1]
+    depth = len(lines[first]) - len(lines[first].lstrip())
+    kept = [lines[first].split(":", 1)[1]]
+    for line in lines[first + 1 :]:
+        if line.strip() and len(line) - len(line.lstrip()) <= depth:
+            break
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def _describe(expected: str, text: str) -> str:
+    if expected.startswith(("dot import path", "subclass of")):
+        return "a list of mappings" if "Subtypes: [list[" in text else "a mapping of its keys"
     if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", expected):
         return literal[1].replace(", ", " or ")
     return _TYPES.get(expected, expected)

@@ -10,10 +10,12 @@ import torch
 from hjepa_pl.refusals import first_line
 from hjepa_pl.types import ConfigError
 
-_FREE = ("time_budget",)
-"""Model settings that a resumed run may change."""
-_SHAPES = re.compile(r"encoder|levels|predictor|projector|pyramid(?!\.weight)")
-"""Settings that the weights' shapes hang on: no override helps there."""
+_FREE = re.compile(r"time_budget|encoder\.attention|(encoder|predictor)\.(grad_checkpointing|checkpoint_every)$")
+"""Model settings that a resumed run may change: they say how long and in how much memory, not what is computed."""
+_SHAPES = re.compile(
+    r"encoder\.(?!drop_path_rate)|levels(?!\[\d+\]\.(weight|masked_view))|predictor\.(?!targets)|projector|pyramid(?!\.weight)"
+)
+"""Settings that the weights' shapes or meaning hang on: no override helps there."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def refuse_other_settings(old: Mapping[str, Any], new: Mapping[str, Any], *, ove
         override: Whether to go on all the same, where the weights fit.
     """
     was, now = dict(_flatten(old)), dict(_flatten(new))
-    keys = [k for k in (was | now) if was.get(k) != now.get(k) and k.split(".")[0] not in _FREE]
+    keys = [k for k in (was | now) if was.get(k) != now.get(k) and not _FREE.match(k)]
     shapes = [k for k in keys if _SHAPES.match(k)]
     if not keys or (override and not shapes):
         return

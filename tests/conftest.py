@@ -28,7 +28,7 @@ def tiny_module() -> Callable[..., HJEPALightningModule]:
 
     def make(**settings: Any) -> HJEPALightningModule:
         given = settings.get("levels", [{"cell": 1}, {"cell": "image"}])
-        levels = [] if isinstance(given, str) else [level.get("cell", 1) for level in given]
+        levels = [] if isinstance(given, str | None) else [level.get("cell", 1) for level in given]
         defaults: dict[str, Any] = {"encoder": TINY}
         if set(levels) - {"image"}:
             defaults["predictor"] = SMALL_PREDICTOR

@@ -253,6 +253,17 @@ REFUSED = [
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
     (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
     (["--model.init_args.levels=[{cell: 3}, {cell: image}]"], "levels.cell 3 does not divide"),
+    (["--model.init_args.levels=thre"], "model.levels must be a list or 'flat' or 'three', got 'thre'"),
+    (["--model.init_args.levels=[1, 2]"], "model.levels must be a list of mappings or 'flat' or 'three', got '1'"),
+    (["--model.init_args.levels=null"], "levels must be 'flat' or 'three' or a list of levels, got None"),
+    (["--model.init_args.levels.weight=2"], "levels.weight changes one entry of a list unsaid; give the whole list"),
+    (["--data.init_args.datasets.weight=2"], "datasets.weight changes one entry of a list unsaid"),
+    (
+        ["--model.init_args.levels=[{cell: 1}, {cell: image, masked_view: both}]"],
+        "model.levels.masked_view must be 'add' or 'replace' or null, got 'both'",
+    ),
+    (["--model.init_args.pyramid=true"], "model.pyramid must be a mapping of its keys or null, got 'True'"),
+    (["--model.init_args.encoder.attention=efficient"], "encoder.attention 'efficient' does not exist on device 'cpu'"),
     (["--model.init_args.masks={target_scale: [0.4, 0.2]}"], "masks.target_scale"),
     (["--model.init_args.regularizers=[]"], "no term on stream 'image'"),
     (["--model.init_args.regularizers=[{kind: sigrag}]"], "sigrag"),
@@ -330,7 +341,8 @@ def test_resume_with_other_settings_is_refused_unless_told_to(config, capsys) ->
     assert "data.batch_size was 32, is 64" in capsys.readouterr().err
     assert fit(config, *more, "--model.init_args.encoder.depth=3") == 2
     assert "encoder.depth was 2, is 3" in capsys.readouterr().err
-    assert fit(config, *more, "--model.init_args.optimizer.lr=0.5", "--override=true") == 0
+    free = ["--model.init_args.encoder.grad_checkpointing=true", "--model.init_args.encoder.attention=math"]
+    assert fit(config, *more, *free, "--model.init_args.optimizer.lr=0.5", "--override=true") == 0
     kept = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)
     assert kept["hyper_parameters"]["optimizer"]["lr"] == 0.5
     assert kept["global_step"] == 8

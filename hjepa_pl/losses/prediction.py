@@ -37,15 +37,15 @@ def position_baseline(target_map: Tensor, kind: PredictionKind) -> Tensor:
         kind: Distance.
 
     Returns:
-        Scalar, float32, the same on every rank.
+        Scalar, float32, the same on every rank. With one image in all, which has no others, the loss of zeros.
     """
-    target = target_map.float()
-    mean, images = mean_over_ranks(target.mean(dim=0)), len(target) * world_size()
+    target, images = target_map.float(), len(target_map) * world_size()
+    zeros = mean_over_ranks(prediction_loss(torch.zeros_like(target), target, kind))
+    if images == 1:
+        return zeros
     # The mean of the others is further away than the mean of all, by B / (B - 1).
-    others = target + (mean - target) * (images / max(images - 1, 1))
-    loss = prediction_loss(others, target, kind)
-    floor = prediction_loss(torch.zeros_like(target), target, kind)
-    return torch.maximum(mean_over_ranks(loss), _LEAST_BASELINE * mean_over_ranks(floor))
+    others = target + (mean_over_ranks(target.mean(dim=0)) - target) * (images / (images - 1))
+    return torch.maximum(mean_over_ranks(prediction_loss(others, target, kind)), _LEAST_BASELINE * zeros)
 
 
 def view_loss(projection: Tensor, masked: int = 0) -> Tensor:

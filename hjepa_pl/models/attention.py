@@ -57,20 +57,34 @@ def fused_pays(device: torch.device) -> bool:
     return not (device.type == "cpu" and torch.is_autocast_enabled("cpu"))
 
 
-def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, device: torch.device) -> AbstractContextManager:
-    """Set the form of attention of blocks, and return the context in which to run them.
+def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, x: Tensor) -> AbstractContextManager:
+    """Set the form of attention of blocks, and return the context in which to run them on x.
 
     'auto' leaves the kernel to PyTorch and takes plain products where these are faster; 'eager' is always plain
-    products; the others are the kernels of `scaled_dot_product_attention` by name.
+    products; the others are the kernels of `scaled_dot_product_attention` by name. A trained model is used anywhere:
+    without gradients a kernel that the device lacks is 'auto'.
+
+    Raises:
+        ConfigError: With gradients, if the device lacks the kernel.
     """
-    fused = fused_pays(device) if kind == "auto" else kind != "eager"
+    if kind not in _KERNELS:
+        _set_fused(blocks, fused_pays(x.device) if kind == "auto" else False)
+        return nullcontext()
+    half = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
+    try:
+        refuse_kernel(kind, x.device.type, half)
+    except ConfigError:
+        if torch.is_grad_enabled():
+            raise
+        return attention_kernel(blocks, "auto", x)
+    _set_fused(blocks, True)
+    return sdpa_kernel(_KERNELS[kind])
+
+
+def _set_fused(blocks: Iterable[nn.Module], fused: bool) -> None:
     for block in blocks:
         attention: Any = block.attn
         attention.fused_attn = fused
-    if kind not in _KERNELS:
-        return nullcontext()
-    refuse_kernel(kind, device.type, torch.is_autocast_enabled(device.type))
-    return sdpa_kernel(_KERNELS[kind])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, fused: bool) -> Tensor:

@@ -35,7 +35,7 @@ def run_blocks(
 
     def group(x: Tensor, first: int, end: int) -> tuple[Tensor, ...]:
         kept = []
-        with attention_kernel(blocks[first:end], attention, x.device):
+        with attention_kernel(blocks[first:end], attention, x):
             for i in range(first, end):
                 x = blocks[i](x, *extras[i])
                 if i + 1 in wanted:

@@ -127,7 +127,12 @@ def measure(config: EncoderConfig) -> Geometry:
     if config.checkpoint_every > len(vit.blocks):
         raise ConfigError(
             f"encoder.checkpoint_every {config.checkpoint_every} is more than the encoder's {len(vit.blocks)} blocks; "
-            "take 1 to 4."
+            f"1 to {len(vit.blocks)} would do."
+        )
+    if config.drop_path_rate and len(vit.blocks) == 1:
+        raise ConfigError(
+            f"encoder.drop_path_rate {config.drop_path_rate} does nothing with one block, as it rises from 0 in the "
+            "first; remove it, or take more blocks."
         )
     grid = vit.patch_embed.grid_size
     return Geometry(tuple(grid), len(vit.blocks), vit.embed_dim, sum(p.numel() for p in vit.parameters()))

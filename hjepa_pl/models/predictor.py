@@ -91,11 +91,14 @@ class Predictor(nn.Module):
         self._init_weights()
 
     def _places(self, grid: tuple[int, int], cell: int) -> Tensor:
-        """Return the positions of a grid's cells: a table (cells, P) to add, or rotations (cells, head_dim / 2)."""
+        """Return the positions of a grid's cells: a table (cells, P) to add, or rotations (cells, head_dim / 2, 2).
+
+        Rotations are kept as pairs of real numbers: `module.to(dtype)` would drop the imaginary part of complex ones.
+        """
         config = self.config
         if config.position == "rope":
             theta = 100.0 if config.rope_theta is None else config.rope_theta
-            return axial_rotations(grid, config.embed_dim // config.num_heads, theta, cell)
+            return torch.view_as_real(axial_rotations(grid, config.embed_dim // config.num_heads, theta, cell))
         return sincos_positions(grid, config.embed_dim, cell)
 
     def _block(self) -> nn.Module:
@@ -153,7 +156,8 @@ class Predictor(nn.Module):
         """Return the normed outputs (B, Q, P) at the queries."""
         turns = None
         if self.config.position == "rope":
-            turns = (query_place[:, :, None], place[:, :, None])  # one for all heads
+            turn, query_turn = (torch.view_as_complex(p.float())[:, :, None] for p in (place, query_place))
+            turns = (query_turn, turn)  # each (B, tokens, one for all heads, head_dim / 2)
         else:
             context, queries = context + place, queries + query_place
         every = self.config.checkpoint_every if self.config.grad_checkpointing and self.training else 0
@@ -163,7 +167,7 @@ class Predictor(nn.Module):
             return self.norm(x)
         # Queries and keys are turned together, so their rotations have an axis for the two.
         extras = () if turns is None else (torch.cat([turns[1], turns[0]], dim=1)[:, :, None],)
-        x = torch.cat([context, queries.to(context.dtype)], dim=1)
+        x = torch.cat([context.float(), queries], dim=1)  # the residual stream stays in 32 bits
         x, _ = run_blocks(self.blocks, x, [extras] * len(self.blocks), self.attention, every)
         return self.norm(x[:, context.shape[1] :])
 

@@ -48,6 +48,11 @@ def _check_gains(config: "EncoderConfig | PredictorConfig") -> None:
 def _check_theta(config: "EncoderConfig | PredictorConfig") -> None:
     if config.rope_theta is None:
         return
+    if isinstance(config, EncoderConfig) and config.name is not None:
+        raise ConfigError(
+            f"encoder.name '{config.name}' fixes the position code, so encoder.rope_theta must not be given too; "
+            "remove it, or give encoder.size and position 'rope'."
+        )
     if config.position not in ("rope", "rope_mixed"):
         raise ConfigError(
             f"{_label(config)}.rope_theta {config.rope_theta:g} does nothing with {_label(config)}.position "
@@ -223,7 +228,7 @@ class PredictorConfig:
         if self.checkpoint_every > self.depth:
             raise ConfigError(
                 f"predictor.checkpoint_every {self.checkpoint_every} is more than predictor.depth {self.depth}; "
-                "take 1 to 4."
+                f"1 to {self.depth} would do."
             )
         if self.embed_dim % 4 or self.embed_dim % self.num_heads:
             raise ConfigError(
@@ -269,7 +274,7 @@ class PyramidConfig:
     dim: int | None = None
     """Channels of the maps; null is the encoder's width."""
     weight: float = 1.0
-    """Weight of the auxiliary loss that regresses the token levels' targets from the maps."""
+    """Weight of the auxiliary loss that regresses the token levels' targets from the maps, scaled as the levels are."""
 
     def __post_init__(self) -> None:
         """Refuse an unknown fusion, empty maps, and a weight that would leave them untrained."""
@@ -306,6 +311,8 @@ def read_levels(levels: Any) -> tuple[LevelConfig, ...]:
                 f"levels '{levels}' is no preset; {' or '.join(map(repr, presets()))} would do, or a list."
             )
         return presets()[levels]
+    if not isinstance(levels, list | tuple):
+        raise ConfigError(f"levels must be {' or '.join(map(repr, presets()))} or a list of levels, got {levels!r}.")
     return from_plain_list(LevelConfig, levels, "levels")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -208,22 +209,31 @@ class HJEPALightningModule(Features, PretrainModule):
             inputs = self.fusion([found[b] for b in self.depths.context])
         assert self.predictor is not None
         predictions = self.predictor(inputs, masks.context, masks.targets)
+        scales: list[Tensor | float] = []
         for level, cells, prediction, target_map in zip(
             self.token_levels, masks.targets, predictions, maps, strict=True
         ):
             index = cells.flatten(1)
             target = gather_tokens(target_map, index)
-            baseline = position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0
-            add(level.name, prediction_loss(prediction, target, self.prediction), level.weight / baseline)
+            scales.append(position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0)
+            add(level.name, prediction_loss(prediction, target, self.prediction), level.weight / scales[-1])
             watched["levels"][level.name] = LevelState(prediction.detach(), target, index, target_map)
         if self.pyramid is not None:
-            add("pyramid", self._pyramid_loss(found, masks, predictions, maps), self.pyramid_weight)
+            add("pyramid", self._pyramid_loss(found, masks, predictions, maps, scales), self.pyramid_weight)
         return found["last"], masks.context
 
     def _pyramid_loss(
-        self, found: Mapping[Block, Tensor], masks: Masks, predictions: Sequence[Tensor], maps: Sequence[Tensor]
+        self,
+        found: Mapping[Block, Tensor],
+        masks: Masks,
+        predictions: Sequence[Tensor],
+        maps: Sequence[Tensor],
+        scales: Sequence[Tensor | float],
     ) -> Tensor:
-        """Return the mean distance of the level targets, at their hidden cells, from what the pyramid's maps say."""
+        """Return the mean distance of the level targets, at their hidden cells, from what the pyramid's maps say.
+
+        Each level's distance is over the level's scale, as its own loss is.
+        """
         assert self.pyramid is not None
         assert self.pyramid_heads is not None
         fill = finest_level(self.token_levels)
@@ -236,6 +246,7 @@ class HJEPALightningModule(Features, PretrainModule):
         )
         losses = [
             prediction_loss(said, gather_tokens(maps[level], masks.targets[level].flatten(1)), self.prediction)
+            / scales[level]
             for level, said in self.pyramid_heads(made, masks.targets)
         ]
         return torch.stack(losses).mean()
@@ -304,8 +315,13 @@ class HJEPALightningModule(Features, PretrainModule):
     def setup(self, stage: str) -> None:
         """Refuse a Trainer or data that does not go with the model."""
         check_trainer(self.trainer, self.image_level)
-        half = str(self.trainer.precision) != "32-true"
-        refuse_kernel(self.context_encoder.config.attention, self.trainer.strategy.root_device.type, half)
+        if stage == "fit":
+            self.check_device(self.trainer)
+
+    def check_device(self, trainer: pl.Trainer) -> None:
+        """Refuse a kernel of attention that the Trainer's device does not have."""
+        half = str(trainer.precision) != "32-true"
+        refuse_kernel(self.context_encoder.config.attention, trainer.strategy.root_device.type, half)
 
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""

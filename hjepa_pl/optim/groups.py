@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
-# Tables and tokens that are (1, N, D) in shape but no matrices: decay would only pull them to zero.
-_NOT_MATRICES = ("pos_embed", "cls_token", "reg_token", "mask_token", "level_embed")
+# Tables, tokens and rotary frequencies have many axes but are no matrices: decay would only pull them to zero.
+_NOT_MATRICES = ("pos_embed", "cls_token", "reg_token", "mask_token", "level_embed", "freqs")
 
 
 def weight_decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
-    """Split trainable parameters into those with decay and those without (1-D ones, position tables, tokens)."""
+    """Split trainable parameters into those with decay and those without (1-D ones, positions, tokens)."""
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for module in modules:

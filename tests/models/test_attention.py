@@ -85,3 +85,10 @@ def test_a_kernel_that_the_device_lacks_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"'flash' works in 16 bits only .* trainer.precision to 'bf16-mixed'"):
         refuse_kernel("flash", "cuda", half=False)
     refuse_kernel("flash", "cuda", half=True)
+
+
+def test_a_trained_model_is_used_on_any_device() -> None:
+    """Without gradients a kernel that the device lacks is PyTorch's choice."""
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder_of(attention="efficient")(images), encoder_of()(images))

@@ -86,6 +86,24 @@ def test_the_rotary_predictor_sees_relative_positions_only(attention) -> None:
     )
 
 
+def test_rotations_survive_a_change_of_dtype() -> None:
+    predictor = Predictor(PredictorConfig(embed_dim=24, depth=1, num_heads=3, position="rope"), 48, (4, 4), (1,))
+    inputs = (torch.randn(1, 4, 48), torch.arange(4)[None], (torch.tensor([[[9, 12]]]),))
+    before = predictor(*inputs)[0]
+    assert torch.equal(before, predictor.to(torch.float32)(*inputs)[0])
+
+
+@pytest.mark.parametrize("position", ["sincos", "rope"])
+@pytest.mark.parametrize("attention", ["self", "cross"])
+def test_the_predictors_residual_stream_is_in_32_bits(attention, position) -> None:
+    config = PredictorConfig(embed_dim=24, depth=1, num_heads=3, position=position, attention=attention)
+    predictor, seen = Predictor(config, 48, (4, 4), (1,)), []
+    predictor.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predictor(torch.randn(1, 4, 48), torch.arange(4)[None], (torch.tensor([[[9, 12]]]),))
+    assert seen == [torch.float32]
+
+
 @pytest.mark.parametrize("position", ["sincos", "rope"])
 @pytest.mark.parametrize("attention", ["self", "cross"])
 def test_layer_scale_in_the_predictor(attention, position) -> None:
@@ -106,6 +124,10 @@ def test_layer_scale_in_the_predictor(attention, position) -> None:
     ("make", "message"),
     [
         (lambda: EncoderConfig(rope_theta=10.0), "encoder.rope_theta 10 does nothing with encoder.position 'learned'"),
+        (
+            lambda: EncoderConfig(name="vit_small_patch16_rope_224", rope_theta=9.0),
+            "fixes the position code, so encoder.rope_theta must not be given",
+        ),
         (lambda: EncoderConfig(position="rope", rope_theta=0.5), "encoder.rope_theta must be above 1, got 0.5"),
         (lambda: PredictorConfig(rope_theta=10.0), "predictor.rope_theta 10 does nothing with predictor.position"),
         (lambda: PredictorConfig(position="rope", embed_dim=20, num_heads=2), "must be a multiple of 8 with predictor"),

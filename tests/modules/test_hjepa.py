@@ -106,6 +106,13 @@ def test_ijepa_and_lejepa_are_special_cases(tiny_module) -> None:
     assert set(terms) == {"image", "sigreg_image", "sigreg_image_weighted"}
 
 
+def test_learned_rotary_frequencies_are_not_decayed(tiny_module) -> None:
+    module = tiny_module(encoder=TINY | {"position": "rope_mixed"})
+    decayed = {id(p) for p in module.configure_optimizers().param_groups[0]["params"]}
+    assert id(module.context_encoder.vit.rope.freqs) not in decayed
+    assert id(module.context_encoder.vit.blocks[0].attn.qkv.weight) in decayed
+
+
 def test_presets_are_the_lists_that_they_name(tiny_module) -> None:
     batch = make_batch()
     lists = {
@@ -137,6 +144,11 @@ def test_a_position_only_predictor_has_a_relative_loss_of_one() -> None:
 def test_the_baseline_of_targets_that_are_all_alike_has_a_floor() -> None:
     target = F.layer_norm(torch.randn(1, 64, 32), (32,)).expand(8, -1, -1)
     assert float(position_baseline(target, "mse")) == pytest.approx(0.02, rel=1e-3)
+
+
+def test_the_baseline_of_one_image_is_the_loss_of_zeros(tiny_module) -> None:
+    target = F.layer_norm(torch.randn(1, 64, 32), (32,))
+    assert float(position_baseline(target, "mse")) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_a_masked_view_replaces_a_full_pass_and_pulls_towards_the_full_views(tiny_module) -> None:
@@ -213,7 +225,8 @@ def gradient_of(factory, settings) -> torch.Tensor:
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
     """No silent no-op: a key that leaves the gradient as it was does nothing."""
-    assert not torch.equal(gradient_of(tiny_module, CHANGES[name]), gradient_of(tiny_module, {}))
+    without = CHANGES["rope"] if name == "rope theta" else {}
+    assert not torch.equal(gradient_of(tiny_module, CHANGES[name]), gradient_of(tiny_module, without))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +253,9 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
             {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
             "predictor.targets 'separate' does nothing with one target block",
         ),
+        ({"encoder": TINY | {"depth": 1, "drop_path_rate": 0.2}}, "encoder.drop_path_rate 0.2 does nothing with one"),
+        ({"encoder": TINY | {"grad_checkpointing": True, "checkpoint_every": 4}}, "3 blocks; 1 to 3 would do"),
+        ({"levels": None}, "levels must be 'flat' or 'three' or a list of levels, got None"),
         ({"levels": "four"}, "levels 'four' is no preset; 'flat' or 'three' would do, or a list"),
         ({"levels": [{"cell": 1, "masked_view": "add"}]}, "levels.masked_view 'add' does nothing on cell 1"),
         (

@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from hjepa_pl.losses.prediction import prediction_loss
+from hjepa_pl.losses.prediction import position_baseline, prediction_loss
 from hjepa_pl.models.settings import PyramidConfig
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.resume import refuse_other_settings
@@ -85,7 +85,8 @@ def test_the_loss_is_the_mean_distance_of_plain_level_targets(tiny_module) -> No
     parts = []
     for level, said in module.pyramid_heads(training_maps(module, batch), masks.targets):
         index = masks.targets[level].flatten(1)
-        parts.append(prediction_loss(said, torch.stack([plain[level][b, index[b]] for b in range(8)]), "mse"))
+        distance = prediction_loss(said, torch.stack([plain[level][b, index[b]] for b in range(8)]), "mse")
+        parts.append(distance / position_baseline(plain[level], "mse"))
     assert len(parts) == 3  # two levels, and the map at 4p, which has none
     assert float(terms["pyramid"]) == pytest.approx(float(sum(parts)) / 3, rel=1e-6)
     assert float(terms["pyramid_weighted"]) == pytest.approx(0.3 * float(terms["pyramid"]), rel=1e-6)
