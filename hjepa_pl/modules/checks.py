@@ -6,9 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from hjepa_pl.masks import MaskGenerator
-from hjepa_pl.models.encoder import Geometry
+from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
-from hjepa_pl.models.settings import LevelConfig
+from hjepa_pl.models.recipe import Geometry
 from hjepa_pl.types import ConfigError, ViewBatch
 
 

@@ -16,19 +16,13 @@ from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConf
 from hjepa_pl.losses.streams import regularize
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.encoder import Block, measure
+from hjepa_pl.models.encoder import Block
+from hjepa_pl.models.levels import LevelConfig, read_levels, split_levels
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
-from hjepa_pl.models.settings import (
-    EncoderConfig,
-    LevelConfig,
-    PredictorConfig,
-    ProjectorConfig,
-    PyramidConfig,
-    read_levels,
-    split_levels,
-)
+from hjepa_pl.models.recipe import measure
+from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_batch, check_masks, check_model, check_trainer
 from hjepa_pl.modules.features import Features

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level, pyramid_blocks
-from hjepa_pl.models.settings import EncoderConfig, LevelConfig, PredictorConfig, ProjectorConfig, PyramidConfig
+from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.optim.ema import EMACallback
 
 

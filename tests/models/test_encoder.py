@@ -5,7 +5,8 @@ from timm.layers import resample_abs_pos_embed
 
 from hjepa_pl.functional.tokens import sincos_positions
 from hjepa_pl.masks import MaskConfig, build_masks
-from hjepa_pl.models.encoder import VisionEncoder, measure, timm_recipe
+from hjepa_pl.models.encoder import VisionEncoder
+from hjepa_pl.models.recipe import measure, timm_recipe
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError, Counters
 

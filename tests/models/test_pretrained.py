@@ -12,8 +12,9 @@ from timm.models import _registry
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.functional.tokens import sincos_positions
-from hjepa_pl.models.encoder import VisionEncoder, measure
+from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.models.recipe import measure
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR

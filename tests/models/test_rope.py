@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from hjepa_pl.models.encoder import VisionEncoder, timm_recipe
+from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.predictor import Predictor
+from hjepa_pl.models.recipe import timm_recipe
 from hjepa_pl.models.rope import axial_rotations, rotate
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig
 from hjepa_pl.types import ConfigError
