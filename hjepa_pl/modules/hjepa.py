@@ -75,7 +75,7 @@ class HJEPALightningModule(Features, PretrainModule):
         Args:
             encoder: The vision transformer.
             levels: Levels of the hierarchy, finest first, or a preset: 'flat' is [{cell: 1}] (I-JEPA), 'three' is
-                [{cell: 1, weight: 0.5}, {cell: 2, weight: 0.5}, {cell: image}].
+                [{cell: 1, weight: 0.1}, {cell: 2, weight: 0.1}, {cell: image, masked_view: replace}].
             masks: What is hidden and predicted, at the token levels.
             predictor: The predictor of the token levels.
             projector: The projector of the image level.

@@ -117,7 +117,7 @@ def test_presets_are_the_lists_that_they_name(tiny_module) -> None:
     batch = make_batch()
     lists = {
         "flat": [{"cell": 1}],
-        "three": [{"cell": 1, "weight": 0.5}, {"cell": 2, "weight": 0.5}, {"cell": "image"}],
+        "three": [{"cell": 1, "weight": 0.1}, {"cell": 2, "weight": 0.1}, {"cell": "image", "masked_view": "replace"}],
     }
     for word, levels in lists.items():
         parts = {"encoder": TINY, "predictor": SMALL_PREDICTOR}
