@@ -10,8 +10,10 @@ from hjepa_pl.types import ConfigError
 
 
 class Features:
-    """The use of a module. Images are normalised as the data module does: (x / 255 - mean) / std, per channel.
+    """The use of a module. Images are prepared as the data module prepares clean ones.
 
+    That is: resized and centre-cropped to `encoder.img_size` (another size that the patch divides works too), then
+    (x / 255 - mean) / std for each channel, with ImageNet's mean and std for colour and .5 and .25 for grey.
     `HJEPALightningModule.load_from_checkpoint(path).eval()` is all that is needed before.
     """
 
