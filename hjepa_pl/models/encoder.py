@@ -144,13 +144,12 @@ class VisionEncoder(nn.Module):
             return [()] * self.depth
         table = rope.get_embed(shape=list(grid))  # (N, 2 d), or mixed (depth, heads, N, 2 d)
         if not isinstance(self.vit.blocks[0].attn, RotaryAttention):
-            return [(table if keep is None else gather_tokens(table.expand(len(keep), -1, -1), keep)[:, None],)] * (
-                self.depth
-            )
-        turn = rotations(table, self.vit.num_prefix_tokens)  # (depth or 1, prefix + N, 1, heads or 1, d / 2)
+            kept_table = table if keep is None else gather_tokens(table.expand(len(keep), -1, -1), keep)[:, None]
+            return [(kept_table,)] * self.depth
+        prefix = self.vit.num_prefix_tokens
+        turn = rotations(table, prefix)  # (depth or 1, prefix + N, 1, heads or 1, d / 2)
         if keep is None:
             return [(t[None],) for t in turn.expand(self.depth, -1, -1, -1, -1)]
-        prefix = self.vit.num_prefix_tokens
         place = torch.cat([torch.arange(prefix, device=keep.device).expand(len(keep), -1), keep + prefix], dim=1)
         kept = [t[place] for t in turn]  # one for all blocks where they share it
         return [(t,) for t in kept * (self.depth if len(kept) == 1 else 1)]

@@ -1,7 +1,7 @@
 """Rotary positions (RoPE for vision, arXiv:2403.13298): attention logits depend on where patches lie to one another.
 
 A rotation is a complex number for each pair of a head's channels. Where timm turns channels by stacking, concatenating
-and multiplying, which costs a tenth of a step, this is one complex product of queries and keys together.
+and multiplying, each a pass over memory, this is one complex product of queries and keys together.
 """
 
 import torch

@@ -21,7 +21,7 @@ from hjepa_pl.models.levels import LevelConfig, read_levels, split_levels
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
-from hjepa_pl.models.recipe import measure
+from hjepa_pl.models.recipe import Geometry, measure
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_batch, check_masks, check_model, check_trainer
@@ -116,19 +116,25 @@ class HJEPALightningModule(Features, PretrainModule):
         geometry = measure(encoder)
         check_model(settings, self.token_levels, self.image_level, geometry)
         self.save_settings(settings)
+        self._make(settings, geometry)
+
+    def _make(self, settings: Mapping[str, Any], geometry: Geometry) -> None:
+        """Make the masks, the networks and what moves the targets, from settings that go together."""
+        encoder, predictor, pyramid = settings["encoder"], settings["predictor"], settings["pyramid"]
         self.masks: MaskGenerator | None = None
         if self.token_levels:
             cells = tuple(int(level.cell) for level in self.token_levels)
-            self.masks = build_masks(masks, geometry.grid, cells, seed)
+            self.masks = build_masks(settings["masks"], geometry.grid, cells, self.seed)
             check_masks(predictor.targets, self.masks)
         fused = predictor.context == "fused"
         self.depths = plan_depths(self.token_levels, fused, pyramid is not None, geometry.depth)
+        has_image = self.image_level is not None
         networks = build_networks(
-            encoder, predictor, projector, pyramid, self.token_levels, self.image_level is not None, self.depths
+            encoder, predictor, settings["projector"], pyramid, self.token_levels, has_image, self.depths
         )
         for name, network in networks._asdict().items():
             setattr(self, name, network)
-        self.ema = EMACallback(ema) if self.token_levels else None
+        self.ema = EMACallback(settings["ema"]) if self.token_levels else None
         self.pyramid_weight = 0.0 if pyramid is None else pyramid.weight
         self._drops_paths = encoder.drop_path_rate > 0
 

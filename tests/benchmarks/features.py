@@ -15,13 +15,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from typing import Any
 
 import torch
+from step import timed_step
 
 from hjepa_pl import HJEPALightningModule
-from hjepa_pl.types import Counters, ViewBatch
 
 ONE: list[dict[str, Any]] = [{"cell": 1}]
 RECOMPUTE = {"grad_checkpointing": True}
@@ -55,27 +54,13 @@ class Runner:
         encoder = {"size": a.size, "patch_size": a.patch, "img_size": a.img, **variant.get("encoder", {})}
         predictor = {"embed_dim": 384, "depth": 6, "num_heads": 6, **variant.get("predictor", {})}
         rest = {"levels": ONE} | {k: v for k, v in variant.items() if k not in ("encoder", "predictor")}
-        self.device, self.bf16, self.steps = torch.device(a.device), a.bf16, 0
-        self.module = HJEPALightningModule(encoder=encoder, predictor=predictor, **rest).train().to(self.device)
+        self.bf16 = a.bf16
+        self.module = HJEPALightningModule(encoder=encoder, predictor=predictor, **rest).train().to(a.device)
         self.optimizer = self.module.configure_optimizers()
 
     def step(self, images: torch.Tensor) -> float:
         """Make a step; return its seconds."""
-        began, n = time.perf_counter(), len(images)
-        label = torch.zeros(n, dtype=torch.int64, device=self.device)
-        batch = ViewBatch((images,), label, label, Counters(0, 0, torch.arange(n, device=self.device)))
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            loss, _, _ = self.module.compute(batch)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        assert self.module.ema is not None
-        assert self.module.target_encoder is not None
-        self.module.ema.update(self.module.context_encoder, self.module.target_encoder, 0.996)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.steps += 1
-        return time.perf_counter() - began
+        return timed_step(self.module, self.optimizer, images, 0, self.bf16)
 
 
 def images_of(a: argparse.Namespace) -> torch.Tensor:

@@ -11,13 +11,12 @@ the median step.
 
 import argparse
 import statistics
-import time
 
 import torch
+from step import timed_step
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.masks import MaskShape
-from hjepa_pl.types import Counters, ViewBatch
 
 
 def parse() -> argparse.Namespace:
@@ -46,25 +45,10 @@ def main() -> None:
     encoder = {"size": a.size, "patch_size": a.patch, "img_size": a.img}
     module = HJEPALightningModule(encoder=encoder, levels=[{"cell": 1}], predictor=predictor).train().to(device)
     assert module.masks is not None
-    assert module.ema is not None
-    assert module.target_encoder is not None
     module.masks.shapes = (MaskShape(*a.block, 4, a.visible),)
     optimizer = module.configure_optimizers()
     images = torch.randn(a.batch, 3, a.img, a.img, device=device)
-    label = torch.zeros(a.batch, dtype=torch.int64, device=device)
-    seconds = []
-    for step in range(a.steps + 3):
-        began = time.perf_counter()
-        batch = ViewBatch((images,), label, label, Counters(0, step, torch.arange(a.batch, device=device)))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=a.bf16):
-            loss, _, _ = module.compute(batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        module.ema.update(module.context_encoder, module.target_encoder, 0.996)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+    seconds = [timed_step(module, optimizer, images, step, a.bf16) for step in range(a.steps + 3)]
     median = statistics.median(seconds[3:])
     print(
         f"hjepa_pl vit_{a.size} img {a.img} patch {a.patch} batch {a.batch} bf16={a.bf16} {device} {a.attention}: "
