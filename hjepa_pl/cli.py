@@ -23,7 +23,7 @@ from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.keys import refuse_unknown
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.checks import check_trainer, check_views
+from hjepa_pl.modules.fitting import check_data, check_trainer
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.outputs import (
     AtomicCheckpointIO,
@@ -215,8 +215,8 @@ class HJEPACLI(LightningCLI):
                 refuse_complete(self.checkpoint, limits["max_epochs"], limits["max_steps"])
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
-        check_trainer(self.trainer, model.image_level)
-        check_views(self.datamodule.views, model.image_level)
+        check_trainer(self.trainer)
+        check_data(self.datamodule, model, self.trainer.world_size)
         if self.subcommand == "fit":
             model.check_device(self.trainer)
 

@@ -84,6 +84,13 @@ def cell_centers(grid: tuple[int, int], cell: int = 1) -> tuple[Tensor, Tensor]:
     return rows.flatten(), columns.flatten()
 
 
+def sincos_at(rows: Tensor, columns: Tensor, dim: int) -> Tensor:
+    """Sine-cosine embedding of places given in patches, (...) each: (..., dim), half for the row, half for the column."""
+    frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=rows.dtype, device=rows.device) / (dim // 4))
+    angles = [x[..., None] * frequency for x in (rows, columns)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1)
+
+
 def sincos_positions(grid: tuple[int, int], dim: int, cell: int = 1) -> Tensor:
     """Fixed 2-D sine-cosine embedding of the centres of all cells, as MAE (arXiv:2111.06377) places patches.
 
@@ -96,6 +103,4 @@ def sincos_positions(grid: tuple[int, int], dim: int, cell: int = 1) -> Tensor:
         (H // cell * W // cell, dim) float32: half for the row, half for the column, in units of patches, so that a
         cell lies where its patches lie.
     """
-    frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angles = [x[:, None] * frequency for x in cell_centers(grid, cell)]
-    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
+    return sincos_at(*cell_centers(grid, cell), dim).float()

@@ -35,6 +35,10 @@ class MaskConfig:
     ratio: float | None = None
     """Share of the patches that is hidden (random only); null is 0.6."""
 
+    strategy: Literal["global_only", "global_with_local_context", "cross_crop_prediction"] = "global_only"
+    """With local crops (data.multicrop): hide parts of the first view only; let the crops' tokens be context beside its
+    visible patches; or hide parts of half of the crops too, and predict them from the rest."""
+
     def __post_init__(self) -> None:
         """Refuse ranges that are empty and keys that the kind does not read."""
         blocks = ("num_targets", "target_scale", "aspect_ratio", "max_visible")

@@ -94,6 +94,10 @@ class VisionEncoder(nn.Module):
             found["last"] = self.vit.norm(x)[:, prefix:]
         return found
 
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Return rows and columns of the patches of images (B, C, H, W)."""
+        return images.shape[-2] // self.patch_size[0], images.shape[-1] // self.patch_size[1]
+
     def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """Return the tokens that enter the first block, prefix included, and what each block takes beside them."""
         vit, (p, q) = self.vit, self.patch_size
@@ -102,7 +106,7 @@ class VisionEncoder(nn.Module):
                 f"images of shape {tuple(images.shape[1:])} do not fit the encoder, which takes {self.config.in_chans} "
                 f"channels and sides that are multiples of {p}."
             )
-        grid = (images.shape[-2] // p, images.shape[-1] // q)
+        grid = self.grid_of(images)
         pixels = patchify(images, self.patch_size)
         if keep is not None:
             pixels = gather_tokens(pixels, keep)

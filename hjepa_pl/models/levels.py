@@ -12,7 +12,8 @@ class LevelConfig:
     """One level of the hierarchy: which depth of the target encoder, how coarse, how much."""
 
     block: int | Literal["last"] = "last"
-    """Depth of the target: the output after this block, counted from 1, or 'last' (after the final norm)."""
+    """Depth of the target: the output after this block, counted from 1, or 'last' (after the final norm). Image level:
+    depth of the patch tokens that are pooled, of an inner block after a norm of its own."""
     cell: int | Literal["image"] = 1
     """Side of the cells that the target is averaged over, in patches; 'image' is the pooled image."""
     weight: float = 1.0
@@ -21,18 +22,26 @@ class LevelConfig:
     """Image level beside token levels: the visible patches, encoded for the token levels anyway, are a view too (as in
     MSN, arXiv:2204.07141), beside the full views or in place of the first, which is then not encoded in full."""
 
+    compare: Literal["mean", "pairwise", "none"] = "mean"
+    """Image level: distance of every view's projection from the mean of the full views ('mean', LeJEPA), of every two
+    views from each other ('pairwise': full with full and full with partial ones), or 'none', where a regulariser
+    that compares views (ntxent, vicreg) is the whole objective, as published."""
+
     def __post_init__(self) -> None:
         """Refuse depths, cells and weights that mean nothing."""
         if self.block != "last" and self.block < 1:
             raise ConfigError(f"levels.block counts blocks from 1 or is 'last', got {self.block}.")
         if self.cell != "image" and self.cell < 1:
             raise ConfigError(f"levels.cell must be at least 1 patch or 'image', got {self.cell}.")
-        if self.cell == "image" and self.block != "last":
-            raise ConfigError(f"levels.block must be 'last' where levels.cell is 'image', got {self.block}.")
-        if self.cell != "image" and self.masked_view is not None:
+        for key, default in (("masked_view", None), ("compare", "mean")):
+            if self.cell != "image" and getattr(self, key) != default:
+                raise ConfigError(
+                    f"levels.{key} '{getattr(self, key)}' does nothing on cell {self.cell}; "
+                    "give it to the level whose cell is 'image'."
+                )
+        if self.compare == "none" and self.weight != 1.0:
             raise ConfigError(
-                f"levels.masked_view '{self.masked_view}' does nothing on cell {self.cell}; "
-                "give it to the level whose cell is 'image'."
+                f"levels.weight {self.weight} does nothing with levels.compare 'none'; set the regularizers' weights."
             )
         if not 0 < self.weight < float("inf"):
             raise ConfigError(

@@ -1,62 +1,39 @@
 """The predictor: a narrow ViT from visible tokens to the target cells of every level."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from timm.layers import LayerScale, Mlp
+from timm.layers import Mlp
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from hjepa_pl.functional.tokens import sincos_positions
-from hjepa_pl.models.attention import AttentionKind, attend
+from hjepa_pl.functional.boxes import Places
+from hjepa_pl.functional.tokens import sincos_at, sincos_positions
+from hjepa_pl.models.attention import AttentionKind
 from hjepa_pl.models.blocks import run_blocks
-from hjepa_pl.models.rope import RotaryAttention, axial_rotations, rotate
+from hjepa_pl.models.cross import CrossBlock
+from hjepa_pl.models.rope import RotaryAttention, axial_rotations, rotations_at
 from hjepa_pl.models.settings import PredictorConfig
 
 
-class CrossAttention(nn.Module):
-    """Queries attend to a context and not to one another."""
+class Beside(NamedTuple):
+    """What other crops of the same images add to a prediction, each at its place on the view's grid."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads, self.fused_attn = num_heads, True
-        self.query, self.key_value, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, context: Tensor, turns: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Attend from x (B, Q, P) to a context (B, K, P); `turns` are the rotations of both, or None."""
-        b, n, d = x.shape
-        q = self.query(x).reshape(b, n, self.num_heads, -1)
-        k, v = self.key_value(context).reshape(b, context.shape[1], 2, self.num_heads, -1).unbind(2)
-        if turns is not None:
-            q, k = rotate(q, turns[0]), rotate(k, turns[1])
-        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.fused_attn)
-        return self.proj(out.transpose(1, 2).reshape(b, n, d))
-
-
-class CrossBlock(nn.Module):
-    """Pre-norm transformer block whose queries attend to a fixed context and not to one another."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, init_values: float | None) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = CrossAttention(dim, num_heads)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        scale: Callable[[], nn.Module] = lambda: LayerScale(dim, init_values) if init_values else nn.Identity()  # noqa: E731
-        self.ls1, self.ls2 = scale(), scale()
-
-    def forward(self, x: Tensor, context: Tensor, turns: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Update queries (B, Q, P) from a context (B, K, P)."""
-        x = x + self.ls1(self.attn(self.norm1(x), context, turns))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+    tokens: Tensor
+    """(B, n, D): seen beside the context."""
+    seen: Places
+    """Of the tokens."""
+    asked: tuple[Places, ...]
+    """Cells to predict beside the targets, (B, E) for each level; E may be 0."""
 
 
 class Predictor(nn.Module):
     """Predict target cells of several levels from the context's tokens (I-JEPA, arXiv:2301.08243, section 3).
 
     One trunk serves all levels. A query is the mask token + its level's embedding, at the position of its cell's
-    centre (a table that is added, or rotary angles); each level has a linear head of its own.
+    centre (a table that is added, or rotary angles); each level has a linear head of its own. Tokens and queries of
+    other crops are told apart by a linear embedding of how their patches differ from the view's in size.
     """
 
     def __init__(
@@ -66,6 +43,7 @@ class Predictor(nn.Module):
         grid: tuple[int, int],
         cells: tuple[int, ...],
         attention: AttentionKind = "auto",
+        crops: bool = False,
     ) -> None:
         """Make a predictor.
 
@@ -75,6 +53,7 @@ class Predictor(nn.Module):
             grid: Rows and columns of patches.
             cells: Side of the cells of each token level, in patches.
             attention: Kernel of attention.
+            crops: Whether other crops stand beside the context.
         """
         super().__init__()
         self.config, self.attention = config, attention
@@ -88,6 +67,7 @@ class Predictor(nn.Module):
         self.context_norm = nn.LayerNorm(width) if config.attention == "cross" else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, embed_dim) for _ in cells)
+        self.crop_embed = nn.Linear(3, width) if crops else None
         self._init_weights()
 
     def _places(self, grid: tuple[int, int], cell: int) -> Tensor:
@@ -122,30 +102,60 @@ class Predictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         nn.init.trunc_normal_(self.level_embed, std=0.02)
 
-    def forward(self, context: Tensor, index: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def forward(
+        self, context: Tensor, index: Tensor, targets: tuple[Tensor, ...], beside: Beside | None = None
+    ) -> tuple[Tensor, ...]:
         """Predict every level's target cells.
 
         Args:
             context: (B, K, D) tokens of the visible patches.
             index: (B, K) their places on the grid.
             targets: One (B, T, M) tensor of cell indices per level.
+            beside: What other crops add (joint targets only).
 
         Returns:
-            One (B, T * M, D) tensor per level.
+            One (B, T * M + E, D) tensor per level.
         """
         b, t = targets[0].shape[:2]
         x, place = self.embed(context), self.get_buffer("patch_places")[index]
         queries, places = zip(*[self._queries(level, cells) for level, cells in enumerate(targets)], strict=True)
         sizes = [cells.shape[2] for cells in targets]
         query, query_place = torch.cat(queries, dim=2), torch.cat(places, dim=2)  # (B, T, M of all levels, P)
+        more: list[int] = []
         if self.config.targets == "separate":
             # One pass a block: blocks join the batch axis, each with a copy of the context.
             x, place = x.repeat_interleave(t, dim=0), place.repeat_interleave(t, dim=0)
             out = self._trunk(x, place, query.flatten(0, 1), query_place.flatten(0, 1))
         else:
-            out = self._trunk(x, place, query.flatten(1, 2), query_place.flatten(1, 2))
-        parts = out.reshape(b, t, sum(sizes), -1).split(sizes, dim=2)
-        return tuple(head(part.flatten(1, 2)) for head, part in zip(self.heads, parts, strict=True))
+            query, query_place = query.flatten(1, 2), query_place.flatten(1, 2)
+            if beside is not None:
+                x, place = self._join(x, place, self.embed(beside.tokens), beside.seen)
+                for level, asked in enumerate(beside.asked):
+                    token = (self.mask_token + self.level_embed[level]).expand(*asked.rows.shape, -1)
+                    query, query_place = self._join(query, query_place, token, asked)
+                    more.append(token.shape[1])
+            out = self._trunk(x, place, query, query_place)
+        count = t * sum(sizes) if more else out.shape[1]
+        parts = out[:, :count].reshape(b, t, sum(sizes), -1).split(sizes, dim=2)
+        joined = [part.flatten(1, 2) for part in parts]
+        if more:
+            joined = [torch.cat(pair, dim=1) for pair in zip(joined, out[:, count:].split(more, dim=1), strict=True)]
+        return tuple(head(part) for head, part in zip(self.heads, joined, strict=True))
+
+    def _join(self, x: Tensor, place: Tensor, other: Tensor, where: Places) -> tuple[Tensor, Tensor]:
+        """Append tokens or queries of other crops, and their positions."""
+        assert self.crop_embed is not None
+        other = other + self.crop_embed(where.scale)
+        return torch.cat([x, other.to(x.dtype)], dim=1), torch.cat([place, self._at(where)], dim=1)
+
+    def _at(self, where: Places) -> Tensor:
+        """Return the positions of places as `_places` has them for a grid, (B, n, ...)."""
+        config = self.config
+        if config.position == "rope":
+            theta = 100.0 if config.rope_theta is None else config.rope_theta
+            head_dim = config.embed_dim // config.num_heads
+            return torch.view_as_real(rotations_at(where.rows, where.columns, head_dim, theta))
+        return sincos_at(where.rows, where.columns, config.embed_dim)
 
     def _queries(self, level: int, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries (B, T, M, P) without their positions, and those."""

@@ -41,10 +41,15 @@ def axial_rotations(grid: tuple[int, int], head_dim: int, theta: float, cell: in
     Returns:
         (H // cell * W // cell, head_dim / 2), complex64.
     """
-    frequency = theta ** -(torch.arange(head_dim // 4, dtype=torch.float64) / (head_dim // 4))
-    rows, columns = cell_centers(grid, cell)
-    angles = torch.cat([columns[:, None] * frequency, rows[:, None] * frequency], dim=1)
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    return rotations_at(*cell_centers(grid, cell), head_dim, theta).to(torch.complex64)
+
+
+def rotations_at(rows: Tensor, columns: Tensor, head_dim: int, theta: float) -> Tensor:
+    """Return the rotations of places given in patches, (...) each: (..., head_dim / 2), complex."""
+    pair = torch.arange(head_dim // 4, dtype=rows.dtype, device=rows.device)
+    frequency = theta ** -(pair / (head_dim // 4))
+    angles = torch.cat([columns[..., None] * frequency, rows[..., None] * frequency], dim=-1)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The hierarchical JEPA."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -8,31 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.functional.distributed import gather_rows
 from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
-from hjepa_pl.functional.tokens import gather_tokens, plain_norm, pool_cells
-from hjepa_pl.losses.prediction import position_baseline, prediction_loss, view_loss
 from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
-from hjepa_pl.losses.streams import regularize
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.encoder import Block
 from hjepa_pl.models.levels import LevelConfig, read_levels, split_levels
-from hjepa_pl.models.predictor import ContextFusion, Predictor
-from hjepa_pl.models.projector import Projector
-from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
 from hjepa_pl.models.recipe import Geometry, measure
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.checks import check_batch, check_masks, check_model, check_trainer
+from hjepa_pl.modules.checks import check_masks, check_model
+from hjepa_pl.modules.crops import LocalCrops
 from hjepa_pl.modules.features import Features
+from hjepa_pl.modules.fitting import check_batch, check_data, check_trainer
+from hjepa_pl.modules.image_level import ImageLevel
 from hjepa_pl.modules.networks import build_networks, plan_depths
+from hjepa_pl.modules.record import StepRecord
+from hjepa_pl.modules.token_levels import TokenLevels
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
-from hjepa_pl.types import CleanBatch, LevelState, Masks, ViewBatch
+from hjepa_pl.types import CleanBatch, ViewBatch
 
 
-class HJEPALightningModule(Features, PretrainModule):
+class HJEPALightningModule(Features, TokenLevels, ImageLevel, LocalCrops, PretrainModule):
     """Hierarchical joint-embedding predictive pretraining of a vision transformer.
 
     Token levels (I-JEPA, arXiv:2301.08243): from the visible patches of one view, predict the target encoder's tokens,
@@ -48,12 +45,6 @@ class HJEPALightningModule(Features, PretrainModule):
         target_pyramid: The pyramid's moving average.
     """
 
-    predictor: Predictor | None
-    fusion: ContextFusion | None
-    projector: Projector | None
-    pyramid: FeaturePyramid | None
-    pyramid_heads: PyramidHeads | None
-
     def __init__(
         self,
         encoder: EncoderConfig = EncoderConfig(),
@@ -65,10 +56,11 @@ class HJEPALightningModule(Features, PretrainModule):
         prediction: PredictionKind = "smooth_l1",
         level_scale: LevelScale = "baseline",
         regularizers: list[RegularizerConfig] | None = None,
-        ema: EMAConfig = EMAConfig(),
+        ema: EMAConfig | None = EMAConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         time_budget: str | None = None,
         seed: int | None = None,
+        experimental: bool = False,
     ) -> None:
         """Check the settings, then make the networks. Each settings object may also be a mapping of its fields.
 
@@ -84,10 +76,12 @@ class HJEPALightningModule(Features, PretrainModule):
             level_scale: What a token level's loss is divided by before its weight: 'baseline', the loss of predicting
                 each position's mean, so that levels count alike, or 'raw', nothing (as I-JEPA).
             regularizers: Terms against collapse; null is SIGReg on the projections where there is an image level.
-            ema: How the target encoder follows.
+            ema: How the target encoder follows; null is without one: the context encoder makes the targets, with
+                gradient (experimental).
             optimizer: AdamW and its schedules.
             time_budget: "HH:MM:SS"; the run ends by then, with its schedules complete.
             seed: Key of masks, directions and drop path; null is seed_everything's from the CLI, 0 from Python.
+            experimental: Allow token levels without a moving average, which collapse unless a regulariser holds.
 
         Raises:
             ConfigError: If a setting is out of range or does not go with another, before any weight is made.
@@ -102,7 +96,8 @@ class HJEPALightningModule(Features, PretrainModule):
         self.regularizers = from_plain_list(RegularizerConfig, regularizers, "regularizers")
         self.prediction: PredictionKind = prediction
         self.level_scale: LevelScale = level_scale
-        masks, ema = from_plain(MaskConfig, masks, "masks"), from_plain(EMAConfig, ema, "ema")
+        self.mask_config = masks = from_plain(MaskConfig, masks, "masks")
+        ema = None if ema is None else from_plain(EMAConfig, ema, "ema")
         predictor = from_plain(PredictorConfig, predictor, "predictor")
         projector = from_plain(ProjectorConfig, projector, "projector")
         pyramid = None if pyramid is None else from_plain(PyramidConfig, pyramid, "pyramid")
@@ -111,7 +106,7 @@ class HJEPALightningModule(Features, PretrainModule):
             "encoder": encoder, "levels": [*self.token_levels, *filter(None, [self.image_level])], "masks": masks,
             "predictor": predictor, "projector": projector, "pyramid": pyramid, "prediction": prediction,
             "level_scale": level_scale, "regularizers": self.regularizers, "ema": ema, "optimizer": optimizer,
-            "time_budget": time_budget, "seed": seed,
+            "time_budget": time_budget, "seed": seed, "experimental": experimental,
         }  # fmt: skip
         geometry = measure(encoder)
         check_model(settings, self.token_levels, self.image_level, geometry)
@@ -120,23 +115,22 @@ class HJEPALightningModule(Features, PretrainModule):
 
     def _make(self, settings: Mapping[str, Any], geometry: Geometry) -> None:
         """Make the masks, the networks and what moves the targets, from settings that go together."""
-        encoder, predictor, pyramid = settings["encoder"], settings["predictor"], settings["pyramid"]
+        grid, size = geometry.grid, self.img_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.patch_size = (height // grid[0], width // grid[1])  # the data cuts local crops to whole patches
         self.masks: MaskGenerator | None = None
+        self._crop_masks: dict[tuple[int, int], MaskGenerator] = {}
         if self.token_levels:
             cells = tuple(int(level.cell) for level in self.token_levels)
-            self.masks = build_masks(settings["masks"], geometry.grid, cells, self.seed)
-            check_masks(predictor.targets, self.masks)
-        fused = predictor.context == "fused"
-        self.depths = plan_depths(self.token_levels, fused, pyramid is not None, geometry.depth)
-        has_image = self.image_level is not None
-        networks = build_networks(
-            encoder, predictor, settings["projector"], pyramid, self.token_levels, has_image, self.depths
-        )
+            self.masks = build_masks(settings["masks"], grid, cells, self.seed)
+            check_masks(settings["predictor"].targets, self.masks)
+        self.depths = plan_depths(self.token_levels, self.image_level, settings, geometry.depth)
+        networks = build_networks(settings, self.token_levels, self.image_level, self.depths)
         for name, network in networks._asdict().items():
             setattr(self, name, network)
-        self.ema = EMACallback(settings["ema"]) if self.token_levels else None
-        self.pyramid_weight = 0.0 if pyramid is None else pyramid.weight
-        self._drops_paths = encoder.drop_path_rate > 0
+        self.ema = None if self.target_encoder is None else EMACallback(settings["ema"])
+        self.pyramid_weight = 0.0 if settings["pyramid"] is None else settings["pyramid"].weight
+        self._drops_paths = settings["encoder"].drop_path_rate > 0
 
     def save_settings(self, settings: Mapping[str, Any]) -> None:
         """Keep the settings as plain values, the same from YAML and from Python, for checkpoints and reloading."""
@@ -162,138 +156,27 @@ class HJEPALightningModule(Features, PretrainModule):
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a batch and, without gradient, what callbacks watch."""
-        check_batch(batch, self.image_level)
+        check_batch(batch, self)
         if self._drops_paths:
             # The one use of the global generator: timm's drop path takes no generator of its own.
             torch.manual_seed(hash_int(self.seed, batch.counters.step, Stream.STEP, self.global_rank))
-        total, terms, watched = self.compute(batch)
-        n_ep = {"sigreg_image_n_ep": watched.pop("n_ep")} if "n_ep" in watched else {}
-        self.log_terms({"loss": total, **terms, **n_ep})
-        return {"loss": total, **watched}
+        total, record = self.compute(batch)
+        n_ep = {} if record.n_ep is None else {"sigreg_image_n_ep": record.n_ep}
+        self.log_terms({"loss": total, **record.terms, **n_ep})
+        embedding = record.streams["tokens"].embedding.detach().float().mean(dim=1)
+        return {"loss": total, "levels": record.levels, "embedding": embedding}
 
-    def compute(self, batch: ViewBatch) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
-        """Return the loss, its terms (raw, and weighted where the weight is not 1), and what callbacks watch."""
-        terms: dict[str, Tensor] = {}
-        weighted: list[Tensor] = []
-        watched: dict[str, Any] = {"levels": {}}
-
-        def add(name: str, value: Tensor, weight: float | Tensor) -> None:
-            terms[name] = value
-            weighted.append(weight * value)
-            if isinstance(weight, Tensor) or weight != 1.0:
-                terms[f"{name}_weighted"] = weighted[-1]
-
-        tokens, index = None, None
+    def compute(self, batch: ViewBatch) -> tuple[Tensor, StepRecord]:
+        """Return the loss of a batch, and what it is made of."""
+        record = StepRecord()
+        crops = self.encode_crops(batch)
+        context, projection, partial = {}, None, 0
         if self.masks is not None:
-            masks = self.masks(batch.counters)
-            tokens, index = self._token_levels(batch.views[0], masks, add, watched)
-        if self.projector is not None:
-            assert self.image_level is not None
-            how = self.image_level.masked_view
-            masked = [tokens.mean(dim=1)] if how is not None and tokens is not None else []
-            features, projection = self._project(batch.views[1:] if how == "replace" else batch.views, masked)
-            if tokens is None:
-                tokens = features[: len(batch.label)]
-            add("image", view_loss(projection, len(masked)), self.image_level.weight)
-        assert tokens is not None
-        watched["embedding"] = tokens.detach().float().mean(dim=1)
-        self._regularize(watched, projection if self.projector is not None else None, tokens, index, batch, add)
-        return torch.stack(weighted).sum(), terms, watched
-
-    def _token_levels(self, images: Tensor, masks: Masks, add: Any, watched: dict) -> tuple[Tensor, Tensor]:
-        """Predict every token level from the visible patches; return the context's tokens and their places."""
-        maps = self.target_maps(images)
-        found = self.context_encoder(images, masks.context, (*self.depths.context, *self.depths.pyramid))
-        inputs = found["last"]
-        if self.fusion is not None:
-            inputs = self.fusion([found[b] for b in self.depths.context])
-        assert self.predictor is not None
-        predictions = self.predictor(inputs, masks.context, masks.targets)
-        scales: list[Tensor | float] = []
-        for level, cells, prediction, target_map in zip(
-            self.token_levels, masks.targets, predictions, maps, strict=True
-        ):
-            index = cells.flatten(1)
-            target = gather_tokens(target_map, index)
-            scales.append(position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0)
-            add(level.name, prediction_loss(prediction, target, self.prediction), level.weight / scales[-1])
-            watched["levels"][level.name] = LevelState(prediction.detach(), target, index, target_map)
-        if self.pyramid is not None:
-            add("pyramid", self._pyramid_loss(found, masks, predictions, maps, scales), self.pyramid_weight)
-        return found["last"], masks.context
-
-    def _pyramid_loss(
-        self,
-        found: Mapping[Block, Tensor],
-        masks: Masks,
-        predictions: Sequence[Tensor],
-        maps: Sequence[Tensor],
-        scales: Sequence[Tensor | float],
-    ) -> Tensor:
-        """Return the mean distance of the level targets, at their hidden cells, from what the pyramid's maps say.
-
-        Each level's distance is over the level's scale, as its own loss is.
-        """
-        assert self.pyramid is not None
-        assert self.pyramid_heads is not None
-        fill = finest_level(self.token_levels)
-        made = self.pyramid(
-            [found[b] for b in self.depths.pyramid],
-            self.context_encoder.grid,
-            masks.context,
-            predictions[fill],
-            masks.targets[fill].flatten(1),
-        )
-        losses = [
-            prediction_loss(said, gather_tokens(maps[level], masks.targets[level].flatten(1)), self.prediction)
-            / scales[level]
-            for level, said in self.pyramid_heads(made, masks.targets)
-        ]
-        return torch.stack(losses).mean()
-
-    @torch.no_grad()
-    def target_maps(self, images: Tensor) -> list[Tensor]:
-        """Return every token level's target on its whole grid: (B, cells, D), normed after the averaging.
-
-        The target encoder sees the full view. Tokens of blocks before the last are normed before the average, so that
-        no token of large norm outweighs its neighbours.
-        """
-        assert self.target_encoder is not None
-        found = self.target_encoder(images, blocks=self.depths.target)
-        grid = self.target_encoder.grid
-        return [plain_norm(pool_cells(found[v.block], grid, int(v.cell))) for v in self.token_levels]
-
-    def _project(self, views: Sequence[Tensor], masked: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return patch tokens (full views * B, N, D), and projections (V, B of all ranks, P), masked views first.
-
-        The projector sees the rows of all ranks: its batch norm is that of the global batch on any machine, and a
-        regulariser of its output needs no further collective.
-        """
-        assert self.projector is not None
-        tokens = self.context_encoder(torch.cat(tuple(views)))["last"]
-        full = tokens.mean(dim=1).unflatten(0, (len(views), -1))  # (V, B, D)
-        pooled = torch.cat([*(m[None] for m in masked), full])
-        count = len(pooled)
-        pooled = gather_rows(pooled.transpose(0, 1)).transpose(0, 1)
-        return tokens, self.projector(pooled.flatten(0, 1)).unflatten(0, (count, -1))
-
-    def _regularize(
-        self, watched: dict, projection: Tensor | None, tokens: Tensor, index: Tensor | None, batch: ViewBatch, add: Any
-    ) -> None:
-        """Add every regulariser, on the projections or on the context's tokens."""
-        patches = self.context_encoder.grid[0] * self.context_encoder.grid[1]
-        key = hash_int(self.seed, batch.counters.step)
-        for term in self.regularizers:
-            if term.stream == "image":
-                assert projection is not None
-                value = regularize(term, projection, None, patches, key)
-                if term.kind == "sigreg":  # about 1 where the projections are Gaussian
-                    watched["n_ep"] = projection.shape[1] * value.detach()
-            else:
-                if index is None:
-                    index = torch.arange(patches, device=tokens.device).expand(len(tokens), -1)
-                value = regularize(term, tokens, index, patches, key)
-            add(term.name, value, term.factor)
+            context = self.predict_tokens(batch.views[0], self.masks(batch.counters), crops, record)
+        if self.image_level is not None:
+            projection, partial = self.compare_views(batch, context, crops, record)
+        self.regularize(batch.counters.step, projection, partial, record)
+        return record.total(), record
 
     def after_optimizer_step(self, share: float) -> None:
         """Move the target networks."""
@@ -314,8 +197,9 @@ class HJEPALightningModule(Features, PretrainModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a Trainer or data that does not go with the model."""
-        check_trainer(self.trainer, self.image_level)
+        check_trainer(self.trainer)
         if stage == "fit":
+            check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
             self.check_device(self.trainer)
 
     def check_device(self, trainer: pl.Trainer) -> None:

@@ -1,13 +1,13 @@
 """The networks of the hierarchical JEPA, made from its settings."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from hjepa_pl.models.encoder import Block, VisionEncoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level, pyramid_blocks
-from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.optim.ema import EMACallback
 
 
@@ -20,16 +20,21 @@ class Depths(NamedTuple):
     """Of the target encoder, for the levels."""
     context: tuple[Block, ...]
     """Of the context encoder, for the predictor."""
+    image: tuple[Block, ...]
+    """Of the context encoder, for the image level: one, or none."""
     pyramid: tuple[Block, ...]
     """Of either, for the pyramid."""
 
 
-def plan_depths(levels: tuple[LevelConfig, ...], fused: bool, pyramid: bool, depth: int) -> Depths:
-    """Return which blocks are read, of an encoder of `depth` blocks with these token levels."""
+def plan_depths(
+    levels: tuple[LevelConfig, ...], image: LevelConfig | None, settings: Mapping[str, Any], depth: int
+) -> Depths:
+    """Return which blocks are read, of an encoder of `depth` blocks with these levels."""
     inner = tuple(sorted({b for level in levels if (b := level.block) != "last"}))
     last: tuple[Block, ...] = ("last",) if any(level.block == "last" for level in levels) else ()
-    context: tuple[Block, ...] = (*inner, "last") if fused else ("last",)
-    return Depths(inner, (*inner, *last), context, pyramid_blocks(depth) if pyramid else ())
+    context: tuple[Block, ...] = (*inner, "last") if settings["predictor"].context == "fused" else ("last",)
+    pooled: tuple[Block, ...] = () if image is None else (image.block,)
+    return Depths(inner, (*inner, *last), context, pooled, pyramid_blocks(depth) if settings["pyramid"] else ())
 
 
 class Networks(NamedTuple):
@@ -46,25 +51,22 @@ class Networks(NamedTuple):
 
 
 def build_networks(
-    encoder: EncoderConfig,
-    predictor: PredictorConfig,
-    projector: ProjectorConfig,
-    pyramid: PyramidConfig | None,
-    levels: tuple[LevelConfig, ...],
-    has_image: bool,
-    depths: Depths,
+    settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], image: LevelConfig | None, depths: Depths
 ) -> Networks:
     """Make the networks, in an order in which what is added leaves the earlier ones' weights as they are without."""
-    fused = predictor.context == "fused"
-    normed = (*depths.inner, *(b for b in depths.pyramid if b != "last"))
-    context = VisionEncoder(encoder, normed, affine=depths.inner if fused else ())
+    encoder, predictor, pyramid = settings["encoder"], settings["predictor"], settings["pyramid"]
+    fused, average = predictor.context == "fused", bool(levels) and settings["ema"] is not None
+    pooled = [b for b in depths.image if b != "last"]
+    normed = (*depths.inner, *pooled, *(b for b in depths.pyramid if b != "last"))
+    context = VisionEncoder(encoder, normed, affine=(*(depths.inner if fused else ()), *pooled))
     width, grid, cells = context.embed_dim, context.grid, tuple(int(level.cell) for level in levels)
+    crops = settings["masks"].strategy != "global_only"
     made = Networks(
         context_encoder=context,
-        target_encoder=EMACallback.make_target(context) if levels else None,
-        predictor=Predictor(predictor, width, grid, cells, encoder.attention) if levels else None,
+        target_encoder=EMACallback.make_target(context) if average else None,
+        predictor=Predictor(predictor, width, grid, cells, encoder.attention, crops) if levels else None,
         fusion=ContextFusion(width, len(depths.context)) if fused and levels else None,
-        projector=Projector(projector, width) if has_image else None,
+        projector=Projector(settings["projector"], width) if image is not None else None,
         pyramid=None,
         pyramid_heads=None,
         target_pyramid=None,

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Which parts of the hierarchy pay: one small model, one change an arm, equal computing time, several seeds.
+"""Which parts pay: one small model, one change an arm, equal computing time, several seeds.
 
     uv run python tests/benchmarks/ablation.py run --cifar10 CIFAR_FOLDER --tiny TINY_FOLDER --out ablation.jsonl
     uv run python tests/benchmarks/ablation.py table --out ablation.jsonl
+    uv run python tests/benchmarks/ablation.py run --study objectives --cifar10 CIFAR_FOLDER --out objectives.jsonl
 
 First the step of every arm is measured, all arms taking turns: the lower quartile of its times, as a busy machine only
 adds to them; arms that differ in weights only are one. An arm then gets `--seconds` / (its step) steps: equal computing
 time, the same steps for every seed whatever else the machine does meanwhile. Each run is a real Trainer run on CIFAR-10
-and Tiny-ImageNet (folders with train/ and test/ or val/, mixed 0.7 / 0.3), judged on both by k-NN and linear probe.
-Runs that are in the file already are not made again.
+and Tiny-ImageNet (folders with train/ and test/ or val/, mixed 0.7 / 0.3), or one of them, judged on them by k-NN and
+linear probe. The arms are in `arms.py`: those of the levels (`--study levels`, the default) or of the objectives. Runs
+that are in the file already are not made again.
 """
 
 import argparse
@@ -22,55 +24,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from arms import STUDIES
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.callbacks.probes import ProbeCallback
 
-IMAGE = {"cell": "image", "weight": 1.0}
-FIGURES = ("cifar10/knn", "cifar10/linear", "tiny/knn", "tiny/linear")
-
-
-def tokens(*levels: tuple[Any, int, float]) -> list[dict[str, Any]]:
-    """Return token levels from (block, cell, weight)."""
-    return [{"block": block, "cell": cell, "weight": weight} for block, cell, weight in levels]
-
-
-FLAT = tokens(("last", 1, 1.0))
-POOLED = [*tokens(("last", 1, 0.5), ("last", 2, 0.5)), IMAGE]
-
-
-def arms(depth: int) -> dict[str, dict[str, Any]]:
-    """Return what each arm changes of the module's keyword arguments; token weights sum to 1 but where they vary."""
-    a, b = depth // 2, depth * 3 // 4
-    depths = [*tokens((a, 1, 1 / 3), (b, 1, 1 / 3), ("last", 1, 1 / 3)), IMAGE]
-    both = [*tokens((a, 1, 0.5), ("last", 2, 0.5)), IMAGE]
-    return {
-        "untrained": {"levels": POOLED},
-        "three pooled levels": {"levels": POOLED},
-        "flat I-JEPA": {"levels": FLAT, "level_scale": "raw"},
-        "LeJEPA": {"levels": [IMAGE]},
-        "flat + image": {"levels": [*FLAT, IMAGE]},
-        "several depths": {"levels": depths},
-        "depths and cells": {"levels": both},
-        "depths, fused context": {"levels": depths, "predictor": {"context": "fused"}},
-        "three, raw losses": {"levels": POOLED, "level_scale": "raw"},
-        "three, weights 1/1/1": {"levels": [*tokens(("last", 1, 1.0), ("last", 2, 1.0)), IMAGE]},
-        "three, weights 1/.7/.5": {"levels": [*tokens(("last", 1, 1.0), ("last", 2, 0.7)), {**IMAGE, "weight": 0.5}]},
-        "three, weights .1/.1/1": {"levels": [*tokens(("last", 1, 0.1), ("last", 2, 0.1)), IMAGE]},
-        "three, masked view added": {"levels": [*POOLED[:2], {**IMAGE, "masked_view": "add"}]},
-        "three, masked view replaces": {"levels": [*POOLED[:2], {**IMAGE, "masked_view": "replace"}]},
-        "three, masked, .1/.1/1": {
-            "levels": [*tokens(("last", 1, 0.1), ("last", 2, 0.1)), {**IMAGE, "masked_view": "replace"}]
-        },
-        "three, masked view, cross": {
-            "levels": [*POOLED[:2], {**IMAGE, "masked_view": "replace"}],
-            "predictor": {"attention": "cross"},
-        },
-        "three, pyramid": {"levels": POOLED, "pyramid": {}},
-        "three, hierarchical masks": {"levels": POOLED, "masks": {"kind": "hierarchical"}},
-        "three, RoPE": {"levels": POOLED, "encoder": {"position": "rope"}},
-        "three, LayerScale .1": {"levels": POOLED, "encoder": {"init_values": 0.1}},
-    }
+REFERENCE = {"levels": "three pooled levels", "objectives": "LeJEPA"}
+"""The arm that ties measurements of different days to one another."""
 
 
 def model_of(args: argparse.Namespace, arm: dict[str, Any], seed: int) -> HJEPALightningModule:
@@ -88,6 +48,7 @@ def model_of(args: argparse.Namespace, arm: dict[str, Any], seed: int) -> HJEPAL
         "ema": {"momentum": args.momentum},
         "projector": {"hidden_dim": args.projector, "out_dim": 32},
     }
+    arm = {key: value for key, value in arm.items() if key != "data"}
     cells = [level["cell"] for level in arm["levels"]]
     kept = [k for k in parts if ("image" in cells if k == "projector" else cells != ["image"])]
     for key, value in {**base, **{k: parts[k] for k in kept}}.items():
@@ -98,14 +59,16 @@ def model_of(args: argparse.Namespace, arm: dict[str, Any], seed: int) -> HJEPAL
 def data_of(args: argparse.Namespace, arm: dict[str, Any], seed: int) -> MultiDatasetDataModule:
     """Make the mixture and the probe sets, with the number of views that the arm needs."""
     roots = {"cifar10": (args.cifar10, 0.7), "tiny": (args.tiny, 0.3)}
+    given = {name: place for name, place in roots.items() if place[0] is not None}
     bank = {"max_train": args.bank, "max_test": args.bank}
+    whole = len(given) == 1
     return MultiDatasetDataModule(
-        datasets=[{"name": "folder", "root": root, "weight": share} for root, share in roots.values()],
-        probe=[{"name": "folder", "root": root, "title": name, **bank} for name, (root, _) in roots.items()],
+        datasets=[{"name": "folder", "root": r, **({} if whole else {"weight": w})} for r, w in given.values()],
+        probe=[{"name": "folder", "root": root, "title": name, **bank} for name, (root, _) in given.items()],
         batch_size=args.batch,
-        views=2 if IMAGE["cell"] in [level["cell"] for level in arm["levels"]] else 1,
         num_workers=args.workers,
         seed=seed,
+        **{"views": 2 if "image" in [level["cell"] for level in arm["levels"]] else 1, **arm.get("data", {})},
     )
 
 
@@ -163,15 +126,15 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]]) -> dict
     known = {line["computation"]: line["step"] for line in read(args.out) if line["kind"] == "step"}
     missing = {c: arm for arm in chosen.values() if (c := computation(arm)) not in known}
     times: dict[str, list[float]] = {c: [] for c in missing}
-    reference = "three pooled levels"
+    reference = REFERENCE[args.study]
     if known and missing:  # arms measured on another day are tied to the first by an arm that both have
-        times[computation(arms(args.depth)[reference])] = []
+        times[computation(STUDIES[args.study](args.depth)[reference])] = []
     for _ in range(args.rounds):
         for name in times:
-            arm = missing.get(name, arms(args.depth)[reference])
+            arm = missing.get(name, STUDIES[args.study](args.depth)[reference])
             times[name] += fit(args, arm, 0, 10, probe=False)[1][2:]
     quartile = {name: statistics.quantiles(found, n=4)[0] for name, found in times.items()}
-    tie = computation(arms(args.depth)[reference])
+    tie = computation(STUDIES[args.study](args.depth)[reference])
     scale = known[tie] / quartile[tie] if tie in known and missing else 1.0
     for name in missing:
         known[name] = scale * quartile[name]
@@ -181,7 +144,7 @@ def measure(args: argparse.Namespace, chosen: dict[str, dict[str, Any]]) -> dict
 
 def run(args: argparse.Namespace) -> None:
     """Make every run that is not in the file: all arms at one seed before the next."""
-    known = arms(args.depth)
+    known = STUDIES[args.study](args.depth)
     chosen = {name: known[name] for name in args.arms or known}
     step = measure(args, chosen)
     for seed in args.seeds:
@@ -196,23 +159,28 @@ def run(args: argparse.Namespace) -> None:
 
 def steps(args: argparse.Namespace) -> None:
     """Measure the steps only, for a moment in which nothing else runs."""
-    measure(args, arms(args.depth))
+    measure(args, STUDIES[args.study](args.depth))
 
 
 def table(args: argparse.Namespace) -> None:
     """Print mean and standard deviation over the seeds of every arm, as Markdown."""
     lines = read(args.out)
     step = {line["computation"]: line["step"] for line in lines if line["kind"] == "step"}
-    print("| arm | seeds | step, ms | steps | CIFAR k-NN | CIFAR linear | Tiny k-NN | Tiny linear | mean |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, arm in arms(args.depth).items():
+    figures = sorted({key for line in lines if line["kind"] == "run" for key in line if "/" in key and _judged(key)})
+    print(f"| arm | seeds | step, ms | steps | {' | '.join(figures)} | mean |")
+    print("|---" * (5 + len(figures)) + "|")
+    for name, arm in STUDIES[args.study](args.depth).items():
         runs = [line for line in lines if line["kind"] == "run" and line["arm"] == name]
         if not runs:
             continue
-        cells = [_spread([r[f] for r in runs]) for f in FIGURES]
-        mean = _spread([statistics.mean(r[f] for f in FIGURES) for r in runs])
+        cells = [_spread([r[f] for r in runs]) for f in figures]
+        mean = _spread([statistics.mean(r[f] for f in figures) for r in runs])
         head = f"| {name} | {len(runs)} | {step[computation(arm)] * 1e3:.0f} | {runs[0]['steps']} |"
         print(head, " | ".join([*cells, mean]), "|")
+
+
+def _judged(key: str) -> bool:
+    return key.count("/") == 1  # of the judged network, not of one by name
 
 
 def _spread(values: list[float]) -> str:
@@ -228,6 +196,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the file of results, a JSON object a line")
     parser.add_argument("--cifar10", help="folder with train/ and test/")
     parser.add_argument("--tiny", help="folder with train/ and val/")
+    parser.add_argument("--study", choices=list(STUDIES), default="levels")
     parser.add_argument("--arms", nargs="*", help="names of arms; all if not given")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=180.0, help="computing time of a run")

@@ -16,7 +16,7 @@ def timed_step(
     label = torch.zeros(len(images), dtype=torch.int64, device=device)
     batch = ViewBatch((images,), label, label, Counters(0, number, torch.arange(len(images), device=device)))
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        loss, _, _ = module.compute(batch)
+        loss, _ = module.compute(batch)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -15,7 +15,7 @@ TOKENS = [{"cell": 1}, {"cell": 2}]
 
 def test_every_trained_parameter_has_a_gradient_and_no_target_one_has(tiny_module) -> None:
     module = tiny_module()
-    loss, _, _ = module.compute(make_batch())
+    loss, _ = module.compute(make_batch())
     loss.backward()
     for name, parameter in module.named_parameters():
         if name.startswith("target_encoder"):
@@ -64,7 +64,8 @@ def test_losses_are_those_of_the_definition(tiny_module) -> None:
     """One step written out by hand: masks, targets, predictions, views, SIGReg, weights."""
     module = tiny_module(levels=[{"cell": 1, "weight": 0.5}, {"cell": "image", "weight": 2.0}])
     batch = make_batch()
-    loss, terms, _ = module.compute(batch)
+    loss, record = module.compute(batch)
+    terms = record.terms
     masks = module.masks(batch.counters)
     tokens = F.layer_norm(module.target_encoder.vit.forward_features(batch.views[0]), (48,))
     index = masks.targets[0].flatten(1)
@@ -98,11 +99,11 @@ def test_ema_is_the_formula_to_the_bit_and_copies_buffers(tiny_module) -> None:
 def test_ijepa_and_lejepa_are_special_cases(tiny_module) -> None:
     ijepa = tiny_module(levels=[{"block": "last", "cell": 1}], level_scale="raw")
     assert (ijepa.projector, ijepa.regularizers) == (None, ())
-    _, terms, _ = ijepa.compute(make_batch(views=1))
+    terms = ijepa.compute(make_batch(views=1))[1].terms
     assert set(terms) == {"last_c1"}
     lejepa = HJEPALightningModule(encoder=TINY, levels=[{"cell": "image"}], projector=SMALL_PROJECTOR)
     assert (lejepa.target_encoder, lejepa.predictor, lejepa.ema, lejepa.masks) == (None, None, None, None)
-    _, terms, _ = lejepa.compute(make_batch())
+    terms = lejepa.compute(make_batch())[1].terms
     assert set(terms) == {"image", "sigreg_image", "sigreg_image_weighted"}
 
 
@@ -155,7 +156,7 @@ def test_a_masked_view_replaces_a_full_pass_and_pulls_towards_the_full_views(tin
     """By hand: the visible tokens' mean is projected beside the second view's, and regressed to that one."""
     level = {"cell": "image", "masked_view": "replace"}
     module, batch = tiny_module(levels=[{"cell": 1}, level]), make_batch()
-    _, terms, _ = module.compute(batch)
+    terms = module.compute(batch)[1].terms
     masks = module.masks(batch.counters)
     pooled = [
         module.context_encoder(batch.views[0], masks.context)["last"].mean(1),
@@ -217,7 +218,7 @@ def gradient_of(factory, settings) -> torch.Tensor:
             own = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             p.copy_(0.1 * torch.randn(p.shape, generator=own) + (1.0 if "norm" in name and p.ndim == 1 else 0.0))
     torch.manual_seed(1)
-    loss, _, _ = module.compute(make_batch())
+    loss, _ = module.compute(make_batch())
     loss.backward()
     return module.context_encoder.vit.patch_embed.proj.weight.grad
 

@@ -60,7 +60,7 @@ def test_every_trained_parameter_has_a_gradient_and_no_moving_average_has(tiny_m
     module = seeded(tiny_module, **KINDS[name]).train()
     assert {module.pyramid, module.pyramid_heads} <= set(module.trained_modules())
     views = 2 if module.image_level else 1
-    loss, _, _ = module.compute(make_batch(views=views))
+    loss, _ = module.compute(make_batch(views=views))
     loss.backward()
     for key, parameter in module.named_parameters():
         if key.startswith("target_"):
@@ -79,7 +79,8 @@ def test_every_trained_parameter_has_a_gradient_and_no_moving_average_has(tiny_m
 def test_the_loss_is_the_mean_distance_of_plain_level_targets(tiny_module) -> None:
     module = seeded(tiny_module, prediction="mse", pyramid={"weight": 0.3})
     batch = make_batch(views=1)
-    loss, terms, _ = module.compute(batch)
+    loss, record = module.compute(batch)
+    terms = record.terms
     masks = module.masks(batch.counters)
     plain = module.target_maps(batch.views[0])
     parts = []
@@ -106,7 +107,7 @@ def test_level_targets_and_losses_are_bit_identical_without_it(tiny_module, bloc
     batch = make_batch(views=1)
     for a, b in zip(without.target_maps(batch.views[0]), module.target_maps(batch.views[0]), strict=True):
         assert torch.equal(a, b)
-    old, new = without.compute(batch)[1], module.compute(batch)[1]
+    old, new = without.compute(batch)[1].terms, module.compute(batch)[1].terms
     assert set(new) - set(old) == {"pyramid"}
     assert all(torch.equal(old[name], new[name]) for name in old)
     assert set(without.state_dict()) == {k for k in module.state_dict() if "pyramid" not in k}
@@ -143,7 +144,7 @@ def test_hidden_pixels_never_reach_the_maps_in_training(tiny_module, masks) -> N
 def test_predictions_reach_the_maps_and_the_loss_reaches_the_predictor(tiny_module) -> None:
     module = seeded(tiny_module)
     batch = make_batch(views=1)
-    _, terms, _ = module.compute(batch)
+    terms = module.compute(batch)[1].terms
     terms["pyramid"].backward()
     assert module.predictor.embed.weight.grad.abs().sum() > 0
     before = training_maps(module, batch)
@@ -160,7 +161,8 @@ def test_the_loss_goes_down_on_one_batch(tiny_module, fusion) -> None:
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss, terms, _ = module.compute(batch)
+        loss, record = module.compute(batch)
+        terms = record.terms
         loss.backward()
         optimizer.step()
         losses.append(terms["pyramid"].item())

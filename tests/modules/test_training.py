@@ -101,14 +101,14 @@ def test_biases_norms_and_tables_do_not_decay() -> None:
 def test_a_step_that_is_not_finite_stops_the_run_before_anything_takes_it(tmp_path, where) -> None:
     class Broken(HJEPALightningModule):
         def compute(self, batch):
-            total, terms, watched = super().compute(batch)
+            total, record = super().compute(batch)
             if batch.counters.step == 3:
                 if where == "loss":
-                    terms["image"] = terms["image"] * torch.nan
-                    total = total + terms["image"]
+                    record.terms["image"] = record.terms["image"] * torch.nan
+                    total = total + record.terms["image"]
                 else:
                     total = total + (total - total.detach()).abs().sqrt()  # infinite slope at 0
-            return total, terms, watched
+            return total, record
 
     module = make_module(Broken)
     saved = {}

@@ -1,0 +1,112 @@
+"""Whether a Trainer, data and batches go with the model: each refusal is one sentence with key, value and mend."""
+
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+
+from hjepa_pl.losses.settings import least_images
+from hjepa_pl.types import ConfigError, ViewBatch
+
+if TYPE_CHECKING:
+    from hjepa_pl.modules.hjepa import HJEPALightningModule
+
+
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Refuse precisions under which the model does not learn, and what the data module does itself."""
+    precision = str(trainer.precision)
+    if precision in ("bf16-true", "16-true"):
+        raise ConfigError(
+            f"trainer.precision '{precision}' keeps weights in 16 bits, where the target encoder never moves "
+            "(its update is below their resolution); use 'bf16-mixed'."
+        )
+    if precision == "16-mixed":
+        raise ConfigError(
+            "trainer.precision '16-mixed' skips steps whose gradients overflow, which the target encoder would not "
+            "see; use 'bf16-mixed'."
+        )
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ConfigError(f"trainer.precision '{precision}' is not supported; use '32-true' or 'bf16-mixed'.")
+    if not trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        raise ConfigError("trainer.log_every_n_steps 0 is refused; take a large number to log seldom.")
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise ConfigError(
+            "trainer.use_distributed_sampler would share out the probe sets a second time; set it to false: the data "
+            "module deals to the processes itself."
+        )
+
+
+def check_data(data: Any, model: "HJEPALightningModule", processes: int) -> None:
+    """Refuse a data module whose views, crops, mixing or batch the model cannot use, or would not.
+
+    Data of another class is judged by its batches.
+    """
+    if not isinstance(views := getattr(data, "views", None), int):
+        return
+    crops = getattr(data, "multicrop", None)
+    local = 0 if crops is None else crops.local_views
+    check_views(views, local, model)
+    _check_images(data.batch_size * processes, f"data.batch_size {data.batch_size}", model)
+    strategy = model.mask_config.strategy
+    if strategy == "global_only":
+        return
+    least = 2 if strategy == "cross_crop_prediction" else 1
+    if local < least:
+        raise ConfigError(
+            f"masks.strategy '{strategy}' needs {least} local crops or more and there are {local}; "
+            "set data.multicrop, or take strategy 'global_only'."
+        )
+    moved = [key for key in ("rotate", "translate", "mixup", "cutmix") if getattr(data.augmentation, key, 0)]
+    if moved:
+        raise ConfigError(
+            f"augmentation.{moved[0]} {getattr(data.augmentation, moved[0])} does not go with masks.strategy "
+            f"'{strategy}', which takes a crop's content to lie where its box does; set it to 0."
+        )
+    if strategy == "cross_crop_prediction":
+        height, width = data.local_size(model.img_size, model.patch_size)
+        model.crop_masks((height // model.patch_size[0], width // model.patch_size[1]))
+
+
+def check_views(views: int, local: int, model: "HJEPALightningModule") -> None:
+    """Refuse a number of full views and local crops that the levels cannot use, or would not."""
+    image = model.image_level
+    if image is None:
+        if views > 1:
+            raise ConfigError(
+                f"data.views {views} does nothing without an image level, the token levels use one; "
+                "set data.views to 1, or add {cell: image} to levels."
+            )
+        if local and model.mask_config.strategy == "global_only":
+            raise ConfigError(
+                f"data.multicrop with {local} local crops does nothing without an image level; add {{cell: image}} to "
+                "levels, or give masks.strategy 'global_with_local_context' or 'cross_crop_prediction'."
+            )
+    elif views + local < 2:
+        raise ConfigError(
+            f"data.views {views} is too few: the image level compares views of one image; set data.views to 2 or more."
+        )
+    elif image.masked_view == "replace" and views < 2:
+        raise ConfigError(
+            f"levels.masked_view 'replace' leaves none of data.views {views} whole, and the local crops are compared "
+            "with whole views; set data.views to 2 or more, or take 'add'."
+        )
+
+
+def _check_images(images: int, given: str, model: "HJEPALightningModule") -> None:
+    """Refuse a batch of fewer images, over all processes, than a regulariser's statistics need."""
+    for term in model.regularizers:
+        if images < least_images(term):
+            raise ConfigError(
+                f"{given} is too small for regularizers '{term.name}', which compares images with one another; "
+                f"take {least_images(term)} or more."
+            )
+
+
+def check_batch(batch: ViewBatch, model: "HJEPALightningModule") -> None:
+    """Refuse a batch that is not a `ViewBatch`, or has the wrong number of views or too few images."""
+    if not isinstance(batch, ViewBatch):
+        raise ConfigError(
+            f"the batch is a {type(batch).__name__}, not a ViewBatch: give Trainer.fit a MultiDatasetDataModule, "
+            "which makes the views and carries the counters."
+        )
+    check_views(len(batch.views), len(batch.local_views), model)
+    _check_images(len(batch.label) * model.trainer.world_size, f"the batch of {len(batch.label)} images", model)
