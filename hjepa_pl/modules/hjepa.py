@@ -11,9 +11,10 @@ from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.distributed import gather_rows
 from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
 from hjepa_pl.functional.tokens import gather_tokens, plain_norm, pool_cells
-from hjepa_pl.losses.prediction import position_baseline, prediction_loss, view_loss
+from hjepa_pl.losses.prediction import position_baseline, prediction_loss
 from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.losses.streams import regularize
+from hjepa_pl.losses.views import view_loss
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
 from hjepa_pl.models.encoder import Block
