@@ -46,14 +46,3 @@ def position_baseline(target_map: Tensor, kind: PredictionKind) -> Tensor:
     # The mean of the others is further away than the mean of all, by B / (B - 1).
     others = target + (mean_over_ranks(target.mean(dim=0)) - target) * (images / (images - 1))
     return torch.maximum(mean_over_ranks(prediction_loss(others, target, kind)), _LEAST_BASELINE * zeros)
-
-
-def view_loss(projection: Tensor, masked: int = 0) -> Tensor:
-    """Return the mean squared distance of every view's projection from the mean of the views (LeJEPA, section 4).
-
-    Args:
-        projection: (V, B, P); the gradient reaches both sides.
-        masked: Number of views in front that saw a part of the image only: they have no share in the mean.
-    """
-    projection = projection.float()
-    return (projection - projection[masked:].mean(dim=0)).square().mean()

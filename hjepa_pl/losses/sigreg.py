@@ -6,29 +6,30 @@ from torch import Tensor
 from hjepa_pl.functional.counters import normal
 
 
-def epps_pulley(samples: Tensor, knots: int = 17) -> Tensor:
+def epps_pulley(samples: Tensor, knots: int = 17, t_max: float = 3.0) -> Tensor:
     """Return the Epps-Pulley statistic of each column against N(0, 1), without the factor of the sample size.
 
-    The integral over t in [-3, 3] of |mean exp(itx) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), by the trapezoid rule on the
-    half line (the integrand is even), as LeJEPA's minimal code has it.
+    The integral over t in [-t_max, t_max] of |mean exp(itx) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), by the trapezoid rule
+    on the half line (the integrand is even), as LeJEPA's minimal code has it.
 
     Args:
         samples: (N, S): N samples of S variables.
-        knots: Points on [0, 3].
+        knots: Points on [0, t_max].
+        t_max: End of the range, in inverse units of the samples; LeJEPA's is 3, beyond which little weight is left.
 
     Returns:
-        (S,) statistics; N times one is about 1 for Gaussian samples.
+        (S,) statistics; with the defaults N times one is about 1 for Gaussian samples.
     """
-    t = torch.linspace(0.0, 3.0, knots, device=samples.device, dtype=samples.dtype)
+    t = torch.linspace(0.0, t_max, knots, device=samples.device, dtype=samples.dtype)
     gauss = torch.exp(-t.square() / 2)
-    weight = torch.full_like(t, 2 * 3.0 / (knots - 1))
-    weight[0] = weight[-1] = 3.0 / (knots - 1)  # the trapezoid's ends count half
+    weight = torch.full_like(t, 2 * t_max / (knots - 1))
+    weight[0] = weight[-1] = t_max / (knots - 1)  # the trapezoid's ends count half
     angle = samples[..., None] * t  # (N, S, knots)
     error = (angle.cos().mean(dim=0) - gauss).square() + angle.sin().mean(dim=0).square()
     return error @ (weight * gauss)
 
 
-def sigreg(samples: Tensor, key: int, num_slices: int = 256, knots: int = 17) -> Tensor:
+def sigreg(samples: Tensor, key: int, num_slices: int = 256, knots: int = 17, t_max: float = 3.0) -> Tensor:
     """Return the mean Epps-Pulley statistic over random directions.
 
     Args:
@@ -36,6 +37,7 @@ def sigreg(samples: Tensor, key: int, num_slices: int = 256, knots: int = 17) ->
         key: Counter that the directions are drawn by.
         num_slices: Number of directions.
         knots: Points of the quadrature.
+        t_max: End of its range.
     """
     directions = normal(key, (samples.shape[1], num_slices), samples.device)
-    return epps_pulley(samples @ (directions / directions.norm(dim=0)), knots).mean()
+    return epps_pulley(samples @ (directions / directions.norm(dim=0)), knots, t_max).mean()

@@ -1,10 +1,12 @@
 """The streams of embeddings that regularisers act on."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.distributed import gather_rows
+from hjepa_pl.losses.ntxent import ntxent
 from hjepa_pl.losses.settings import RegularizerConfig
 from hjepa_pl.losses.sigreg import sigreg
 from hjepa_pl.losses.vicreg import vicreg
@@ -18,39 +20,59 @@ def center_positions(tokens: Tensor, index: Tensor, patches: int) -> Tensor:
 
     Args:
         tokens: (B, K, D) of all ranks, float32.
-        index: (B, K) positions on the grid.
-        patches: Number of positions N.
+        index: (B, K) positions on the grid. Of an image's tokens at one position (blocks may overlap) the first counts.
+        patches: Number of positions N of the grid.
 
     Returns:
         (R, D): the centred tokens at positions that two images or more share, scaled so that independent tokens of
         variance 1 keep variance 1.
     """
-    flat, place = tokens.flatten(0, 1), index.flatten()
-    count = torch.zeros(patches, device=tokens.device).index_add_(0, place, torch.ones_like(place, dtype=torch.float))
-    total = torch.zeros(patches, tokens.shape[-1], device=tokens.device).index_add(0, place, flat)
+    # Repeats go to a place of their own, behind the grid: a position's count is that of its images.
+    flat, place = tokens.flatten(0, 1), index.masked_fill(_repeats(index), patches).flatten()
+    ones = torch.ones_like(place, dtype=torch.float)
+    count = torch.zeros(patches + 1, device=tokens.device).index_add_(0, place, ones)
+    count[patches] = 1.0
+    total = torch.zeros(patches + 1, tokens.shape[-1], device=tokens.device).index_add(0, place, flat)
     n = count[place, None]
     centred = (flat - total[place] / n) * torch.sqrt(n / (n - 1).clamp(min=1))
     # A lone token centres to zero, which says nothing of collapse: it is left out.
     return centred[count[place] > 1]
 
 
-def regularize(config: RegularizerConfig, stream: Tensor, index: Tensor | None, patches: int, key: int) -> Tensor:
+def _repeats(index: Tensor) -> Tensor:
+    """Return which of each row's (B, K) entries the row holds before."""
+    ordered, order = index.sort(dim=1, stable=True)
+    again = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+    return torch.zeros_like(again).scatter(1, order, again)
+
+
+def regularize(
+    config: RegularizerConfig, stream: Tensor, index: Tensor | None, patches: int, key: int, partial: int = 0
+) -> Tensor:
     """Return one regulariser's value over the images of all ranks, unweighted, in float32.
 
     Args:
         config: Kind, stream and factors.
-        stream: Projections (V, B, P) of all ranks, or this rank's tokens (B, K, D) with their `index` (B, K).
+        stream: Projections (V, B, P) of all ranks, or this rank's tokens (B, K, D) with their `index` (B, K): the
+            context's, or a level's predictions.
         index: Positions of the tokens; None for projections.
-        patches: Number of positions of the grid.
+        patches: Number of positions of the tokens' grid.
         key: `hash_int(seed, step)`: the directions of a step.
+        partial: Number of projections in front whose views saw a part of the image only.
+
+    Returns:
+        Scalar; zero where no two images have a token at one position.
     """
     with torch.autocast(stream.device.type, enabled=False):
         if index is None:
             views = stream.float()
         else:
             views = center_positions(gather_rows(stream.float()), gather_rows(index), patches)[None]
+            if not views.shape[1]:
+                return views.sum()
+        options = config.options
         if config.kind == "vicreg":
-            factors = {k: getattr(config, k) for k in ("invariance", "variance", "covariance")}
-            return vicreg(views, **{k: v for k, v in factors.items() if v is not None})
-        options = {k: v for k in ("num_slices", "knots") if (v := getattr(config, k)) is not None}
+            return vicreg(views, **options, partial=partial)
+        if config.kind == "ntxent":
+            return ntxent(views, **options, partial=partial)
         return torch.stack([sigreg(v, hash_int(key, Stream.SLICES), **options) for v in views]).mean()

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from hjepa_pl.losses.views import paired_views
 
-def invariance_term(views: Tensor) -> Tensor:
-    """Return the mean squared distance between all pairs of views (V, B, P) of one image."""
-    pairs = torch.combinations(torch.arange(len(views), device=views.device))
-    return (views[pairs[:, 0]] - views[pairs[:, 1]]).square().mean()
+
+def invariance_term(views: Tensor, partial: int = 0) -> Tensor:
+    """Return the mean squared distance between the pairs of views (V, B, P) of one image, see `paired_views`."""
+    left, right = paired_views(views, partial)
+    return (left - right).square().mean()
 
 
 def variance_term(samples: Tensor) -> Tensor:
@@ -22,10 +24,14 @@ def covariance_term(samples: Tensor) -> Tensor:
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]
 
 
-def vicreg(views: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> Tensor:
+def vicreg(
+    views: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0, partial: int = 0
+) -> Tensor:
     """Return VICReg of views (V, B, P), float32, all ranks' images.
 
-    Variance and covariance are averaged over views. With one view there is no invariance term.
+    Variance and covariance are averaged over views, where the paper's equation 6 sums them over its two, and its
+    released code sums the covariance only: that is `covariance` 2 here. With one view there is no invariance term. The
+    first `partial` views saw a part of the image only and are not compared with each other.
     """
     spread = torch.stack([variance * variance_term(v) + covariance * covariance_term(v) for v in views]).mean()
-    return spread + (invariance * invariance_term(views) if len(views) > 1 else 0.0)
+    return spread + (invariance * invariance_term(views, partial) if len(views) > 1 else 0.0)

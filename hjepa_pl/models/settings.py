@@ -215,13 +215,27 @@ class ProjectorConfig:
     hidden_dim: int = 2048
     """Width of the hidden layers."""
     hidden_layers: int = 2
-    """Number of hidden layers."""
+    """Number of hidden layers; 0 is a linear projector."""
     out_dim: int = 64
     """Width of the projection."""
+    norm: Literal["batch", "layer", "none"] = "batch"
+    """Norm of the hidden layers. Batch norm is what LeJEPA, VICReg and SimCLR were measured with, its statistics those
+    of all ranks' views; layer norm and none make a projection a function of its image alone, for batches too small for
+    statistics, and want a regulariser's weight of their own: no published number holds for them."""
 
     def __post_init__(self) -> None:
-        """Refuse empty layers."""
-        _positive(self, "hidden_dim", "hidden_layers", "out_dim")
+        """Refuse empty layers, an unknown norm, and what a linear projector has no place for."""
+        _positive(self, "hidden_dim", "out_dim")
+        if self.hidden_layers < 0:
+            raise ConfigError(f"projector.hidden_layers must not be negative, got {self.hidden_layers}.")
+        if self.norm not in ("batch", "layer", "none"):
+            raise ConfigError(f"projector.norm must be 'batch', 'layer' or 'none', got {self.norm!r}.")
+        for key in ("hidden_dim", "norm"):
+            if self.hidden_layers == 0 and getattr(self, key) != getattr(ProjectorConfig, key):
+                raise ConfigError(
+                    f"projector.{key} {getattr(self, key)} does nothing with projector.hidden_layers 0, a linear map; "
+                    "remove it."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

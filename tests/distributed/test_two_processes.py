@@ -18,21 +18,63 @@ SETTINGS = {
     "projector": {"hidden_dim": 32, "out_dim": 16},
 }
 CASES = {
-    "sigreg": [{"kind": "sigreg"}],
-    "vicreg": [{"kind": "vicreg", "weight": 0.04}],  # its factors are 25: gradients of size 1, as the others'
-    "tokens": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "tokens"}, {"kind": "vicreg", "stream": "tokens"}],
+    "sigreg": {"regularizers": [{"kind": "sigreg"}]},
+    # Its factors are 25: with this weight the gradients have size 1, as the others'.
+    "vicreg": {"regularizers": [{"kind": "vicreg", "weight": 0.04}]},
+    "ntxent": {"regularizers": [{"kind": "ntxent", "hard_negatives": 1.0}]},
+    "tokens": {
+        "regularizers": [
+            {"kind": "sigreg"},
+            {"kind": "sigreg", "stream": "tokens"},
+            {"kind": "vicreg", "stream": "tokens"},
+        ]
+    },
+    "layer norm": {"regularizers": [{"kind": "sigreg"}], "projector": {**SETTINGS["projector"], "norm": "layer"}},
 }
+TERMS = [
+    {"kind": "sigreg"},
+    {"kind": "sigreg", "stream": "tokens"},
+    {"kind": "sigreg", "stream": "last_c1"},
+    {"kind": "vicreg"},
+    {"kind": "vicreg", "stream": "tokens"},
+    {"kind": "vicreg", "stream": "last_c1"},
+    {"kind": "ntxent"},
+    {"kind": "ntxent", "hard_negatives": 1.0},
+]
+IMAGES, PLACES = 12, 10
+
+
+def term_of(config: dict, images: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """A term's value over all ranks, and its gradient with respect to these images' embeddings."""
+    from hjepa_pl.functional.distributed import gather_rows
+    from hjepa_pl.losses.settings import RegularizerConfig
+    from hjepa_pl.losses.streams import regularize
+
+    term = RegularizerConfig(**config)
+    generator = torch.Generator().manual_seed(3)
+    embeddings = 0.5 * torch.randn(IMAGES, 7, 8, generator=generator) + 0.2
+    # Blocks overlap: a level's places may repeat within an image, the context's do not.
+    places = torch.rand(IMAGES, PLACES, generator=generator).argsort(dim=1)[:, :7]
+    if term.stream == "last_c1":
+        places = torch.randint(PLACES, (IMAGES, 7), generator=generator)
+    leaf = embeddings[images].clone().requires_grad_(True)
+    if term.stream == "image":  # (B, V, P), gathered before the projector by the module; one view is a local crop
+        value = regularize(term, gather_rows(leaf[:, :3]).transpose(0, 1), None, 1, key=5, partial=1)
+    else:
+        value = regularize(term, leaf, places[images], PLACES, key=5)
+    value.backward()
+    return value.detach(), leaf.grad
 
 
 class Step(torch.nn.Module):
     """The module's loss as a forward pass, which DDP can wrap."""
 
-    def __init__(self, regularizers) -> None:
+    def __init__(self, settings) -> None:
         super().__init__()
         from hjepa_pl import HJEPALightningModule
 
         torch.manual_seed(0)
-        self.module = HJEPALightningModule(**SETTINGS, regularizers=regularizers).train()
+        self.module = HJEPALightningModule(**(SETTINGS | settings)).train()
 
     def forward(self, batch):
         return self.module.compute(batch)[0]
@@ -46,12 +88,14 @@ def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {}
-    for case, regularizers in CASES.items():
-        step = Step(regularizers)
+    for case, settings in CASES.items():
+        step = Step(settings)
         wrapped = DistributedDataParallel(step)  # kept: its hooks go with it
         loss = wrapped(make_batch(images=8, first=8 * rank))
         loss.backward()
         found[case] = (loss.detach(), gradients(step), {n: b.clone() for n, b in step.named_buffers()})
+    half = IMAGES // 2
+    found["terms"] = [term_of(config, slice(half * rank, half * (rank + 1))) for config in TERMS]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -78,6 +122,18 @@ def test_gradients_of_two_halves_equal_those_of_the_whole(halves, case) -> None:
             torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
         for name, buffer in whole.named_buffers():
             torch.testing.assert_close(buffers[name], buffer, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("number", range(len(TERMS)), ids=lambda n: "-".join(map(str, TERMS[n].values())))
+def test_a_terms_value_and_gradient_over_two_halves_are_those_of_the_whole(halves, number) -> None:
+    value, grad = term_of(TERMS[number], slice(0, IMAGES))
+    ranks = [found["terms"][number] for found in halves]
+    for other, _ in ranks:
+        torch.testing.assert_close(other, value, atol=1e-6, rtol=1e-5)
+    # A rank's gradient is the sum over ranks, which DDP divides by their number.
+    both = torch.cat([g for _, g in ranks]) / 2
+    assert grad.any()
+    torch.testing.assert_close(both, grad, atol=1e-6, rtol=1e-4)
 
 
 SCRIPT = """

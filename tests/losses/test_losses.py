@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from hjepa_pl.functional.counters import hash_int, normal
-from hjepa_pl.losses.prediction import prediction_loss, view_loss
-from hjepa_pl.losses.settings import RegularizerConfig
+from hjepa_pl.functional.settings import from_plain
+from hjepa_pl.losses.prediction import prediction_loss
+from hjepa_pl.losses.settings import RegularizerConfig, least_images
 from hjepa_pl.losses.sigreg import epps_pulley, sigreg
 from hjepa_pl.losses.streams import center_positions, regularize
 from hjepa_pl.losses.vicreg import covariance_term, invariance_term, variance_term, vicreg
@@ -22,18 +23,9 @@ def test_prediction_losses_equal_float64_formulas() -> None:
         assert float(prediction_loss(p, t, kind)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_view_loss_is_the_distance_to_the_mean() -> None:
-    z = torch.randn(3, 4, 5, dtype=torch.float64)
-    slow = np.mean([[(z[v, b] - z[:, b].mean(0)).square().mean().item() for b in range(4)] for v in range(3)])
-    assert float(view_loss(z)) == pytest.approx(slow, abs=1e-6)
-    z.requires_grad_(True)
-    view_loss(z).backward()
-    assert (z.grad.flatten(1).abs().sum(1) > 0).all()  # the gradient reaches every view
-
-
-def slow_epps_pulley(x: np.ndarray, knots: int) -> float:
+def slow_epps_pulley(x: np.ndarray, knots: int = 17, t_max: float = 3.0) -> float:
     """The quadrature of LeJEPA's equation, in float64 and in loops."""
-    t = np.linspace(0, 3, knots)
+    t = np.linspace(0, t_max, knots)
     values = []
     for point in t:
         phi = np.mean(np.exp(1j * point * x))
@@ -49,6 +41,20 @@ def test_sigreg_equals_a_float64_formula() -> None:
     directions /= directions.norm(dim=0)
     expected = np.mean([slow_epps_pulley((x.double() @ directions[:, i]).numpy(), 17) for i in range(32)])
     assert float(sigreg(x, 9, num_slices=32)) == pytest.approx(expected, abs=1e-6)
+    assert torch.autograd.gradcheck(epps_pulley, x[:5, :3].double().requires_grad_(True))
+
+
+def test_t_max_and_knots_change_the_quadrature_and_nothing_else() -> None:
+    x = torch.randn(40, 1) * 1.3 + 0.2
+    values = {}
+    for t_max, knots in ((3.0, 17), (1.0, 17), (5.0, 17), (5.0, 4)):
+        values[t_max, knots] = float(epps_pulley(x, knots, t_max))
+        slow = slow_epps_pulley(x[:, 0].double().numpy(), knots, t_max)
+        assert values[t_max, knots] == pytest.approx(slow, abs=1e-6)
+        config = RegularizerConfig(kind="sigreg", knots=knots, t_max=t_max)
+        # One column has one direction, and the statistic of -x is that of x.
+        assert float(regularize(config, x[None], None, 1, key=0)) == pytest.approx(slow, abs=1e-6)
+    assert len({round(v, 5) for v in values.values()}) == 4
 
 
 def test_sigreg_of_a_gaussian_is_far_below_that_of_what_is_not_one() -> None:
@@ -89,6 +95,26 @@ def test_vicreg_terms_at_hand_computed_values() -> None:
     assert float(vicreg(views)) == pytest.approx(terms, rel=1e-6)
 
 
+def test_vicreg_equals_the_papers_pseudo_code_in_float64() -> None:
+    """Algorithm 1 of the appendix, its variance and covariance averaged over views instead of summed."""
+    views = 0.7 * torch.randn(3, 6, 5, dtype=torch.float64) + 0.3
+    z, (v, b, d) = views.numpy(), views.shape
+    spread = []
+    for view in z:
+        hinge = np.mean([max(0.0, 1 - math.sqrt(np.var(view[:, k], ddof=1) + 1e-4)) for k in range(d)])
+        off = sum(np.cov(view.T)[i, j] ** 2 for i in range(d) for j in range(d) if i != j) / d
+        spread.append(25 * hinge + off)
+
+    def distance(pairs) -> float:
+        return float(np.mean([(z[i, n] - z[j, n]) @ (z[i, n] - z[j, n]) / d for i, j in pairs for n in range(b)]))
+
+    all_pairs = [(i, j) for i in range(v) for j in range(i + 1, v)]
+    assert float(vicreg(views)) == pytest.approx(25 * distance(all_pairs) + np.mean(spread), abs=1e-6)
+    assert float(invariance_term(views, 2)) == pytest.approx(distance([(0, 2), (1, 2)]), abs=1e-6)
+    assert float(vicreg(views, partial=2)) == pytest.approx(25 * distance([(0, 2), (1, 2)]) + np.mean(spread), abs=1e-6)
+    assert torch.autograd.gradcheck(vicreg, views.requires_grad_(True))
+
+
 def position_only(images: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     codes = torch.randn(1, 16, 32)
     return codes.expand(images, -1, -1), torch.arange(16).expand(images, -1)
@@ -115,6 +141,44 @@ def test_centring_keeps_unit_variance_and_leaves_lone_tokens_out() -> None:
     assert float(centred.var()) == pytest.approx(1.0, rel=0.1)
 
 
+def test_centring_counts_an_image_once_at_a_position() -> None:
+    """Target blocks overlap: a position that one image holds twice is no comparison between images."""
+    tokens, index = torch.randn(3, 4, 5), torch.tensor([[0, 1, 1, 2], [0, 3, 4, 0], [5, 5, 5, 1]])
+    once = center_positions(tokens, index, 9)
+    first = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 0], [1, 0, 0, 1]]).bool()
+    expected = []
+    for i in range(3):
+        for k in range(4):
+            same = tokens[first & (index == index[i, k])]
+            if first[i, k] and len(same) > 1:
+                expected.append((tokens[i, k] - same.mean(0)) * math.sqrt(len(same) / (len(same) - 1)))
+    torch.testing.assert_close(once, torch.stack(expected), atol=1e-6, rtol=1e-6)
+    assert len(once) == 4  # positions 0 and 1, two images each
+    leaf = tokens.requires_grad_(True)
+    center_positions(leaf, index, 9).square().sum().backward()
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["sigreg", "vicreg"])
+def test_tokens_without_a_shared_position_say_nothing_and_are_finite(kind) -> None:
+    config = RegularizerConfig(kind=kind, stream="last_c2")
+    tokens = torch.randn(2, 1, 8, requires_grad=True)
+    value = regularize(config, tokens, torch.tensor([[0], [3]]), 4, key=0)
+    value.backward()
+    assert float(value.detach()) == 0
+    assert not tokens.grad.any()
+
+
+def test_a_levels_predictions_are_compared_as_tokens_are() -> None:
+    tokens, index = torch.randn(6, 4, 8), torch.stack([torch.randperm(5)[:4] for _ in range(6)])
+    for kind in ("sigreg", "vicreg"):
+        values = [
+            regularize(RegularizerConfig(kind=kind, stream=stream), tokens, index, 5, key=2)
+            for stream in ("tokens", "last_c1", "b4_c12")
+        ]
+        assert values[0] == values[1] == values[2] > 0
+
+
 def test_directions_change_with_the_step_and_not_otherwise() -> None:
     x = torch.randn(1, 16, 8)
     config = RegularizerConfig(kind="sigreg", num_slices=8)
@@ -127,12 +191,59 @@ def test_directions_change_with_the_step_and_not_otherwise() -> None:
     [
         ({"kind": "sigreg", "weight": -1.0}, "regularizers.weight must be a positive number, got -1.0"),
         ({"kind": "sigreg", "weight": 0.0}, "leave the term out"),
+        ({"kind": "ntxent", "weight": math.nan}, "regularizers.weight must be a positive number, got nan"),
+        ({"kind": "vicreg", "weight": math.inf}, "regularizers.weight must be a positive number, got inf"),
         ({"kind": "sigreg", "variance": 1.0}, "regularizers.variance does nothing with kind 'sigreg'"),
         ({"kind": "vicreg", "num_slices": 8}, "regularizers.num_slices does nothing with kind 'vicreg'"),
+        ({"kind": "vicreg", "t_max": 3.0}, "regularizers.t_max does nothing with kind 'vicreg'"),
+        ({"kind": "sigreg", "temperature": 0.1}, "regularizers.temperature does nothing with kind 'sigreg'"),
+        ({"kind": "ntxent", "invariance": 1.0}, "regularizers.invariance does nothing with kind 'ntxent'"),
         ({"kind": "vicreg", "stream": "tokens", "invariance": 1.0}, "regularizers.invariance does nothing on stream"),
+        (
+            {"kind": "vicreg", "stream": "b2_c1", "invariance": 0.0},
+            "regularizers.invariance does nothing on stream 'b2",
+        ),
         ({"kind": "sigreg", "knots": 1}, "regularizers.knots must be at least 2"),
+        ({"kind": "vicreg", "variance": math.nan}, "regularizers.variance must be at least 0 and finite, got nan"),
+        ({"kind": "vicreg", "covariance": math.inf}, "regularizers.covariance must be at least 0 and finite, got inf"),
+        ({"kind": "vicreg", "variance": 0.0}, "regularizers.variance 0 leaves nothing"),
+        ({"kind": "sigreg", "t_max": 0.0}, "regularizers.t_max must be a positive number, got 0.0; 3 would do"),
+        ({"kind": "sigreg", "t_max": math.inf}, "regularizers.t_max must be a positive number, got inf"),
+        ({"kind": "ntxent", "temperature": 0.0}, "regularizers.temperature must be a positive number, got 0.0; 0.1"),
+        ({"kind": "ntxent", "temperature": math.nan}, "regularizers.temperature must be a positive number, got nan"),
+        ({"kind": "ntxent", "hard_negatives": 0.0}, "regularizers.hard_negatives must be a positive number, got 0.0"),
+        ({"kind": "ntxent", "hard_negatives": -1.0}, "regularizers.hard_negatives must be a positive number, got -1"),
+        ({"kind": "ntxent", "stream": "tokens"}, "regularizers.kind 'ntxent' compares views, and stream 'tokens' has"),
+        ({"kind": "ntxent", "stream": "last_c1"}, "regularizers.kind 'ntxent' compares views, and stream 'last_c1'"),
+        (
+            {"kind": "sigreg", "stream": "level1"},
+            "regularizers.stream 'level1' is none; 'image', 'tokens', or the name",
+        ),
+        ({"kind": "sigreg", "stream": "xlast_c1"}, "regularizers.stream 'xlast_c1' is none"),
+        ({"kind": "sigreg", "stream": "last_cimage"}, "regularizers.stream 'last_cimage' is none"),
+        ({"kind": "sigrag"}, "regularizers.kind must be 'sigreg' or 'vicreg' or 'ntxent', got 'sigrag'"),
+        ({"kind": "ntxent", "temperature": "low"}, "regularizers.temperature must be a number or null, got 'low'"),
+        ({"kind": "sigreg", "stream": 3}, "regularizers.stream must be text, got 3"),
+        ({"stream": "image"}, "regularizers lacks the key 'kind'"),
     ],
 )
-def test_bad_regularizers_are_refused(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message):
-        RegularizerConfig(**settings)
+def test_bad_regularizers_are_refused_in_one_sentence(settings, message) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        from_plain(RegularizerConfig, settings, "regularizers")
+    assert "\n" not in str(refused.value)
+    direct = "kind" in settings and not isinstance(settings.get("stream"), int) and "low" not in settings.values()
+    if direct:  # from Python, where no type is checked
+        with pytest.raises(ConfigError):
+            RegularizerConfig(**settings)
+
+
+def test_names_weights_and_least_images() -> None:
+    kinds = [RegularizerConfig(kind=kind) for kind in ("sigreg", "vicreg", "ntxent")]
+    assert [k.name for k in kinds] == ["sigreg_image", "vicreg_image", "ntxent_image"]
+    assert [k.factor for k in kinds] == [5.0, 1.0, 0.1]
+    assert RegularizerConfig(kind="vicreg", stream="b4_c1").name == "vicreg_b4_c1"
+    for config in kinds:  # two images are enough, and one is not
+        views = torch.randn(2, least_images(config), 8, requires_grad=True)
+        regularize(config, views, None, 1, key=0).backward()
+        assert views.grad.isfinite().all()
+        assert views.grad.any()
