@@ -38,6 +38,12 @@ class ViewBatch(NamedTuple):
     source: Tensor
     """(B,) int64: index of the dataset in the mixture that each image came from."""
     counters: Counters
+    local_views: tuple[Tensor, ...] = ()
+    """K tensors (B, C, h, w), float32: smaller crops of the same B images; none without multi-crop."""
+    boxes: Tensor | None = None
+    """(V + K, B, 4) float32: where each view, then each local crop, lies in its image: top, left, bottom, right as
+    shares of the image's sides, left > right where it is flipped, so that left + u * (right - left) is the place of u
+    in [0, 1] across the view. What `rotate` and `translate` move is not in it. None without multi-crop."""
 
 
 class CleanBatch(NamedTuple):

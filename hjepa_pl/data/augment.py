@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import permutations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,22 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images - middle) / width
 
 
+class Crop(NamedTuple):
+    """Where one view lies in each image."""
+
+    box: Tensor
+    """(B, 4) float32 whole numbers: top, left, height, width in pixels."""
+    flip: Tensor
+    """(B,) bool: read from right to left."""
+
+    def shares(self, height: Tensor | int, width: Tensor | int) -> Tensor:
+        """Return (B, 4) float32: top, left, bottom, right as shares of the sides, left and right swapped by a flip."""
+        top, left, high, wide = self.box.unbind(1)
+        right = left + wide
+        near, far = torch.where(self.flip, right, left), torch.where(self.flip, left, right)
+        return torch.stack([top / height, near / width, (top + high) / height, far / width], 1)
+
+
 class Augmenter:
     """Makes the views.
 
@@ -44,10 +61,8 @@ class Augmenter:
     def _key(self, epoch: int, stream: Stream, view: int) -> int:
         return hash_int(self.seed, epoch, stream, view)
 
-    def boxes(
-        self, height: Tensor | int, width: Tensor | int, epoch: int, position: Tensor, view: int
-    ) -> tuple[Tensor, Tensor]:
-        """Draw the crops and flips of one view: (B, 4) top, left, height, width, and (B,) bool.
+    def boxes(self, height: Tensor | int, width: Tensor | int, epoch: int, position: Tensor, view: int) -> Crop:
+        """Draw the crops and flips of one view.
 
         The aspect of a box is drawn around the view's own. (torchvision's `RandomResizedCrop` draws it around a square
         whatever the view's size, so that a wide view would show everything stretched, which no clean image does.)
@@ -56,21 +71,22 @@ class Augmenter:
         key = self._key(epoch, Stream.CROP, view)
         ratio = (c.crop_ratio[0] * aspect, c.crop_ratio[1] * aspect)
         box = crop_boxes(key, position, height, width, c.crop_scale, ratio)
-        return box, uniform(self._key(epoch, Stream.FLIP, view), position, 1)[:, 0] < c.flip
+        return Crop(box, uniform(self._key(epoch, Stream.FLIP, view), position, 1)[:, 0] < c.flip)
 
-    def view(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+    def view(self, images: Tensor, counters: Counters, view: int, crop: Crop | None = None) -> Tensor:
         """Make one view of whole images.
 
         Args:
             images: (B, C, H, W) float32 in [0, 1].
             counters: With the positions of these images.
             view: Number of the view.
+            crop: What `boxes` draws for it, if that is already known.
 
         Returns:
             (B, C, *img_size) float32, normalised.
         """
         height, width = images.shape[2:]
-        box, flip = self.boxes(height, width, counters.epoch, counters.position, view)
+        box, flip = crop or self.boxes(height, width, counters.epoch, counters.position, view)
         rows = axis_weights(box[:, 0], box[:, 2], self.img_size[0], height)
         columns = axis_weights(box[:, 1], box[:, 3], self.img_size[1], width, flip)
         if height * width > self.img_size[0] * self.img_size[1]:

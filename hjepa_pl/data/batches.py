@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from hjepa_pl.data.augment import Augmenter
+from hjepa_pl.data.augment import Crop
+from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.resize import clean_resize
-from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels
+from hjepa_pl.data.storage import ArrayImages, FileImages, Images
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.sizes import ImgSize
 from hjepa_pl.types import ConfigError, Counters
@@ -23,9 +24,9 @@ class RawGroup(NamedTuple):
     rows: Tensor
     """(n,) int64: their places in the batch."""
     images: tuple[Tensor, ...]
-    """One (n, C, H, W) uint8 tensor of whole images, or, if `cropped`, V of them at the view's size."""
-    cropped: bool
-    """Whether crop and flip are done."""
+    """One (n, C, H, W) uint8 tensor of whole images, or, if they are cropped, one for each view, at the view's size."""
+    boxes: Tensor | None
+    """(views, n, 4) float32 if crop and flip are done: where each lies, as in `ViewBatch`. None for whole images."""
 
 
 class RawBatch(NamedTuple):
@@ -72,7 +73,9 @@ class FileRows(NamedTuple):
 
     rows: Tensor
     views: tuple[Tensor, ...]
-    """V (n, C, *img_size) uint8."""
+    """One (n, C, H, W) uint8 for each view of the step, the local crops included."""
+    boxes: Tensor
+    """(views, n, 4) float32, as in `ViewBatch`."""
     label: Tensor
     broken: tuple[Broken, ...]
 
@@ -80,10 +83,9 @@ class FileRows(NamedTuple):
 class FileReader:
     """Decodes the files of a batch and cuts the views out of them. Lives in the workers."""
 
-    def __init__(self, sets: list[FileImages | None], augmenter: Augmenter, views: int, channels: int) -> None:
+    def __init__(self, sets: list[FileImages | None], plan: ViewPlan, channels: int) -> None:
         self.sets = sets
-        self.augmenter = augmenter
-        self.views = views
+        self.plan = plan
         self.channels = channels
 
     def read(self, draw: Draw) -> FileRows:
@@ -94,18 +96,22 @@ class FileReader:
         decoded = [self._decode(draw, row, broken) for row in rows.tolist()]
         labels = torch.tensor([label for _, label in decoded], dtype=torch.int64)
         if not decoded:
-            return FileRows(rows, (), labels, tuple(broken))
+            return FileRows(rows, (), torch.empty(0, 0, 4), labels, tuple(broken))
         images = [image for image, _ in decoded]
-        position = draw.counters.position[rows]
-        views = tuple(self._crop(images, draw.counters.epoch, position, v) for v in range(self.views))
-        return FileRows(rows, views, labels, tuple(broken))
+        height, width = (torch.tensor([image.shape[d] for image in images]) for d in (1, 2))
+        views, boxes = [], []
+        for augmenter, view in self.plan.at(draw.counters.step):
+            crop = augmenter.boxes(height, width, draw.counters.epoch, draw.counters.position[rows], view)
+            views.append(self._cut(images, crop, augmenter.img_size))
+            boxes.append(crop.shares(height, width))
+        return FileRows(rows, tuple(views), torch.stack(boxes), labels, tuple(broken))
 
     def _decode(self, draw: Draw, row: int, broken: list[Broken]) -> tuple[Tensor, int]:
         """Decode one image; a broken one is replaced by the next draw of its own position."""
         source, index = int(draw.source[row]), int(draw.place[row])
         files = self.sets[source]
         assert files is not None
-        position, seed = int(draw.counters.position[row]), self.augmenter.seed
+        position, seed = int(draw.counters.position[row]), self.plan.augmenter.seed
         for attempt in range(_ATTEMPTS):
             try:
                 return files.read(index, self.channels), int(files.labels[index])
@@ -117,13 +123,10 @@ class FileReader:
             f"datasets: {_ATTEMPTS} files in a row cannot be decoded ({listed} ...); are they images? Remove them."
         )
 
-    def _crop(self, images: list[Tensor], epoch: int, position: Tensor, view: int) -> Tensor:
-        """Cut one view out of each image, (n, C, *img_size) uint8."""
-        size = self.augmenter.img_size
-        height, width = (torch.tensor([image.shape[d] for image in images]) for d in (1, 2))
-        boxes, flips = self.augmenter.boxes(height, width, epoch, position, view)
+    def _cut(self, images: list[Tensor], crop: Crop, size: tuple[int, int]) -> Tensor:
+        """Cut one view out of each image, (n, C, *size) uint8."""
         out = torch.empty(len(images), self.channels, *size, dtype=torch.uint8)
-        for row, (image, box, flip) in enumerate(zip(images, boxes.int().tolist(), flips.tolist(), strict=True)):
+        for row, (image, box, flip) in enumerate(zip(images, crop.box.int().tolist(), crop.flip.tolist(), strict=True)):
             cut = image[None, :, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
             # On one large photograph torch's uint8 kernel is faster than the matrix products, and the same filter.
             view_of_it = F.interpolate(cut, size=size, mode="bilinear", antialias=True)[0]
@@ -202,25 +205,5 @@ def memory_groups(sets: list[ArrayImages | None], draw: Draw) -> tuple[RawGroup,
         if parts:
             # In the order of the batch, so that a single group needs no scattering on the device.
             order = torch.argsort(torch.cat(rows))
-            groups.append(RawGroup(torch.cat(rows)[order], (torch.cat(parts)[order],), False))
+            groups.append(RawGroup(torch.cat(rows)[order], (torch.cat(parts)[order],), None))
     return tuple(groups)
-
-
-def make_views(batch: RawBatch, augmenter: Augmenter, views: int, channels: int) -> tuple[Tensor, ...]:
-    """Make all views of a batch, on the device it is on; V tensors (B, C, *img_size) float32."""
-    out = []
-    for v in range(views):
-        parts = []
-        for group in batch.groups:
-            raw = group.images[v if group.cropped else 0]
-            images = adapt_channels(raw, channels).float().div_(255)
-            counters = batch.counters._replace(position=batch.counters.position[group.rows])
-            parts.append((augmenter.finish if group.cropped else augmenter.view)(images, counters, v))
-        if len(parts) == 1:  # its rows are the whole batch, in order
-            out.append(parts[0])
-            continue
-        whole = parts[0].new_empty(len(batch.label), channels, *augmenter.img_size)
-        for group, part in zip(batch.groups, parts, strict=True):
-            whole[group.rows] = part
-        out.append(whole)
-    return tuple(out)

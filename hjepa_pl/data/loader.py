@@ -119,7 +119,7 @@ class TrainLoader:
             self._count_broken(draw.source[files.rows], files)
             if len(files.rows):
                 label[files.rows] = files.label
-                groups += (RawGroup(files.rows, files.views, True),)
+                groups += (RawGroup(files.rows, files.views, files.boxes),)
         return RawBatch(groups, label, draw.source, draw.counters)
 
     def _count_broken(self, source: Tensor, files: FileRows) -> None:

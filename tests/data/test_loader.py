@@ -6,14 +6,16 @@ import torch
 from PIL import Image
 
 from hjepa_pl.data.augment import Augmenter
-from hjepa_pl.data.batches import FileReader, make_views
+from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
 from hjepa_pl.data.mixture import EpochPlan
+from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.settings import AugmentationConfig
 from hjepa_pl.data.storage import ArrayImages, FileImages
+from hjepa_pl.data.views import make_views
 from hjepa_pl.types import ConfigError
 
-AUGMENT = Augmenter(AugmentationConfig(), 16, (0.5,) * 3, (0.25,) * 3, seed=3)
+VIEWS = ViewPlan(Augmenter(AugmentationConfig(), 16, (0.5,) * 3, (0.25,) * 3, seed=3), 2)
 
 
 def memory(n, side=16, channels=3, label=0):
@@ -36,7 +38,7 @@ def make(sets, size, batch=4, position=0, **kwargs):
     plan = EpochPlan([len(s) for s in sets], [1.0] * len(sets), size, seed=1)
     reader = None
     if any(isinstance(s, FileImages) for s in sets):
-        reader = FileReader(file_sets(sets), AUGMENT, 2, 3)
+        reader = FileReader(file_sets(sets), VIEWS, 3)
     names = [f"set{i}" for i in range(len(sets))]
     return TrainLoader(sets, names, plan, reader, batch_size=batch, position=lambda: position, **kwargs)
 
@@ -46,7 +48,7 @@ def same(a, b):
     assert torch.equal(a.source, b.source)
     assert a.counters[:2] == b.counters[:2]
     assert torch.equal(a.counters.position, b.counters.position)
-    for x, y in zip(make_views(a, AUGMENT, 2, 3), make_views(b, AUGMENT, 2, 3), strict=True):
+    for x, y in zip(make_views(a, VIEWS, 3)[0], make_views(b, VIEWS, 3)[0], strict=True):
         assert torch.equal(x, y)
 
 
@@ -103,9 +105,9 @@ def test_two_ranks_draw_what_one_would(files):
     for batch, *halves in zip(one, *ranks, strict=True):
         assert torch.equal(batch.label, torch.cat([h.label for h in halves]))
         assert torch.equal(batch.counters.position, torch.cat([h.counters.position for h in halves]))
-        whole = make_views(batch, AUGMENT, 2, 3)
+        whole = make_views(batch, VIEWS, 3)[0]
         for v in (0, 1):
-            parts = torch.cat([make_views(h, AUGMENT, 2, 3)[v] for h in halves])
+            parts = torch.cat([make_views(h, VIEWS, 3)[0][v] for h in halves])
             torch.testing.assert_close(whole[v], parts, atol=1e-5, rtol=0)
 
 
@@ -119,13 +121,14 @@ def test_files_are_cropped_as_memory_is(files):
     """The worker's crop of a file is the device's crop of the same bytes, to the rounding of a grey level."""
     shapes = FileImages([files.path(3)] * 12, files.labels, ["x"])
     same_bytes = ArrayImages(torch.stack([shapes.read(i, 3) for i in range(12)]), files.labels, ["x"])
-    flat = Augmenter(AugmentationConfig(jitter_prob=0, gray=0, solarize=0), 16, (0.0,) * 3, (1.0,) * 3, seed=3)
+    uncoloured = AugmentationConfig(jitter_prob=0, gray=0, solarize=0)
+    flat = ViewPlan(Augmenter(uncoloured, 16, (0.0,) * 3, (1.0,) * 3, seed=3), 2)
     views = []
     for images in (shapes, same_bytes):
         loader = make([images], 12, batch=12)
         if loader.reader is not None:
-            loader.reader.augmenter = flat
-        views.append(make_views(next(iter(loader)), flat, 2, 3))
+            loader.reader.plan = flat
+        views.append(make_views(next(iter(loader)), flat, 3)[0])
     for a, b in zip(*views, strict=True):
         assert (a - b).abs().max() <= 1.1 / 255
 

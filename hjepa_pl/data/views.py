@@ -1,0 +1,63 @@
+"""The views of a raw batch, made on the device that it is on."""
+
+import torch
+from torch import Tensor
+
+from hjepa_pl.data.augment import Augmenter
+from hjepa_pl.data.batches import RawBatch, RawGroup
+from hjepa_pl.data.multicrop import ViewPlan
+from hjepa_pl.data.storage import adapt_channels
+from hjepa_pl.types import Counters
+
+
+def make_views(batch: RawBatch, plan: ViewPlan, channels: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Make all views of a batch.
+
+    Args:
+        batch: B images, whole or cropped by the workers.
+        plan: Which views its step has.
+        channels: Of the result.
+
+    Returns:
+        One (B, C, *size) float32, normalised, for each entry of the plan at the batch's step, and their boxes
+        (views, B, 4) as in `ViewBatch`, None without multi-crop.
+    """
+    crops = plan.at(batch.counters.step)
+    parts = [_of_group(g, crops, batch.counters, channels) for g in batch.groups]
+    views = tuple(_whole(batch, [p[0][i] for p in parts]) for i in range(len(crops)))
+    if plan.multicrop is None:
+        return views, None
+    # The dimension of the images first, for `_whole`, and back.
+    return views, _whole(batch, [torch.stack(p[1], 1) for p in parts]).transpose(0, 1).contiguous()
+
+
+def _of_group(
+    group: RawGroup, crops: list[tuple[Augmenter, int]], counters: Counters, channels: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the views of the images of one size, and the box of each, (n, 4)."""
+    counters = counters._replace(position=counters.position[group.rows])
+    if group.boxes is not None:
+        cut = zip(crops, group.images, strict=True)
+        return [a.finish(_floats(x, channels), counters, v) for (a, v), x in cut], list(group.boxes)
+    images = _floats(group.images[0], channels)
+    height, width = images.shape[2:]
+    views, boxes = [], []
+    for augmenter, v in crops:
+        crop = augmenter.boxes(height, width, counters.epoch, counters.position, v)
+        views.append(augmenter.view(images, counters, v, crop))
+        boxes.append(crop.shares(height, width))
+    return views, boxes
+
+
+def _floats(raw: Tensor, channels: int) -> Tensor:
+    return adapt_channels(raw, channels).float().div_(255)
+
+
+def _whole(batch: RawBatch, parts: list[Tensor]) -> Tensor:
+    """Put the rows of the groups in the order of the batch."""
+    if len(parts) == 1:  # its rows are the whole batch, in order
+        return parts[0]
+    whole = parts[0].new_empty(len(batch.label), *parts[0].shape[1:])
+    for group, part in zip(batch.groups, parts, strict=True):
+        whole[group.rows] = part
+    return whole
