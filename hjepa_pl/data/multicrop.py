@@ -72,39 +72,38 @@ class MultiCropConfig:
         grown = math.floor(counts * step / (self.warmup_epochs * batches))
         return min(self.local_views, self.min_local_views + grown)
 
+    def local_sides(self, img_size: ImgSize, patch: tuple[int, int] | None) -> tuple[int, int]:
+        """Return height and width of a local crop.
 
-def local_sides(config: MultiCropConfig, img_size: ImgSize, patch: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of a local crop.
+        Args:
+            img_size: Of the views.
+            patch: Height and width of the encoder's patches, None if there is no encoder to ask.
 
-    Args:
-        config: The settings.
-        img_size: Of the views.
-        patch: Height and width of the encoder's patches, None if there is no encoder to ask.
-
-    Raises:
-        ConfigError: If the size is larger than a view, is not made of whole patches, or cannot be known.
-    """
-    view = sides(img_size)
-    if config.local_size is None:
-        if patch is None:
+        Raises:
+            ConfigError: If the size is larger than a view, is not made of whole patches, or cannot be known.
+        """
+        view = sides(img_size)
+        if self.local_size is None:
+            if patch is None:
+                raise ConfigError(
+                    "`multicrop.local_size=None` is refused: the module has no `patch_size` to choose it by, so set it."
+                )
+            high, wide = (-(-3 * side // (7 * p)) * p for side, p in zip(view, patch, strict=True))
+            return high, wide
+        size, shown = sides(self.local_size), _shown(self.local_size)
+        if any(s > v for s, v in zip(size, view, strict=True)):
             raise ConfigError(
-                "`multicrop.local_size=None` is refused: the module has no `patch_size` to choose it by, so set it."
+                f"`multicrop.local_size={shown}` is refused: a local crop is at most as large as a view, "
+                f"{_shown(view)}."
             )
-        high, wide = (-(-3 * side // (7 * p)) * p for side, p in zip(view, patch, strict=True))
-        return high, wide
-    size, shown = sides(config.local_size), _shown(config.local_size)
-    if any(s > v for s, v in zip(size, view, strict=True)):
-        raise ConfigError(
-            f"`multicrop.local_size={shown}` is refused: a local crop is at most as large as a view, {_shown(view)}."
-        )
-    if patch is not None and any(s % p for s, p in zip(size, patch, strict=True)):
-        below, above = ([(s + up * (p - 1)) // p * p for s, p in zip(size, patch, strict=True)] for up in (0, 1))
-        fitting = [x for x in (below, above) if all(x) and x[0] <= view[0] and x[1] <= view[1]]
-        raise ConfigError(
-            f"`multicrop.local_size={shown}` is refused: it is no whole number of the encoder's patches of "
-            f"{_shown(patch)} pixels; {' or '.join(map(_shown, fitting))} would do."
-        )
-    return size
+        if patch is not None and any(s % p for s, p in zip(size, patch, strict=True)):
+            below, above = ([(s + up * (p - 1)) // p * p for s, p in zip(size, patch, strict=True)] for up in (0, 1))
+            fitting = [x for x in (below, above) if all(x) and x[0] <= view[0] and x[1] <= view[1]]
+            raise ConfigError(
+                f"`multicrop.local_size={shown}` is refused: it is no whole number of the encoder's patches of "
+                f"{_shown(patch)} pixels; {' or '.join(map(_shown, fitting))} would do."
+            )
+        return size
 
 
 def _shown(size: int | Sequence[int]) -> str:
@@ -150,7 +149,7 @@ def view_plan(
     """
     if config is None:
         return ViewPlan(augmenter, views)
-    size = local_sides(config, augmenter.img_size, patch)
+    size = config.local_sides(augmenter.img_size, patch)
     changed = replace(augmenter.config, crop_scale=config.local_scale)
     local = Augmenter(changed, size, augmenter.mean, augmenter.std, augmenter.seed)
     return ViewPlan(augmenter, views, local, config)

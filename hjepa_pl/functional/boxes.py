@@ -25,9 +25,7 @@ class Places(NamedTuple):
         return Places(self.rows.gather(1, index), self.columns.gather(1, index), scale)
 
 
-def places_in(
-    boxes: Tensor, grid: tuple[int, int], view: Tensor, view_grid: tuple[int, int], cell: int = 1
-) -> Places:
+def places_in(boxes: Tensor, grid: tuple[int, int], view: Tensor, view_grid: tuple[int, int], cell: int = 1) -> Places:
     """Return where the cells of crops lie on the grid of a view of the same images.
 
     Args:

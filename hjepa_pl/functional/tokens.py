@@ -85,7 +85,7 @@ def cell_centers(grid: tuple[int, int], cell: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def sincos_at(rows: Tensor, columns: Tensor, dim: int) -> Tensor:
-    """Sine-cosine embedding of places given in patches, (...) each: (..., dim), half for the row, half for the column."""
+    """Sine-cosine embedding (..., dim) of places in patches, (...) each: half for the row, half for the column."""
     frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=rows.dtype, device=rows.device) / (dim // 4))
     angles = [x[..., None] * frequency for x in (rows, columns)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1)

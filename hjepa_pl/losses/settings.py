@@ -106,6 +106,11 @@ class RegularizerConfig:
         return self.weight if self.weight is not None else _WEIGHTS[self.kind]
 
     @property
+    def compares_views(self) -> bool:
+        """Whether the term draws the views of one image together by itself."""
+        return self.stream == "image" and (self.kind == "ntxent" or (self.kind == "vicreg" and self.invariance != 0))
+
+    @property
     def options(self) -> dict[str, Any]:
         """The kind's own keys that were given, as arguments of its function."""
         return {name: value for name in OWN[self.kind] if (value := getattr(self, name)) is not None}

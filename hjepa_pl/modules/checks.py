@@ -82,6 +82,11 @@ def _check_image(
             "levels.compare 'none' leaves no term that compares views; add {kind: vicreg} or {kind: ntxent} to "
             "regularizers, or take 'mean'."
         )
+    if image.compare != "none" and {term.kind for term in terms if term.stream == "image"} == {"ntxent"}:
+        raise ConfigError(
+            f"levels.compare '{image.compare}' measures distances, which projections under ntxent alone escape by "
+            "shrinking (it sees angles only); take compare 'none', or add {kind: sigreg} to regularizers."
+        )
     if image.block != "last" and image.block >= geometry.depth:
         raise ConfigError(
             f"levels.block {image.block} of the image level is not before the encoder's last of {geometry.depth} "

@@ -1,34 +1,22 @@
 """What the local crops of a batch give to the levels (multi-crop: SwAV, arXiv:2006.09882, section 3.2)."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hjepa_pl.functional.boxes import Places, places_in
 from hjepa_pl.functional.tokens import gather_tokens
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.encoder import Block
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import Beside
-from hjepa_pl.modules.networks import Depths
+from hjepa_pl.modules.record import Crops
+from hjepa_pl.modules.token_levels import TokenLevels
 from hjepa_pl.types import ConfigError, Counters, Masks, ViewBatch
 
 
-class Crops(NamedTuple):
-    """What the local crops give; nothing where a batch has none."""
-
-    pooled: Tensor | None
-    """(K, B, D): mean of each crop's patch tokens, for the image level."""
-    beside: Beside | None
-    """For the predictor; None with strategy 'global_only'."""
-    targets: tuple[Tensor, ...]
-    """(B, E, D) for each token level: the targets of `beside.asked`."""
-
-
-class LocalCrops(nn.Module):
+class LocalCrops(TokenLevels):
     """Encode the local crops, once, for all that reads them.
 
     Strategies (`masks.strategy`): with 'global_only' the crops feed the image level and nothing is hidden in them. With
@@ -38,19 +26,10 @@ class LocalCrops(nn.Module):
     other crops, which are seen in full.
     """
 
-    context_encoder: VisionEncoder
-    token_levels: tuple[LevelConfig, ...]
     image_level: LevelConfig | None
-    depths: Depths
     mask_config: MaskConfig
     seed: int
     _crop_masks: dict[tuple[int, int], MaskGenerator]
-
-    @abstractmethod
-    def target_maps(self, images: Tensor) -> list[Tensor]: ...
-
-    @abstractmethod
-    def context_input(self, found: Mapping[Block, Tensor]) -> Tensor: ...
 
     def crop_masks(self, grid: tuple[int, int]) -> MaskGenerator:
         """Return the masks of local crops of a grid, made once.
@@ -114,7 +93,8 @@ class LocalCrops(nn.Module):
         if masks is None:
             return Beside(tokens, seen, ()), ()
         tokens = torch.cat([_by_image(self.context_input(part), hidden), tokens], dim=1)
-        kept = places_in(boxes[:hidden], grid, view, encoder.grid).pick(_joint(masks.context, hidden, grid[0] * grid[1]))
+        kept = places_in(boxes[:hidden], grid, view, encoder.grid)
+        kept = kept.pick(_joint(masks.context, hidden, grid[0] * grid[1]))
         seen = Places(*(torch.cat(pair, dim=1) for pair in zip(kept, seen, strict=True)))
         asked, targets = [], []
         maps = self.target_maps(torch.cat(crops[:hidden]))

@@ -1,14 +1,27 @@
 """Whether a Trainer, data and batches go with the model: each refusal is one sentence with key, value and mend."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 
-from hjepa_pl.losses.settings import least_images
+from hjepa_pl.functional.sizes import ImgSize
+from hjepa_pl.losses.settings import RegularizerConfig, least_images
+from hjepa_pl.masks import MaskConfig, MaskGenerator
+from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.types import ConfigError, ViewBatch
 
-if TYPE_CHECKING:
-    from hjepa_pl.modules.hjepa import HJEPALightningModule
+
+class Model(Protocol):
+    """What is asked of a model here."""
+
+    image_level: LevelConfig | None
+    mask_config: MaskConfig
+    regularizers: tuple[RegularizerConfig, ...]
+    img_size: ImgSize
+    patch_size: tuple[int, int]
+
+    def crop_masks(self, grid: tuple[int, int]) -> MaskGenerator:
+        """Return the masks of local crops of a grid."""
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
@@ -35,7 +48,7 @@ def check_trainer(trainer: pl.Trainer) -> None:
         )
 
 
-def check_data(data: Any, model: "HJEPALightningModule", processes: int) -> None:
+def check_data(data: Any, model: Model, processes: int) -> None:
     """Refuse a data module whose views, crops, mixing or batch the model cannot use, or would not.
 
     Data of another class is judged by its batches.
@@ -61,12 +74,12 @@ def check_data(data: Any, model: "HJEPALightningModule", processes: int) -> None
             f"augmentation.{moved[0]} {getattr(data.augmentation, moved[0])} does not go with masks.strategy "
             f"'{strategy}', which takes a crop's content to lie where its box does; set it to 0."
         )
-    if strategy == "cross_crop_prediction":
-        height, width = data.local_size(model.img_size, model.patch_size)
+    if strategy == "cross_crop_prediction" and crops is not None:
+        height, width = crops.local_sides(model.img_size, model.patch_size)
         model.crop_masks((height // model.patch_size[0], width // model.patch_size[1]))
 
 
-def check_views(views: int, local: int, model: "HJEPALightningModule") -> None:
+def check_views(views: int, local: int, model: Model) -> None:
     """Refuse a number of full views and local crops that the levels cannot use, or would not."""
     image = model.image_level
     if image is None:
@@ -91,7 +104,7 @@ def check_views(views: int, local: int, model: "HJEPALightningModule") -> None:
         )
 
 
-def _check_images(images: int, given: str, model: "HJEPALightningModule") -> None:
+def _check_images(images: int, given: str, model: Model) -> None:
     """Refuse a batch of fewer images, over all processes, than a regulariser's statistics need."""
     for term in model.regularizers:
         if images < least_images(term):
@@ -101,7 +114,7 @@ def _check_images(images: int, given: str, model: "HJEPALightningModule") -> Non
             )
 
 
-def check_batch(batch: ViewBatch, model: "HJEPALightningModule") -> None:
+def check_batch(batch: ViewBatch, model: Model, processes: int) -> None:
     """Refuse a batch that is not a `ViewBatch`, or has the wrong number of views or too few images."""
     if not isinstance(batch, ViewBatch):
         raise ConfigError(
@@ -109,4 +122,4 @@ def check_batch(batch: ViewBatch, model: "HJEPALightningModule") -> None:
             "which makes the views and carries the counters."
         )
     check_views(len(batch.views), len(batch.local_views), model)
-    _check_images(len(batch.label) * model.trainer.world_size, f"the batch of {len(batch.label)} images", model)
+    _check_images(len(batch.label) * processes, f"the batch of {len(batch.label)} images", model)

@@ -23,13 +23,12 @@ from hjepa_pl.modules.fitting import check_batch, check_data, check_trainer
 from hjepa_pl.modules.image_level import ImageLevel
 from hjepa_pl.modules.networks import build_networks, plan_depths
 from hjepa_pl.modules.record import StepRecord
-from hjepa_pl.modules.token_levels import TokenLevels
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import CleanBatch, ViewBatch
 
 
-class HJEPALightningModule(Features, TokenLevels, ImageLevel, LocalCrops, PretrainModule):
+class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
     """Hierarchical joint-embedding predictive pretraining of a vision transformer.
 
     Token levels (I-JEPA, arXiv:2301.08243): from the visible patches of one view, predict the target encoder's tokens,
@@ -156,7 +155,7 @@ class HJEPALightningModule(Features, TokenLevels, ImageLevel, LocalCrops, Pretra
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a batch and, without gradient, what callbacks watch."""
-        check_batch(batch, self)
+        check_batch(batch, self, self.trainer.world_size)
         if self._drops_paths:
             # The one use of the global generator: timm's drop path takes no generator of its own.
             torch.manual_seed(hash_int(self.seed, batch.counters.step, Stream.STEP, self.global_rank))

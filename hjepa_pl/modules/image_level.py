@@ -13,9 +13,8 @@ from hjepa_pl.losses.views import view_loss
 from hjepa_pl.models.encoder import Block, VisionEncoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.projector import Projector
-from hjepa_pl.modules.crops import Crops
 from hjepa_pl.modules.networks import Depths
-from hjepa_pl.modules.record import StepRecord, TokenStream
+from hjepa_pl.modules.record import Crops, StepRecord, TokenStream
 from hjepa_pl.types import ViewBatch
 
 
@@ -82,5 +81,5 @@ class ImageLevel(nn.Module):
                     record.n_ep = projection.shape[1] * value.detach()
             else:
                 stream = record.streams[term.stream]
-                value = regularize(term, stream.embedding, stream.index, stream.positions, key)
+                value = regularize(term, stream.embedding, stream.place, stream.positions, key)
             record.add(term.name, value, term.factor)

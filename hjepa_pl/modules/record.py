@@ -1,10 +1,11 @@
-"""What one batch has given so far: the terms of the loss, and what others read."""
+"""What one batch gives: its crops, the terms of its loss, and what others read of it."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hjepa_pl.models.predictor import Beside
 from hjepa_pl.types import LevelState
 
 
@@ -13,10 +14,21 @@ class TokenStream(NamedTuple):
 
     embedding: Tensor
     """(B, n, D), of this rank's images."""
-    index: Tensor
+    place: Tensor
     """(B, n) int64: their positions."""
     positions: int
     """Number of positions there are."""
+
+
+class Crops(NamedTuple):
+    """What the local crops give; nothing where a batch has none."""
+
+    pooled: Tensor | None
+    """(K, B, D): mean of each crop's patch tokens, for the image level."""
+    beside: Beside | None
+    """For the predictor; None with strategy 'global_only'."""
+    targets: tuple[Tensor, ...]
+    """(B, E, D) for each token level: the targets of `beside.asked`."""
 
 
 class StepRecord:

@@ -12,9 +12,8 @@ from hjepa_pl.models.encoder import Block, VisionEncoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
-from hjepa_pl.modules.crops import Crops
 from hjepa_pl.modules.networks import Depths
-from hjepa_pl.modules.record import StepRecord, TokenStream
+from hjepa_pl.modules.record import Crops, StepRecord, TokenStream
 from hjepa_pl.types import LevelState, Masks
 
 

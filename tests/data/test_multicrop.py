@@ -12,7 +12,7 @@ from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets
 from hjepa_pl.data.mixture import EpochPlan
-from hjepa_pl.data.multicrop import local_sides, view_plan
+from hjepa_pl.data.multicrop import view_plan
 from hjepa_pl.data.settings import AugmentationConfig
 from hjepa_pl.data.storage import ArrayImages, FileImages
 from hjepa_pl.data.views import make_views
@@ -198,7 +198,7 @@ def test_a_resume_with_other_crops_is_refused():
     [(224, 16, (96, 96)), (32, 4, (16, 16)), (96, 8, (48, 48)), ((96, 224), 16, (48, 96)), (16, 16, (16, 16))],
 )
 def test_the_size_is_three_sevenths_in_whole_patches(view, patch, size):
-    assert local_sides(MultiCropConfig(), view, (patch, patch)) == size
+    assert MultiCropConfig().local_sides(view, (patch, patch)) == size
 
 
 REFUSED = {

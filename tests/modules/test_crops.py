@@ -223,5 +223,5 @@ def test_crops_without_boxes_are_refused_where_places_matter() -> None:
 
 
 def test_separate_targets_do_not_go_with_crops_in_the_context() -> None:
-    with pytest.raises(ConfigError, match="predictor.targets 'separate' cannot"):
+    with pytest.raises(ConfigError, match=r"predictor\.targets 'separate' cannot"):
         make("global_with_local_context", predictor=SMALL_PREDICTOR | {"targets": "separate"})

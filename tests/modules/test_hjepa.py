@@ -167,6 +167,8 @@ def test_a_masked_view_replaces_a_full_pass_and_pulls_towards_the_full_views(tin
 
 
 BASE = {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image"}]}
+VICREG = {"regularizers": [{"kind": "vicreg"}]}
+NTXENT = {"regularizers": [{"kind": "sigreg"}, {"kind": "ntxent"}]}
 CHANGES = {
     "levels weight": {"levels": [{"cell": 1, "weight": 2.0}, {"cell": 2}, {"cell": "image"}]},
     "levels block": {"levels": [{"cell": 1, "block": 2}, {"cell": 2}, {"cell": "image"}]},
@@ -186,7 +188,7 @@ CHANGES = {
         "predictor": SMALL_PREDICTOR | {"context": "fused"},
         "levels": [{"block": 1}, {"cell": 2}, {"cell": "image"}],
     },
-    "vicreg": {"regularizers": [{"kind": "vicreg"}]},
+    "vicreg": VICREG,
     "vicreg factors": {"regularizers": [{"kind": "vicreg", "covariance": 7.0}]},
     "token sigreg": {"regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "tokens"}]},
     "token vicreg": {"regularizers": [{"kind": "sigreg"}, {"kind": "vicreg", "stream": "tokens"}]},
@@ -205,7 +207,24 @@ CHANGES = {
     "registers": {"encoder": TINY | {"reg_tokens": 2}},
     "qk_norm": {"encoder": TINY | {"qk_norm": True}},
     "drop path": {"encoder": TINY | {"drop_path_rate": 0.4}},
+    "pairwise": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "compare": "pairwise"}]},
+    "image block": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "block": 1}]},
+    "no average": {"ema": None, "experimental": True},
+    "projector norm": {"projector": SMALL_PROJECTOR | {"norm": "layer"}},
+    "linear projector": {"projector": {"hidden_layers": 0, "out_dim": 16}},
+    "ntxent": NTXENT,
+    "ntxent temperature": {"regularizers": [{"kind": "sigreg"}, {"kind": "ntxent", "temperature": 0.5}]},
+    "hard negatives": {"regularizers": [{"kind": "sigreg"}, {"kind": "ntxent", "hard_negatives": 1.0}]},
+    "t_max": {"regularizers": [{"kind": "sigreg", "t_max": 2.0}]},
+    "level sigreg": {"regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "last_c2"}]},
+    "level vicreg": {"regularizers": [{"kind": "sigreg"}, {"kind": "vicreg", "stream": "last_c1"}]},
+    "compare none": VICREG | {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "compare": "none"}]},
 }
+AGAINST = {
+    "rope theta": "rope", "ntxent temperature": "ntxent", "hard negatives": "ntxent", "vicreg factors": "vicreg",
+    "compare none": "vicreg",
+}  # fmt: skip
+"""What a change is compared with, where that is not the base."""
 
 
 def gradient_of(factory, settings) -> torch.Tensor:
@@ -226,7 +245,7 @@ def gradient_of(factory, settings) -> torch.Tensor:
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
     """No silent no-op: a key that leaves the gradient as it was does nothing."""
-    without = CHANGES["rope"] if name == "rope theta" else {}
+    without = CHANGES[AGAINST[name]] if name in AGAINST else {}
     assert not torch.equal(gradient_of(tiny_module, CHANGES[name]), gradient_of(tiny_module, without))
 
 
@@ -241,7 +260,36 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
         ({"levels": [{"cell": 8}]}, "leaves fewer|no target block|does not divide"),
         ({"levels": [{"cell": 1, "weight": -1.0}]}, "levels.weight must be a positive number, got -1.0"),
         ({"levels": [{"cell": 1, "weight": 0}]}, "levels.weight must be a positive number"),
-        ({"levels": [{"cell": "image", "block": 1}]}, "levels.block must be 'last' where levels.cell is 'image'"),
+        ({"levels": [{"cell": "image", "block": 1}]}, "levels.block 1 of the image level leaves the blocks after it"),
+        ({"levels": [{"cell": 1}, {"cell": "image", "block": 3}]}, "levels.block 3 of the image level is not before"),
+        ({"levels": [{"cell": 1, "compare": "pairwise"}]}, "levels.compare 'pairwise' does nothing on cell 1"),
+        ({"levels": [{"cell": "image", "compare": "none"}]}, "levels.compare 'none' leaves no term that compares"),
+        (
+            {
+                "levels": [{"cell": "image", "compare": "none"}],
+                "regularizers": [{"kind": "vicreg", "invariance": 0.0}],
+            },
+            "levels.compare 'none' leaves no term that compares",
+        ),
+        (
+            {
+                "levels": [{"cell": "image", "compare": "none", "weight": 0.5}],
+                "regularizers": [{"kind": "vicreg"}],
+            },
+            "levels.weight 0.5 does nothing with levels.compare 'none'",
+        ),
+        ({"regularizers": [{"kind": "ntxent"}]}, "under ntxent alone escape by shrinking"),
+        (
+            {"regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "last_c4"}]},
+            "regularizers.stream 'last_c4' is no level of this model; 'image', 'last_c1', 'last_c2', 'tokens' would do",
+        ),
+        ({"ema": None}, "ema null lets the token levels make their own targets .* collapses at once"),
+        ({"experimental": True}, "experimental true does nothing here"),
+        ({"levels": [{"cell": "image"}], "experimental": True}, "experimental true does nothing here"),
+        (
+            {"ema": None, "experimental": True, "pyramid": {}, "levels": [{"cell": 1}, {"cell": 2}]},
+            "pyramid needs a moving average",
+        ),
         ({"levels": [{"cell": "picture"}]}, "levels.0..cell must be a whole number or 'image', got 'picture'"),
         ({"regularizers": []}, "levels holds an image level but regularizers has no term on stream 'image'"),
         ({"levels": TOKENS, "regularizers": [{"kind": "sigreg"}]}, "without an image level there is no projector"),
@@ -295,3 +343,41 @@ def test_encode_is_the_judged_networks_mean_token(tiny_module) -> None:
     expected = module.target_encoder.vit.forward_features(images)
     torch.testing.assert_close(module.encode_tokens(images), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(module.encode(images), expected.mean(1), atol=1e-5, rtol=1e-5)
+
+
+def test_without_an_average_the_targets_have_a_gradient_and_the_online_encoder_is_judged(tiny_module) -> None:
+    module = tiny_module(levels=[{"cell": 1}], ema=None, experimental=True).train()
+    assert module.target_encoder is None
+    assert module.ema is None
+    assert module.judged_encoder is module.context_encoder
+    images = make_batch(views=1).views[0]
+    (target,) = module.target_maps(images)
+    assert target.requires_grad
+    torch.testing.assert_close(
+        target, F.layer_norm(module.context_encoder(images)["last"], (48,)), rtol=1e-5, atol=1e-5
+    )
+    assert module.compute(make_batch(views=1))[1].levels["last_c1"].target_map.requires_grad is False
+
+
+def test_the_image_level_reads_the_block_that_it_names(tiny_module) -> None:
+    module = tiny_module(levels=[{"cell": 1}, {"cell": "image", "block": 2}])
+    batch = make_batch()
+    with torch.no_grad():
+        record = module.compute(batch)[1]
+        tokens = [module.context_encoder(v, blocks=(2,))[2].mean(1) for v in batch.views]
+        z = module.projector(torch.cat(tokens)).unflatten(0, (2, -1))
+    assert float(record.terms["image"]) == pytest.approx(float((z - z.mean(0)).square().mean()), rel=1e-4)
+    module.compute(batch)[1].terms["image"].backward()
+    blocks = module.context_encoder.vit.blocks
+    assert blocks[1].mlp.fc1.weight.grad.abs().sum() > 0
+    assert blocks[2].mlp.fc1.weight.grad is None
+    assert module.context_encoder.inner_norms["2"].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("stream", ["tokens", "last_c1", "last_c2"])
+def test_a_regulariser_of_a_stream_reaches_what_makes_it(tiny_module, stream) -> None:
+    module = tiny_module(levels=[{"cell": 1}, {"cell": 2}], regularizers=[{"kind": "sigreg", "stream": stream}])
+    module.compute(make_batch(views=1))[1].terms[f"sigreg_{stream}"].backward()
+    assert module.context_encoder.vit.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
+    heads = [head.weight.grad is not None for head in module.predictor.heads]
+    assert heads == [stream == "last_c1", stream == "last_c2"]

@@ -38,6 +38,13 @@ FEATURES: dict[str, dict[str, Any]] = {
     "pyramid": {"pyramid": {"fusion": "concat", "dim": 16}},
     "one channel": {"encoder": {"in_chans": 1}},
     "wide images": {"encoder": {"img_size": [16, 24]}},
+    "crops predicted": {"masks": {"strategy": "cross_crop_prediction"}},
+    "NT-Xent": {"regularizers": [{"kind": "ntxent", "hard_negatives": 1.0}, {"kind": "sigreg"}]},
+    "level regulariser": {"regularizers": [{"kind": "vicreg", "stream": "last_c2"}, {"kind": "sigreg"}]},
+    "image features": {
+        "levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "block": 3, "compare": "pairwise"}],
+        "projector": {"norm": "layer"},
+    },
 }
 EXACT = {"attention", "checkpointing"}  # other kernels, or the same numbers a second time: equal gradients, on purpose
 PAIRS = [*itertools.combinations(FEATURES, 2)]
@@ -53,6 +60,8 @@ def merge(*parts: dict[str, Any]) -> dict[str, Any]:
                 merged[key] = {**(old or {}), **value}
             elif key == "levels" and old is not None:
                 merged[key] = [{**a, **b} for a, b in zip(old, value, strict=True)]
+            elif key == "regularizers" and old is not None:
+                merged[key] = [*value[:1], *old]
             else:
                 merged[key] = value
     return merged
@@ -79,6 +88,9 @@ def train(
         torch.manual_seed(step)  # drop path
         label = torch.zeros(4, dtype=torch.int64)
         batch = ViewBatch((images[0], images[1]), label, label, Counters(0, step, torch.arange(4)))
+        if module.mask_config.strategy != "global_only":
+            boxes = torch.tensor([0.1, 0.1, 0.6, 0.7]).expand(4, 4, 4)
+            batch = batch._replace(local_views=(images[0, ..., :8, :8], images[1, ..., :8, :8]), boxes=boxes)
         loss = module.compute(batch)[0]
         assert torch.isfinite(loss)
         loss.backward()
