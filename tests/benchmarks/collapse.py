@@ -9,6 +9,8 @@ k-NN on held-out digits.
 """
 
 import argparse
+import contextlib
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -77,11 +79,13 @@ def run(arm: dict[str, Any], steps: int, seed: int) -> tuple[FirstRed, float]:
         seed=seed,
     )
     monitor, probes = FirstRed(every_n_steps=20), ProbeCallback()
-    pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="cpu", max_steps=steps, max_epochs=-1, gradient_clip_val=3.0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         check_val_every_n_epoch=10**6, callbacks=[monitor, probes],
-    ).fit(module, data)  # fmt: skip
+    )  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):  # the probes' own table
+        trainer.fit(module, data)
     network = "target" if module.target_encoder is not None else "online"
     found = probes.results
     return monitor, found.get("probe/digits/knn", found.get(f"probe/digits/{network}/knn", float("nan")))
@@ -96,7 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="Collapse at step|.*num_workers|.*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Collapse at step|.*does not have many workers|.*LeafSpec|.*in eval mode")
     lines = [
         "| what holds it | std at a position | share explained by position | rank, embedding | monitor | k-NN |",
         "|---|---|---|---|---|---|",
