@@ -1,6 +1,7 @@
 """Random numbers as a function of counters: the same bits on every device, rank and worker, and after a resume."""
 
 import enum
+import math
 
 import torch
 from torch import Tensor
@@ -31,12 +32,15 @@ class Stream(enum.IntEnum):
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Mix 32-bit values held in int64 ("lowbias32" of C. Wellons' hash prospector: a bijection of 32 bits)."""
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _MASK
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _MASK
-    return x ^ (x >> 16)
+    """Mix 32-bit values held in int64, in place ("lowbias32" of C. Wellons' hash prospector, a bijection)."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x &= _MASK
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x &= _MASK
+    x ^= x >> 16
+    return x
 
 
 def _mix_int(x: int) -> int:
@@ -74,18 +78,27 @@ def uniform(key: int, position: Tensor, n: int) -> Tensor:
     Returns:
         (B, n) float32, multiples of 2^-24, equal to the bit on every device.
     """
-    rows = hash_counters(key, position)[:, None]
-    columns = torch.arange(n, device=position.device, dtype=torch.int64)[None] * 0x9E3779B1
-    bits = _mix((rows ^ _mix(columns & _MASK)) & _MASK)
+    return _draw(key, position, n).T.contiguous()
+
+
+def _draw(key: int, position: Tensor, n: int) -> Tensor:
+    """Draw (n, B): an operation on rows of few columns would be several times slower than on few rows."""
+    columns = torch.arange(n, device=position.device, dtype=torch.int64)[:, None] * 0x9E3779B1
+    bits = _mix(hash_counters(key, position) ^ _mix(columns & _MASK))
     return (bits >> 8).to(torch.float32) * 2.0**-24
+
+
+_CACHED = 2**16
+"""Numbers drawn at a time on the CPU: what stays in the cache takes half the time. It changes no number."""
 
 
 def normal(key: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Draw standard normal numbers of `shape`, float32, as a function of `key` alone (Box-Muller)."""
-    count = 1
-    for s in shape:
-        count *= s
-    u = uniform(key, torch.arange(count, device=device), 2)
+    places = torch.arange(math.prod(shape), device=device)
+    parts = places.split(_CACHED) if places.device.type == "cpu" else [places]
+    return torch.cat([_box_muller(*_draw(key, part, 2)) for part in parts]).reshape(shape)
+
+
+def _box_muller(u: Tensor, v: Tensor) -> Tensor:
     # 1 - u lies in (0, 1], so the logarithm is finite.
-    radius = torch.sqrt(-2.0 * torch.log1p(-u[:, 0]))
-    return (radius * torch.cos(2.0 * torch.pi * u[:, 1])).reshape(shape)
+    return torch.sqrt(-2.0 * torch.log1p(-u)) * torch.cos(2.0 * torch.pi * v)

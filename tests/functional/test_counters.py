@@ -40,3 +40,22 @@ def test_normal_numbers_are_normal() -> None:
     x = normal(11, (200, 100), torch.device("cpu"))
     assert x.isfinite().all()
     assert stats.kstest(x.flatten().numpy(), "norm").pvalue > 0.01
+
+
+def test_how_many_are_drawn_at_a_time_changes_no_normal_number() -> None:
+    def boxed(key: int, count: int) -> torch.Tensor:
+        u = uniform(key, torch.arange(count), 2)
+        return torch.sqrt(-2.0 * torch.log1p(-u[:, 0])) * torch.cos(2.0 * torch.pi * u[:, 1])
+
+    for count in (1, 2**16, 2**16 + 1, 200_003):
+        assert torch.equal(normal(4, (count,), torch.device("cpu")), boxed(4, count))
+    assert (
+        normal(4, (3, 2), torch.device("cpu")).tolist() == normal(4, (6,), torch.device("cpu")).reshape(3, 2).tolist()
+    )
+
+
+def test_the_counters_are_left_as_they_are() -> None:
+    position = torch.tensor([0, 1, 2**40])
+    hash_counters(5, position)
+    uniform(5, position, 3)
+    assert position.tolist() == [0, 1, 2**40]
