@@ -28,6 +28,15 @@ class Counters(NamedTuple):
     """(B,) int64: global position of each sample within the epoch, over all ranks."""
 
 
+class Mix(NamedTuple):
+    """With what the views of a batch were mixed (Mixup, CutMix): a mixed image has two labels."""
+
+    label: Tensor
+    """(B,) int64: label of each image's partner."""
+    share: Tensor
+    """(B,) float32: share of the image itself, that of its partner being the rest."""
+
+
 class ViewBatch(NamedTuple):
     """One training batch as the module receives it, on the device and normalised."""
 
@@ -38,6 +47,8 @@ class ViewBatch(NamedTuple):
     source: Tensor
     """(B,) int64: index of the dataset in the mixture that each image came from."""
     counters: Counters
+    mix: Mix | None = None
+    """With what the views were mixed; None if they were not."""
 
 
 class CleanBatch(NamedTuple):

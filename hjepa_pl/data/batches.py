@@ -124,6 +124,10 @@ class FileReader:
         boxes, flips = self.augmenter.boxes(height, width, epoch, position, view)
         out = torch.empty(len(images), self.channels, *size, dtype=torch.uint8)
         for row, (image, box, flip) in enumerate(zip(images, boxes.int().tolist(), flips.tolist(), strict=True)):
+            if self.augmenter.config.whole:
+                clean = clean_resize(image[None], size)[0]
+                out[row] = clean.flip(-1) if flip else clean
+                continue
             cut = image[None, :, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
             # On one large photograph torch's uint8 kernel is faster than the matrix products, and the same filter.
             view_of_it = F.interpolate(cut, size=size, mode="bilinear", antialias=True)[0]

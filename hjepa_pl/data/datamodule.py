@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hjepa_pl.data.augment import Augmenter, normalise
+from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config
 from hjepa_pl.data.batches import CleanRows, FileReader, RawBatch, RawClean, make_views
 from hjepa_pl.data.datasets import EMBEDDED, check_dataset, download_dataset, load_dataset
 from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
+from hjepa_pl.data.mix import mix_views
 from hjepa_pl.data.mixture import EpochPlan, mixture_weights
+from hjepa_pl.data.presets import Preset
 from hjepa_pl.data.probes import ProbeSplit, clean_loader, load_probe
 from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.settings import (
-    AugmentationConfig,
     DatasetConfig,
     ProbeConfig,
     check_statistics,
@@ -30,11 +32,9 @@ from hjepa_pl.data.settings import (
 )
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels, stratified
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.functional.settings import from_plain, from_plain_list
+from hjepa_pl.functional.settings import from_plain_list
 from hjepa_pl.functional.sizes import ImgSize, check_size, sides
 from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
-
-_AUGMENTATION = AugmentationConfig()
 
 
 class MultiDatasetDataModule(LightningDataModule):
@@ -47,7 +47,7 @@ class MultiDatasetDataModule(LightningDataModule):
         epoch_size: Images drawn in an epoch over all processes; the sum of the datasets' sizes if not given.
         sampling: `weighted` by the weights, `balanced` (equal), `concat` (by size) or `temperature`.
         temperature: With sampling=temperature: shares go with weight ** (1 / temperature).
-        augmentation: How a view is made.
+        augmentation: How a view is made: `small`, `jepa`, `simclr`, `deit3` or `none`, or a mapping of parts.
         probe: The labelled sets to judge by.
         num_workers: Workers that decode files; chosen if not given, 0 if all images are in memory.
         eval_batch_size: Images per process and step of the probe sets.
@@ -66,7 +66,7 @@ class MultiDatasetDataModule(LightningDataModule):
         epoch_size: int | None = None,
         sampling: Literal["weighted", "balanced", "concat", "temperature"] = "weighted",
         temperature: float | None = None,
-        augmentation: AugmentationConfig = _AUGMENTATION,
+        augmentation: AugmentationConfig | Preset = "small",
         probe: list[ProbeConfig] | None = None,
         num_workers: int | None = None,
         eval_batch_size: int = 256,
@@ -79,7 +79,7 @@ class MultiDatasetDataModule(LightningDataModule):
         super().__init__()
         self.datasets = list(from_plain_list(DatasetConfig, datasets, "datasets"))
         self.probe = list(from_plain_list(ProbeConfig, probe or [], "probe"))
-        self.augmentation = from_plain(AugmentationConfig, augmentation, "augmentation")
+        self.augmentation = augmentation_config(augmentation)
         self.batch_size, self.views, self.epoch_size = batch_size, views, epoch_size
         self.sampling, self.temperature = sampling, temperature
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
@@ -99,6 +99,8 @@ class MultiDatasetDataModule(LightningDataModule):
         if self.batch_size == 1:
             raise ConfigError("`batch_size=1` is refused: batch statistics need at least two images.")
         check_whole("views", self.views, 1)
+        self.augmentation.check_views(self.views)
+        self.augmentation.check_batch_size(self.batch_size)
         check_whole("eval_batch_size", self.eval_batch_size, 1)
         check_whole("seed", self.seed, 0)
         for key, value, low in (
@@ -227,6 +229,8 @@ class MultiDatasetDataModule(LightningDataModule):
             self.augmentation.check_gray_images("in_chans=1")
         elif all(isinstance(s, ArrayImages) and s.images.shape[1] == 1 for s in self._train_sets):
             self.augmentation.check_gray_images("all datasets are grey")
+            assert self._augmenter is not None
+            self._augmenter.colourless = True
 
     def _make_plan(self) -> None:
         sizes = [len(s) for s in self._train_sets]
@@ -342,7 +346,10 @@ class MultiDatasetDataModule(LightningDataModule):
         size, channels = self._geometry()
         if isinstance(batch, RawBatch) and self._augmenter is not None:
             views = make_views(batch, self._augmenter, self.views, channels)
-            return ViewBatch(views, batch.label, batch.source, batch.counters)
+            mix = None
+            if self.augmentation.mixes:
+                views, mix = mix_views(views, batch.label, self.augmentation, self.seed, batch.counters.step)
+            return ViewBatch(views, batch.label, batch.source, batch.counters, mix=mix)
         if isinstance(batch, RawClean):
             images = adapt_channels(batch.image, channels).float().div_(255)
             return CleanBatch(normalise(clean_resize(images, size), *self.statistics()), batch.label, batch.place)
