@@ -257,7 +257,7 @@ def test_augmentation_is_a_word_or_a_preset_with_parts_of_ones_own(config, capsy
     }
     assert {k: own[k] for k in expected} == expected
     assert parts(Path("results/tiny/config.yaml")) == own
-    again = ["--ckpt_path=last", "--trainer.max_steps=2"]
+    again = ["--ckpt_path=last", "--trainer.max_steps=2", "--trainer.max_epochs=2"]
     assert fit(Path("results/tiny/config.yaml"), *again, f"{key}.cutmix=0") == 2
     assert "data.augmentation.cutmix was 1.0, is 0.0" in capsys.readouterr().err
     assert fit(Path("results/tiny/config.yaml"), *again) == 0, capsys.readouterr().err
