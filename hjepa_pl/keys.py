@@ -21,6 +21,7 @@ def refuse_unknown(argv: Sequence[str], config: Any) -> None:
     Raises:
         ConfigError: Naming the first such key.
     """
+    _refuse_lost_preset(argv)
     words = iter(argv)
     for word in words:
         name, given, value = word.partition("=")
@@ -32,6 +33,33 @@ def refuse_unknown(argv: Sequence[str], config: Any) -> None:
             raise ConfigError(f"{name} changes one entry of a list unsaid; give the whole list: --{whole}='[...]'.")
         elif name.startswith("--") and name != "--help" and not _has(config, name[2:].rstrip("+")):
             raise ConfigError(f"{name} is not a key; write keys out in full ('hjepa fit --print_config').")
+
+
+def _refuse_lost_preset(argv: Sequence[str]) -> None:
+    """Refuse a part of the augmentation beside the name of a preset: the parser would drop one of them unsaid."""
+    preset, part = "", ""
+    words = iter(argv)
+    for word in words:
+        name, given, value = word.partition("=")
+        key = name.replace(".init_args", "")
+        if name in ("--config", "-c"):
+            tree: Any = yaml.safe_load(Path(value if given else next(words)).read_text())
+            for step in ("data", "init_args", "augmentation"):
+                tree = tree.get(step) if isinstance(tree, dict) else None
+            if tree is not None:
+                preset = tree if isinstance(tree, str) else ""
+        elif key == "--data.augmentation":
+            value = yaml.safe_load(value if given else next(words))
+            preset = value if isinstance(value, str) else ""
+        elif key == "--data.augmentation.preset":
+            preset = ""
+        elif key.startswith("--data.augmentation."):
+            part = name
+    if preset and part:
+        raise ConfigError(
+            f"{part} and `augmentation: {preset}` exclude each other: "
+            f"give {part.rpartition('.')[0]}.preset={preset} in place of the word."
+        )
 
 
 def _list_above(name: str) -> str:

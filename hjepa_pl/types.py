@@ -28,6 +28,15 @@ class Counters(NamedTuple):
     """(B,) int64: global position of each sample within the epoch, over all ranks."""
 
 
+class Mix(NamedTuple):
+    """With what the views of a batch were mixed (Mixup, CutMix): a mixed image has two labels."""
+
+    label: Tensor
+    """(B,) int64: label of each image's partner."""
+    share: Tensor
+    """(B,) float32: share of the image itself, that of its partner being the rest."""
+
+
 class ViewBatch(NamedTuple):
     """One training batch as the module receives it, on the device and normalised."""
 
@@ -44,6 +53,8 @@ class ViewBatch(NamedTuple):
     """(V + K, B, 4) float32: where each view, then each local crop, lies in its image: top, left, bottom, right as
     shares of the image's sides, left > right where it is flipped, so that left + u * (right - left) is the place of u
     in [0, 1] across the view. What `rotate` and `translate` move is not in it. None without multi-crop."""
+    mix: Mix | None = None
+    """With what the views were mixed; None if they were not."""
 
 
 class CleanBatch(NamedTuple):

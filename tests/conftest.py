@@ -46,3 +46,14 @@ def make_batch(images: int = 8, views: int = 2, size: int = 16, step: int = 0, f
     position = torch.arange(first, first + images)
     zeros = torch.zeros(images, dtype=torch.int64)
     return ViewBatch(tuple(v[position] for v in drawn), zeros, zeros, Counters(0, step, position))
+
+
+def with_crops(batch: ViewBatch, count: int = 4, size: int = 8) -> ViewBatch:
+    """Add local crops, and boxes for all, to the whole of `make_batch`'s images."""
+    generator = torch.Generator().manual_seed(7)
+    crops = torch.randn(count, 16, 3, size, size, generator=generator)
+    corners = torch.rand(len(batch.views) + count, 16, 2, generator=generator) * 0.5
+    boxes = torch.cat([corners, corners + 0.1 + 0.4 * torch.rand(corners.shape, generator=generator)], dim=2)
+    boxes[:, ::3] = boxes[:, ::3][..., [0, 3, 2, 1]]  # some are mirrored
+    kept = batch.counters.position
+    return batch._replace(local_views=tuple(c[kept] for c in crops), boxes=boxes[:, kept])

@@ -233,6 +233,36 @@ def test_a_folder_of_mostly_broken_images_is_refused(config, capsys, side) -> No
     assert "empty" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_augmentation_is_a_word_or_a_preset_with_parts_of_ones_own(config, capsys) -> None:
+    """The checkpoint holds the values that came of it, and the run's config makes the same ones."""
+
+    def parts(path: Path, *more: str) -> dict:
+        assert fit(path, "--trainer.max_steps=1", *more) == 0, capsys.readouterr().err
+        return torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)["hjepa_data"]["augmentation"]
+
+    key = "--data.init_args.augmentation"
+    word = parts(config, f"{key}=jepa")
+    assert (word["crop_scale"], word["flip"], word["jitter"]) == ([0.3, 1.0], 0.0, [0.0] * 4)
+    gray = TINY | {"data": {**TINY["data"], "init_args": {**TINY["data"]["init_args"], "augmentation": {
+        "preset": "deit3", "jitter": [0.3, 0.3, 0.0, 0.0]}}}}  # fmt: skip
+    config.write_text(yaml.safe_dump(gray))
+    own = parts(config, f"{key}.mixup=0", f"{key}.rand_augment=2")
+    expected = {
+        "three_augment": True,
+        "mixup": 0.0,
+        "cutmix": 1.0,
+        "rand_augment": 2,
+        "rand_magnitude": 9,
+        "erase": 0.0,
+    }
+    assert {k: own[k] for k in expected} == expected
+    assert parts(Path("results/tiny/config.yaml")) == own
+    again = ["--ckpt_path=last", "--trainer.max_steps=2", "--trainer.max_epochs=2"]
+    assert fit(Path("results/tiny/config.yaml"), *again, f"{key}.cutmix=0") == 2
+    assert "data.augmentation.cutmix was 1.0, is 0.0" in capsys.readouterr().err
+    assert fit(Path("results/tiny/config.yaml"), *again) == 0, capsys.readouterr().err
+
+
 REFUSED = [
     (["--modle.lr=1"], "modle"),
     (["--trainer.max_epoch=3"], "max_epoch"),
@@ -278,6 +308,17 @@ REFUSED = [
     (["--data.init_args.datasets=[{name: cifar10, root: nowhere}]"], "nowhere"),
     (["--data.init_args.augmentation.crop_scale=[0.9, 0.2]"], "crop_scale"),
     (["--data.init_args.augmentation.gray=0.2"], "gray"),
+    (
+        ["--data.init_args.augmentation=deit4"],
+        "data.augmentation must be a mapping of its keys or 'small' or 'jepa' or 'simclr' or 'deit3' or 'none', got",
+    ),
+    (["--data.init_args.augmentation.preset=deit4"], "data.augmentation.preset must be 'small' or 'jepa'"),
+    (["--data.init_args.augmentation=deit3"], "jitter (saturation)=0.3` would do nothing to images without colour"),
+    (["--data.init_args.augmentation=none"], "`views=2` would be the same one 2 times"),
+    (["--data.init_args.augmentation.mixup=0.8", "--data.init_args.batch_size=31"], "set it to 32"),
+    (["--data.init_args.augmentation.rand_magnitude=3"], "rand_magnitude=3` does nothing without rand_augment"),
+    (["--data.init_args.augmentation=jepa", "--data.init_args.augmentation.blur=0.1"], "augmentation.preset=jepa in"),
+    (["--data.augmentation.blur=0.1", "--data.augmentation", "jepa"], "--data.augmentation.preset=jepa in place"),
     (["--data.init_args.num_workers=2"], "num_workers"),
     (["--trainer.accelerator=gpu"], "accelerator"),
     (["--trainer.accelerator=quantum"], "quantum"),

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hjepa_pl.data.colour as colour
-from hjepa_pl.data.resize import apply_axes, axis_weights, crop_boxes
-from hjepa_pl.data.settings import AugmentationConfig
+from hjepa_pl.data.augmentation import AugmentationConfig
+from hjepa_pl.data.erase import erase
+from hjepa_pl.data.rand_augment import rand_augment, three_augment
+from hjepa_pl.data.resize import apply_axes, axis_weights, clean_resize, crop_boxes
 from hjepa_pl.functional.counters import Stream, hash_int, uniform
 from hjepa_pl.functional.sizes import ImgSize, sides
 from hjepa_pl.types import Counters
@@ -47,6 +49,10 @@ class Augmenter:
     Colours are changed on the native image before it is cropped where that has fewer pixels than the view, and on the
     view otherwise. (So the mean in the contrast change is the image's in the first case, the crop's in the second.)
     Normalisation and blur are linear: the first is done where there are fewer pixels, the second is part of the resize.
+    RandAugment and 3-Augment act on the view, whatever its size, and so does all that follows them.
+
+    Attributes:
+        colourless: Whether all images are known to be grey, although they may have three channels.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Augmenter:
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.seed = seed
+        self.colourless = False
 
     def _key(self, epoch: int, stream: Stream, view: int) -> int:
         return hash_int(self.seed, epoch, stream, view)
@@ -87,21 +94,32 @@ class Augmenter:
         """
         height, width = images.shape[2:]
         box, flip = crop or self.boxes(height, width, counters.epoch, counters.position, view)
+        if self.config.whole:
+            clean = clean_resize(images, self.img_size)
+            return self.finish(torch.where(flip[:, None, None, None], clean.flip(-1), clean), counters, view)
         rows = axis_weights(box[:, 0], box[:, 2], self.img_size[0], height)
         columns = axis_weights(box[:, 1], box[:, 3], self.img_size[1], width, flip)
-        if height * width > self.img_size[0] * self.img_size[1]:
+        on_view = self.config.rand_augment or self.config.three_augment
+        if on_view or height * width > self.img_size[0] * self.img_size[1]:
             return self.finish(apply_axes(images, rows, columns), counters, view)
         images = normalise(self._recolour(images, counters, view), self.mean, self.std)
         blur = self._blur(counters, view)
         if blur is not None:
             rows, columns = blur[0] @ rows, blur[1] @ columns
-        return apply_axes(images, rows, columns)
+        return self._erase(apply_axes(images, rows, columns), counters, view)
 
     def finish(self, images: Tensor, counters: Counters, view: int) -> Tensor:
         """Make one view of what is already cropped and flipped; shapes as in `view`."""
         images = normalise(self._recolour(images, counters, view), self.mean, self.std)
         blur = self._blur(counters, view)
-        return images if blur is None else apply_axes(images, *blur)
+        return self._erase(images if blur is None else apply_axes(images, *blur), counters, view)
+
+    def _erase(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+        c = self.config
+        if c.erase_scale is None or c.erase_ratio is None:
+            return images
+        keys = (self._key(counters.epoch, Stream.ERASE, view), self._key(counters.epoch, Stream.ERASE_BOX, view))
+        return erase(images, keys, counters.position, c.erase, c.erase_scale, c.erase_ratio)
 
     def _blur(self, counters: Counters, view: int) -> tuple[Tensor, Tensor] | None:
         """Return the matrices of the rows and of the columns, one and the same for a square view."""
@@ -119,7 +137,13 @@ class Augmenter:
         if c.rotate or c.translate:
             u = uniform(self._key(epoch, Stream.AFFINE, view), position, 3) * 2 - 1
             images = turn_and_shift(images, u[:, 0] * c.rotate, u[:, 1:] * c.translate)
-        if c.jitter_prob and any(c.jitter):
+        has_colour = images.shape[1] > 1 and not self.colourless
+        if c.rand_magnitude is not None:
+            key = self._key(epoch, Stream.RAND_AUGMENT, view)
+            images = rand_augment(images, key, position, c.rand_augment, c.rand_magnitude, has_colour)
+        if c.three_augment:
+            images = three_augment(images, self._key(epoch, Stream.THREE_AUGMENT, view), position, has_colour)
+        if c.jitter_prob:
             images = self._jitter(images, counters, view)
         if c.gray:
             chosen = uniform(self._key(epoch, Stream.GRAY, view), position, 1) < c.gray

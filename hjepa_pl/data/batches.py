@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from hjepa_pl.data.augment import Crop
+from hjepa_pl.data.augment import Augmenter, Crop
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
@@ -102,7 +102,7 @@ class FileReader:
         views, boxes = [], []
         for augmenter, view in self.plan.at(draw.counters.step):
             crop = augmenter.boxes(height, width, draw.counters.epoch, draw.counters.position[rows], view)
-            views.append(self._cut(images, crop, augmenter.img_size))
+            views.append(self._cut(images, crop, augmenter))
             boxes.append(crop.shares(height, width))
         return FileRows(rows, tuple(views), torch.stack(boxes), labels, tuple(broken))
 
@@ -123,10 +123,15 @@ class FileReader:
             f"datasets: {_ATTEMPTS} files in a row cannot be decoded ({listed} ...); are they images? Remove them."
         )
 
-    def _cut(self, images: list[Tensor], crop: Crop, size: tuple[int, int]) -> Tensor:
-        """Cut one view out of each image, (n, C, *size) uint8."""
+    def _cut(self, images: list[Tensor], crop: Crop, augmenter: Augmenter) -> Tensor:
+        """Cut one view out of each image, (n, C, *img_size) uint8."""
+        size = augmenter.img_size
         out = torch.empty(len(images), self.channels, *size, dtype=torch.uint8)
         for row, (image, box, flip) in enumerate(zip(images, crop.box.int().tolist(), crop.flip.tolist(), strict=True)):
+            if augmenter.config.whole:
+                clean = clean_resize(image[None], size)[0]
+                out[row] = clean.flip(-1) if flip else clean
+                continue
             cut = image[None, :, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
             # On one large photograph torch's uint8 kernel is faster than the matrix products, and the same filter.
             view_of_it = F.interpolate(cut, size=size, mode="bilinear", antialias=True)[0]

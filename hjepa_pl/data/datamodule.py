@@ -15,16 +15,18 @@ from torch.utils.data import DataLoader
 
 import hjepa_pl.data.surroundings as surroundings
 from hjepa_pl.data.augment import Augmenter, normalise
+from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config
 from hjepa_pl.data.batches import CleanRows, FileReader, RawBatch, RawClean
 from hjepa_pl.data.datasets import EMBEDDED, check_dataset, download_dataset
 from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
+from hjepa_pl.data.mix import mix_views
 from hjepa_pl.data.mixture import EpochPlan, mixture_weights
 from hjepa_pl.data.multicrop import MultiCropConfig, ViewPlan, view_plan
+from hjepa_pl.data.presets import Preset
 from hjepa_pl.data.probes import ProbeSplit, clean_loader
 from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.sets import LoadedSets, dataset_names
 from hjepa_pl.data.settings import (
-    AugmentationConfig,
     DatasetConfig,
     ProbeConfig,
     check_statistics,
@@ -37,8 +39,6 @@ from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
 from hjepa_pl.functional.sizes import ImgSize, check_size
 from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
 
-_AUGMENTATION = AugmentationConfig()
-
 
 class MultiDatasetDataModule(LightningDataModule):
     """Draws augmented views from a mixture of datasets, and clean images from probe sets.
@@ -50,7 +50,7 @@ class MultiDatasetDataModule(LightningDataModule):
         epoch_size: Images drawn in an epoch over all processes; the sum of the datasets' sizes if not given.
         sampling: `weighted` by the weights, `balanced` (equal), `concat` (by size) or `temperature`.
         temperature: With sampling=temperature: shares go with weight ** (1 / temperature).
-        augmentation: How a view is made.
+        augmentation: How a view is made: `small`, `jepa`, `simclr`, `deit3` or `none`, or a mapping of parts.
         probe: The labelled sets to judge by.
         num_workers: Workers that decode files; chosen if not given, 0 if all images are in memory.
         eval_batch_size: Images per process and step of the probe sets.
@@ -70,7 +70,7 @@ class MultiDatasetDataModule(LightningDataModule):
         epoch_size: int | None = None,
         sampling: Literal["weighted", "balanced", "concat", "temperature"] = "weighted",
         temperature: float | None = None,
-        augmentation: AugmentationConfig = _AUGMENTATION,
+        augmentation: AugmentationConfig | Preset = "small",
         probe: list[ProbeConfig] | None = None,
         num_workers: int | None = None,
         eval_batch_size: int = 256,
@@ -84,7 +84,7 @@ class MultiDatasetDataModule(LightningDataModule):
         super().__init__()
         self.datasets = list(from_plain_list(DatasetConfig, datasets, "datasets"))
         self.probe = list(from_plain_list(ProbeConfig, probe or [], "probe"))
-        self.augmentation = from_plain(AugmentationConfig, augmentation, "augmentation")
+        self.augmentation = augmentation_config(augmentation)
         self.multicrop = None if multicrop is None else from_plain(MultiCropConfig, multicrop, "multicrop")
         self.batch_size, self.views, self.epoch_size = batch_size, views, epoch_size
         self.sampling, self.temperature = sampling, temperature
@@ -102,6 +102,8 @@ class MultiDatasetDataModule(LightningDataModule):
         if self.batch_size == 1:
             raise ConfigError("`batch_size=1` is refused: batch statistics need at least two images.")
         check_whole("views", self.views, 1)
+        self.augmentation.check_views(self.views)
+        self.augmentation.check_batch_size(self.batch_size)
         check_whole("eval_batch_size", self.eval_batch_size, 1)
         check_whole("seed", self.seed, 0)
         for key, value, low in (
@@ -171,7 +173,7 @@ class MultiDatasetDataModule(LightningDataModule):
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
-            self._check_channels()
+            self._check_channels(views)
             self._plan = self._epoch_plan()
             self._views = replace(views, batches=self._batches(self._plan))
         self._check_workers(stage)
@@ -198,11 +200,13 @@ class MultiDatasetDataModule(LightningDataModule):
         std = self.std or ((0.25,) if gray else IMAGENET_DEFAULT_STD)
         return tuple(mean), tuple(std)
 
-    def _check_channels(self) -> None:
+    def _check_channels(self, views: ViewPlan) -> None:
         if self.in_chans == 1:
             self.augmentation.check_gray_images("in_chans=1")
         elif all(isinstance(s, ArrayImages) and s.images.shape[1] == 1 for s in self._sets.train):
             self.augmentation.check_gray_images("all datasets are grey")
+            for augmenter in filter(None, (views.augmenter, views.local)):
+                augmenter.colourless = True
 
     def _view_plan(self) -> ViewPlan:
         """Return which views are made, but for the length of an epoch."""
@@ -292,8 +296,11 @@ class MultiDatasetDataModule(LightningDataModule):
         size, channels = self._geometry()
         if isinstance(batch, RawBatch) and self._views is not None:
             views, boxes = make_views(batch, self._views, channels)
+            mix = None
+            if self.augmentation.mixes:
+                views, mix = mix_views(views, batch.label, self.augmentation, self.seed, batch.counters.step)
             seen, local = views[: self.views], views[self.views :]
-            return ViewBatch(seen, batch.label, batch.source, batch.counters, local, boxes)
+            return ViewBatch(seen, batch.label, batch.source, batch.counters, local, boxes, mix)
         if isinstance(batch, RawClean):
             images = adapt_channels(batch.image, channels).float().div_(255)
             return CleanBatch(normalise(clean_resize(images, size), *self.statistics()), batch.label, batch.place)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
 
 from hjepa_pl.types import ConfigError
 
@@ -91,68 +90,6 @@ class ProbeConfig:
             check_name("probe.title", self.title)
         check_whole(f"probe.max_train (of {self.name})", self.max_train, 2)
         check_whole(f"probe.max_test (of {self.name})", self.max_test, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentationConfig:
-    """How a view is made from an image."""
-
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Share of the image's area that a crop covers, smallest and largest."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a crop, smallest and largest, as a multiple of the view's own (1 for square views): a crop
-    at 1 is not distorted, whatever the shape of the view."""
-    flip: float = 0.5
-    """Probability of a left-right flip."""
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    """Strength of brightness, contrast, saturation and hue changes."""
-    jitter_prob: float = 0.8
-    """Probability that an image's colours are changed."""
-    gray: float = 0.2
-    """Probability of turning an image grey."""
-    blur: float = 0.0
-    """Probability of a Gaussian blur (sigma .1 to 2 pixels of the view)."""
-    solarize: float = 0.1
-    """Probability of inverting the bright half of the values."""
-    rotate: float = 0.0
-    """Largest rotation either way, in degrees."""
-    translate: float = 0.0
-    """Largest shift either way, as a share of the side."""
-
-    def __post_init__(self) -> None:
-        scale = check_range("augmentation.crop_scale", self.crop_scale, 0.0, 1.0)
-        object.__setattr__(self, "crop_scale", scale)
-        object.__setattr__(self, "crop_ratio", check_range("augmentation.crop_ratio", self.crop_ratio, 0.0))
-        for key in ("flip", "jitter_prob", "gray", "blur", "solarize"):
-            check_number(f"augmentation.{key}", getattr(self, key), 0.0, 1.0)
-        check_number("augmentation.rotate", self.rotate, 0.0, 180.0)
-        check_number("augmentation.translate", self.translate, 0.0, 0.99)
-        self._check_jitter()
-
-    def _check_jitter(self) -> None:
-        if not isinstance(self.jitter, tuple | list) or len(self.jitter) != 4:
-            raise ConfigError(
-                f"`augmentation.jitter={self.jitter!r}` is refused: give four numbers for brightness, contrast, "
-                "saturation and hue."
-            )
-        for value, (name, high) in zip(
-            self.jitter, (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)), strict=True
-        ):
-            check_number(f"augmentation.jitter ({name})", value, 0.0, high)
-        object.__setattr__(self, "jitter", tuple(float(v) for v in self.jitter))
-
-    def check_gray_images(self, reason: str) -> None:
-        """Refuse what does nothing to images without colour."""
-        for key, value in (
-            ("augmentation.jitter (saturation)", self.jitter[2]),
-            ("augmentation.jitter (hue)", self.jitter[3]),
-            ("augmentation.gray", self.gray),
-        ):
-            if value and not (self.jitter_prob == 0 and "jitter" in key):
-                raise ConfigError(f"`{key}={value}` would do nothing to images without colour ({reason}): set it to 0.")
-
-
-_Record = TypeVar("_Record", DatasetConfig, ProbeConfig, AugmentationConfig)
 
 
 def refuse_twice(key: str, names: list[str]) -> None:

@@ -29,6 +29,11 @@ class Stream(enum.IntEnum):
     JITTER_ORDER = 15
     REPLACE = 16
     NEST = 17
+    RAND_AUGMENT = 18
+    THREE_AUGMENT = 19
+    ERASE = 20
+    ERASE_BOX = 21
+    MIX = 22
 
 
 def _mix(x: Tensor) -> Tensor:

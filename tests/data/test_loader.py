@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from hjepa_pl.data.augment import Augmenter
+from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import ViewPlan
-from hjepa_pl.data.settings import AugmentationConfig
 from hjepa_pl.data.storage import ArrayImages, FileImages
 from hjepa_pl.data.views import make_views
 from hjepa_pl.types import ConfigError

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import make_batch
+from hjepa_pl.types import ViewBatch
+from tests.conftest import make_batch, with_crops
 
 SETTINGS = {
     "encoder": {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 16, "patch_size": 2},
@@ -21,7 +22,10 @@ CASES = {
     "sigreg": {"regularizers": [{"kind": "sigreg"}]},
     # Its factors are 25: with this weight the gradients have size 1, as the others'.
     "vicreg": {"regularizers": [{"kind": "vicreg", "weight": 0.04}]},
-    "ntxent": {"regularizers": [{"kind": "ntxent", "hard_negatives": 1.0}]},
+    "ntxent": {
+        "levels": [{"cell": 1}, {"cell": "image", "compare": "none"}],
+        "regularizers": [{"kind": "ntxent", "hard_negatives": 1.0}],
+    },
     "tokens": {
         "regularizers": [
             {"kind": "sigreg"},
@@ -30,6 +34,11 @@ CASES = {
         ]
     },
     "layer norm": {"regularizers": [{"kind": "sigreg"}], "projector": {**SETTINGS["projector"], "norm": "layer"}},
+    "crops": {
+        "masks": {"strategy": "cross_crop_prediction"},
+        "regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "last_c2"}],
+    },
+    "no average": {"ema": None, "experimental": True},
 }
 TERMS = [
     {"kind": "sigreg"},
@@ -80,6 +89,11 @@ class Step(torch.nn.Module):
         return self.module.compute(batch)[0]
 
 
+def batch_of(case: str, images: int, first: int = 0) -> ViewBatch:
+    batch = make_batch(images=images, first=first)
+    return with_crops(batch) if case == "crops" else batch
+
+
 def gradients(step: Step) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
 
@@ -91,7 +105,7 @@ def worker(rank: int, folder: str) -> None:
     for case, settings in CASES.items():
         step = Step(settings)
         wrapped = DistributedDataParallel(step)  # kept: its hooks go with it
-        loss = wrapped(make_batch(images=8, first=8 * rank))
+        loss = wrapped(batch_of(case, 8, 8 * rank))
         loss.backward()
         found[case] = (loss.detach(), gradients(step), {n: b.clone() for n, b in step.named_buffers()})
     half = IMAGES // 2
@@ -111,7 +125,7 @@ def halves(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_two_halves_equal_those_of_the_whole(halves, case) -> None:
     whole = Step(CASES[case])
-    loss = whole(make_batch(images=16))
+    loss = whole(batch_of(case, 16))
     loss.backward()
     ranks = [found[case] for found in halves]
     torch.testing.assert_close(torch.stack([r[0] for r in ranks]).mean(), loss.detach(), atol=1e-5, rtol=1e-5)

@@ -7,20 +7,9 @@ import torch
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.functional.boxes import places_in
 from hjepa_pl.types import ConfigError, ViewBatch
-from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR, TINY, make_batch
+from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR, TINY, make_batch, with_crops
 
 STRATEGIES = ("global_only", "global_with_local_context", "cross_crop_prediction")
-
-
-def with_crops(batch: ViewBatch, count: int = 4, size: int = 8) -> ViewBatch:
-    """Add local crops, and boxes for all, to the whole of `make_batch`'s images."""
-    generator = torch.Generator().manual_seed(7)
-    crops = torch.randn(count, 16, 3, size, size, generator=generator)
-    corners = torch.rand(len(batch.views) + count, 16, 2, generator=generator) * 0.5
-    boxes = torch.cat([corners, corners + 0.1 + 0.4 * torch.rand(corners.shape, generator=generator)], dim=2)
-    boxes[:, ::3] = boxes[:, ::3][..., [0, 3, 2, 1]]  # some are mirrored
-    kept = batch.counters.position
-    return batch._replace(local_views=tuple(c[kept] for c in crops), boxes=boxes[:, kept])
 
 
 def make(strategy: str = "global_only", **settings) -> HJEPALightningModule:

@@ -1,0 +1,38 @@
+"""Random Erasing (arXiv:1708.04896), each image with a box of its own."""
+
+import torch
+from torch import Tensor
+
+from hjepa_pl.data.resize import crop_boxes
+from hjepa_pl.functional.counters import uniform
+
+
+def erase(
+    images: Tensor,
+    keys: tuple[int, int],
+    position: Tensor,
+    probability: float,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Tensor:
+    """Set a box of some images to 0, which in normalised images is the mean (timm's mode `const`).
+
+    Args:
+        images: (B, C, H, W) float32, normalised.
+        keys: What all samples share of the random keys: of who is chosen, and of the boxes.
+        position: (B,) int64 counters of the samples.
+        probability: That an image is chosen.
+        scale: Smallest and largest share of the area.
+        ratio: Smallest and largest width over height, in pixels.
+
+    Returns:
+        (B, C, H, W) float32.
+    """
+    height, width = images.shape[2:]
+    box = crop_boxes(keys[1], position, height, width, scale, ratio)[:, :, None]
+    row = torch.arange(height, device=images.device)[None]
+    column = torch.arange(width, device=images.device)[None]
+    inside = ((row >= box[:, 0]) & (row < box[:, 0] + box[:, 2]))[:, :, None]
+    inside = inside & ((column >= box[:, 1]) & (column < box[:, 1] + box[:, 3]))[:, None]
+    chosen = uniform(keys[0], position, 1)[:, :, None] < probability
+    return images.masked_fill((inside & chosen)[:, None], 0.0)
