@@ -17,6 +17,7 @@ from hjepa_pl.data.datasets import imagenet100_classes
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
 # What makes a config small enough for a laptop in CI: fewer images, and for ViT-H a narrow, shallow encoder.
 SMALL = {
+    "imagenet100": ["--model.init_args.encoder.embed_dim=48", "--model.init_args.encoder.depth=2"],
     "ijepa": ["--model.init_args.encoder.embed_dim=64",
               "--model.init_args.encoder.depth=2", "--trainer.devices=1"],
 }  # fmt: skip
@@ -71,7 +72,8 @@ def data_folder(tmp_path, monkeypatch) -> Iterator[Path]:
 def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
     text = path.read_text()
     if "imagenet" in text:
-        write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[:4])
+        every = "imagenet100" in yaml.safe_load(text)["experiment_name"]
+        write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[: 100 if every else 4])
     if "my_images" in text:
         write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=4)
     name = yaml.safe_load(text)["experiment_name"]
@@ -87,6 +89,25 @@ def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
     assert kept["global_step"] == 2
     for file in ("metrics.csv", "config.yaml", "summary.json", "logs/train.log"):
         assert (run / file).is_file(), file
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "features"], ids=lambda p: p.stem)
+def test_every_feature_runs_on_imagenet100_by_one_more_file(path, data_folder, capsys) -> None:
+    write_tree(data_folder / "data" / "imagenet", imagenet100_classes())
+    status = main([
+        "fit", "--config", str(path), "--config", str(path.parent.parent / "imagenet100.yaml"),
+        "--experiment_name", path.stem, "--trainer.max_steps=2", "--trainer.accelerator=cpu",
+        "--data.init_args.batch_size=4", "--data.init_args.epoch_size=8", "--data.init_args.probe=[]",
+        "--model.init_args.encoder.embed_dim=48", "--model.init_args.encoder.depth=2",
+    ])  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    hparams = torch.load(data_folder / "results" / path.stem / "checkpoints" / "last.ckpt", weights_only=True)
+    asked = yaml.safe_load(path.read_text())["model"]["init_args"]
+    kept = hparams["hyper_parameters"]
+    assert kept["encoder"]["img_size"] == 224  # the second file's
+    for key in ("weight", "kind"):  # the first file's
+        given = [term.get(key) for term in asked.get("regularizers", [])]
+        assert [term[key] for term in kept["regularizers"][: len(given)]] == given
 
 
 def test_no_config_holds_an_empty_mapping() -> None:

@@ -9,11 +9,11 @@ from PIL import Image
 
 from hjepa_pl.data import MultiCropConfig, MultiDatasetDataModule
 from hjepa_pl.data.augment import Augmenter
+from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import view_plan
-from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.storage import ArrayImages, FileImages
 from hjepa_pl.data.views import make_views
 from hjepa_pl.resume import refuse_other_settings
