@@ -13,7 +13,8 @@ from hjepa_pl.types import ConfigError
 _FREE = re.compile(r"time_budget|encoder\.attention|(encoder|predictor)\.(grad_checkpointing|checkpoint_every)$")
 """Model settings that a resumed run may change: they say how long and in how much memory, not what is computed."""
 _SHAPES = re.compile(
-    r"encoder\.(?!drop_path_rate)|levels(?!\[\d+\]\.(weight|masked_view))|predictor\.(?!targets)|projector|pyramid(?!\.weight)"
+    r"encoder\.(?!drop_path_rate)|levels(?!\[\d+\]\.(weight|masked_view|compare))|predictor\.(?!targets)|projector"
+    r"|pyramid(?!\.weight)|masks\.strategy|ema$"
 )
 """Settings that the weights' shapes or meaning hang on: no override helps there."""
 

@@ -63,10 +63,11 @@ def check_data(data: Any, model: Model, processes: int) -> None:
     if strategy == "global_only":
         return
     least = 2 if strategy == "cross_crop_prediction" else 1
-    if local < least:
+    fewest = local if crops is None or crops.min_local_views is None else crops.min_local_views
+    if fewest < least:
         raise ConfigError(
-            f"masks.strategy '{strategy}' needs {least} local crops or more and there are {local}; "
-            "set data.multicrop, or take strategy 'global_only'."
+            f"masks.strategy '{strategy}' needs {least} local crops or more in every step and there are {fewest}; "
+            "set data.multicrop (its min_local_views, if given), or take strategy 'global_only'."
         )
     moved = [key for key in ("rotate", "translate", "mixup", "cutmix") if getattr(data.augmentation, key, 0)]
     if moved:

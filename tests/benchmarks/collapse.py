@@ -22,7 +22,7 @@ from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.callbacks.collapse import CollapseMonitor
 from hjepa_pl.callbacks.probes import ProbeCallback
 
-TOKENS, IMAGE = {"cell": 1}, {"cell": "image"}
+TOKENS, IMAGE = {"cell": 1, "weight": 0.1}, {"cell": "image"}
 NO_EMA = {"ema": None, "experimental": True}
 ARMS: dict[str, dict[str, Any]] = {
     "nothing": {"levels": [TOKENS], **NO_EMA},

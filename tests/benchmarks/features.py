@@ -3,6 +3,7 @@
 
     uv run python tests/benchmarks/features.py time --bf16 --batch 16
     uv run python tests/benchmarks/features.py memory --bf16 --batch 64 --only checkpointing "checkpointing, every 3"
+    uv run python tests/benchmarks/features.py time --bf16 --batch 8 --only "three, 2 views + 6 crops" "LeJEPA, 2 views"
 
 `time`: all variants take turns in one process; a ratio is the median over the rounds of (variant / plain).
 `memory`: each variant runs two steps in a process of its own; on the CPU what its resident memory grows by at most, on
@@ -18,11 +19,12 @@ import sys
 from typing import Any
 
 import torch
-from step import timed_step
+from step import make_batch, timed_step
 
 from hjepa_pl import HJEPALightningModule
 
 ONE: list[dict[str, Any]] = [{"cell": 1}]
+IMAGE: dict[str, Any] = {"cell": "image"}
 RECOMPUTE = {"grad_checkpointing": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"levels": ONE},
@@ -44,7 +46,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "encoder": {**RECOMPUTE, "checkpoint_every": 3},
         "predictor": {**RECOMPUTE, "checkpoint_every": 3},
     },
-}
+    "LeJEPA, 2 views": {"levels": [IMAGE], "data": (2, 0)},
+    "LeJEPA, 2 views + 6 crops": {"levels": [IMAGE], "data": (2, 6)},
+    "three, 2 views": {"levels": "three", "data": (2, 0)},
+    "three, 2 views + 6 crops": {"levels": "three", "data": (2, 6)},
+    "one level, image, 2 whole views + 6 crops": {"levels": [*ONE, IMAGE], "data": (2, 6)},
+    "three, 2 + 6, crops in the context": {
+        "levels": "three", "data": (2, 6), "masks": {"strategy": "global_with_local_context"},
+    },
+    "three, 2 + 6, crops predicted": {
+        "levels": "three", "data": (2, 6), "masks": {"strategy": "cross_crop_prediction"},
+    },
+}  # fmt: skip
 
 
 class Runner:
@@ -53,14 +66,16 @@ class Runner:
     def __init__(self, a: argparse.Namespace, variant: dict[str, Any]) -> None:
         encoder = {"size": a.size, "patch_size": a.patch, "img_size": a.img, **variant.get("encoder", {})}
         predictor = {"embed_dim": 384, "depth": 6, "num_heads": 6, **variant.get("predictor", {})}
-        rest = {"levels": ONE} | {k: v for k, v in variant.items() if k not in ("encoder", "predictor")}
-        self.bf16 = a.bf16
-        self.module = HJEPALightningModule(encoder=encoder, predictor=predictor, **rest).train().to(a.device)
+        rest = {"levels": ONE} | {k: v for k, v in variant.items() if k not in ("encoder", "predictor", "data")}
+        if rest["levels"] != [IMAGE]:
+            rest["predictor"] = predictor
+        self.bf16, self.data = a.bf16, variant.get("data", (1, 0))
+        self.module = HJEPALightningModule(encoder=encoder, **rest).train().to(a.device)
         self.optimizer = self.module.configure_optimizers()
 
     def step(self, images: torch.Tensor) -> float:
         """Make a step; return its seconds."""
-        return timed_step(self.module, self.optimizer, images, 0, self.bf16)
+        return timed_step(self.module, self.optimizer, make_batch(images, 0, *self.data), self.bf16)
 
 
 def images_of(a: argparse.Namespace) -> torch.Tensor:

@@ -8,19 +8,27 @@ from hjepa_pl import HJEPALightningModule
 from hjepa_pl.types import Counters, ViewBatch
 
 
-def timed_step(
-    module: HJEPALightningModule, optimizer: torch.optim.Optimizer, images: torch.Tensor, number: int, bf16: bool
-) -> float:
-    """Make a token-level step: masks, networks, loss, backward, optimizer, EMA; return its seconds."""
-    began, device = time.perf_counter(), images.device
+def make_batch(images: torch.Tensor, number: int, views: int = 1, crops: int = 0, crop_size: int = 96) -> ViewBatch:
+    """Return a batch of step `number` whose views are the images, with local crops cut out of them."""
+    device = images.device
     label = torch.zeros(len(images), dtype=torch.int64, device=device)
-    batch = ViewBatch((images,), label, label, Counters(0, number, torch.arange(len(images), device=device)))
+    counters = Counters(0, number, torch.arange(len(images), device=device))
+    whole, part = torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 0.4, 0.4])
+    boxes = torch.stack([whole] * views + [part] * crops).to(device)[:, None].expand(-1, len(images), -1)
+    local = (images[..., :crop_size, :crop_size].contiguous(),) * crops
+    return ViewBatch((images,) * views, label, label, counters, local, boxes if crops else None)
+
+
+def timed_step(module: HJEPALightningModule, optimizer: torch.optim.Optimizer, batch: ViewBatch, bf16: bool) -> float:
+    """Make a step: masks, networks, loss, backward, optimizer, EMA; return its seconds."""
+    began, device = time.perf_counter(), batch.label.device
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         loss, _ = module.compute(batch)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    module.move_target(0.996)
+    if module.ema is not None:
+        module.move_target(0.996)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began

@@ -13,7 +13,7 @@ import argparse
 import statistics
 
 import torch
-from step import timed_step
+from step import make_batch, timed_step
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.masks import MaskShape
@@ -48,7 +48,7 @@ def main() -> None:
     module.masks.shapes = (MaskShape(*a.block, 4, a.visible),)
     optimizer = module.configure_optimizers()
     images = torch.randn(a.batch, 3, a.img, a.img, device=device)
-    seconds = [timed_step(module, optimizer, images, step, a.bf16) for step in range(a.steps + 3)]
+    seconds = [timed_step(module, optimizer, make_batch(images, step), a.bf16) for step in range(a.steps + 3)]
     median = statistics.median(seconds[3:])
     print(
         f"hjepa_pl vit_{a.size} img {a.img} patch {a.patch} batch {a.batch} bf16={a.bf16} {device} {a.attention}: "
