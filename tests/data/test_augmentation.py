@@ -57,7 +57,7 @@ NAN = float("nan")
     [
         ("deit4", "`augmentation=deit4` is not a preset: use one of small, jepa, simclr, deit3, none"),
         ({"preset": "odd"}, "augmentation.preset must be 'small' or 'jepa'"),
-        (None, "augmentation must be"),
+        (None, "augmentation=None. is refused: give one of small, jepa"),
         ({"rand_augment": -1}, "`augmentation.rand_augment=-1` is refused: give a whole number of at least 0"),
         ({"rand_augment": 2.5}, "augmentation.rand_augment must be a whole number"),
         ({"rand_augment": 2, "rand_magnitude": 31}, "`augmentation.rand_magnitude=31` is refused.*at most 30"),
