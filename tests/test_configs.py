@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from hjepa_pl.__main__ import main
-from hjepa_pl.data.datasets import imagenet100_classes
+from hjepa_pl.data.trees import imagenet100_classes
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
 # What makes a config small enough for a laptop in CI: fewer images, and for ViT-H a narrow, shallow encoder.

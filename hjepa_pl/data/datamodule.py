@@ -17,7 +17,10 @@ import hjepa_pl.data.surroundings as surroundings
 from hjepa_pl.data.augment import Augmenter, normalise
 from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config
 from hjepa_pl.data.batches import CleanRows, FileReader, RawBatch, RawClean
-from hjepa_pl.data.datasets import EMBEDDED, check_dataset, download_dataset
+from hjepa_pl.data.datasets import EMBEDDED, check_classes, check_dataset, download_dataset
+from hjepa_pl.data.faults import BadFiles
+from hjepa_pl.data.folder import Reading
+from hjepa_pl.data.index import INDEX_CACHE
 from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
 from hjepa_pl.data.mix import mix_views
 from hjepa_pl.data.mixture import EpochPlan, mixture_weights
@@ -29,6 +32,7 @@ from hjepa_pl.data.sets import LoadedSets, dataset_names
 from hjepa_pl.data.settings import (
     DatasetConfig,
     ProbeConfig,
+    check_number,
     check_statistics,
     check_whole,
     refuse_twice,
@@ -60,6 +64,11 @@ class MultiDatasetDataModule(LightningDataModule):
         img_size: Side of the views, or [height, width]; the encoder's if not given.
         in_chans: Channels of the views; the encoder's if not given.
         multicrop: Local crops beside the views; none if not given.
+        max_bad_fraction: Share of a dataset's files that may be undecodable before the run stops.
+        index_cache: Where listings of large folders are kept; null keeps none. (The CLI puts the default beside its
+            `results_dir`.)
+
+    Files that cannot be decoded are named in `bad_files.txt` in the run's folder, the trainer's `default_root_dir`.
     """
 
     def __init__(
@@ -80,6 +89,8 @@ class MultiDatasetDataModule(LightningDataModule):
         img_size: ImgSize | None = None,
         in_chans: int | None = None,
         multicrop: MultiCropConfig | None = None,
+        max_bad_fraction: float = 0.1,
+        index_cache: str | None = INDEX_CACHE,
     ) -> None:
         super().__init__()
         self.datasets = list(from_plain_list(DatasetConfig, datasets, "datasets"))
@@ -91,7 +102,9 @@ class MultiDatasetDataModule(LightningDataModule):
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
         self.mean, self.std = mean, std
         self.seed, self.img_size, self.in_chans = 0 if seed is None else seed, img_size, in_chans
-        self._sets = LoadedSets(self.seed)
+        check_number("max_bad_fraction", max_bad_fraction, 0.0, 1.0)
+        self._bad = BadFiles(max_bad_fraction, self._run_folder)
+        self._sets = LoadedSets(self.seed, Reading(self._bad, index_cache))
         self._views: ViewPlan | None = None
         self._plan: EpochPlan | None = None
         self._check()
@@ -119,14 +132,19 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError("`datasets=[]` is refused: name at least one dataset.")
         for name, root in self._places():
             check_dataset(name, root)
+        for name, classes in [(d.name, d.classes) for d in self.datasets] + [(p.name, p.classes) for p in self.probe]:
+            check_classes(name, classes)
         mixture_weights(self.sampling, [d.weight for d in self.datasets], [1] * len(self.datasets), self.temperature)
         if len(self.datasets) == 1 and self.datasets[0].weight != 1.0:
             raise ConfigError(f"`datasets.weight={self.datasets[0].weight}` does nothing with one dataset: remove it.")
-        refuse_twice("datasets", [f"{d.name}, root={d.root}, split={d.split}" for d in self.datasets])
+        refuse_twice("datasets", [_read_of(d) for d in self.datasets])
         refuse_twice("probe", [p.title or p.name for p in self.probe])
         check_statistics(self.mean, self.std, self.in_chans)
         if self.in_chans == 1:
             self.augmentation.check_gray_images("in_chans=1")
+
+    def _run_folder(self) -> str | None:
+        return surroundings.run_folder(self.trainer)
 
     @property
     def names(self) -> list[str]:
@@ -169,7 +187,7 @@ class MultiDatasetDataModule(LightningDataModule):
         # Before anything is loaded: it may refuse.
         views = self._view_plan() if stage in (None, "fit") else None
         if stage in (None, "fit", "predict"):
-            self._sets.load_mixture(self.datasets)
+            self._sets.load_mixture(self.datasets, self.probe)
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
@@ -259,6 +277,7 @@ class MultiDatasetDataModule(LightningDataModule):
             position=lambda: surroundings.processed_batches(self.trainer),
             limit=surroundings.batch_limit(self.trainer, self._batches(self._plan)),
             pin_memory=surroundings.pins_memory(self.trainer),
+            bad=self._bad,
         )
 
     def share_drawn(self, epoch: int = 0) -> dict[str, float]:
@@ -268,11 +287,11 @@ class MultiDatasetDataModule(LightningDataModule):
         counts = torch.bincount(torch.from_numpy(self._plan.draw(epoch)[0]), minlength=len(self.datasets)).tolist()
         return {name: c / self._plan.epoch_size for name, c in zip(self.names, counts, strict=True)}
 
-    def _clean_loader(self, images: Images, index: Tensor) -> DataLoader[RawClean]:
+    def _clean_loader(self, images: Images, index: Tensor, name: str) -> DataLoader[RawClean]:
         size, channels = self._geometry()
         rank, world = surroundings.ranks(self.trainer)
         return clean_loader(
-            CleanRows(images, index, size, channels),
+            CleanRows(images, index, size, channels, name),
             range(rank, len(index), world),
             batch_size=self.eval_batch_size,
             num_workers=self._workers([images]),
@@ -281,7 +300,8 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return the loaders of the probe sets, in the order of `probe_splits`."""
-        return [self._clean_loader(images, index) for images, index in self._sets.probe]
+        names = [f"probe {split.name} ({split.split})" for split in self.probe_splits]
+        return [self._clean_loader(*part, name) for part, name in zip(self._sets.probe, names, strict=True)]
 
     def test_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return the same loaders as `val_dataloader`."""
@@ -289,7 +309,8 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return one loader of clean images for each dataset of the mixture, in order."""
-        return [self._clean_loader(images, torch.arange(len(images))) for images in self._sets.train]
+        named = zip(self._sets.train, self.names, strict=True)
+        return [self._clean_loader(images, torch.arange(len(images)), name) for images, name in named]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make views of a training batch, and normalised images of a clean one, on the device they are on."""
@@ -302,6 +323,15 @@ class MultiDatasetDataModule(LightningDataModule):
             seen, local = views[: self.views], views[self.views :]
             return ViewBatch(seen, batch.label, batch.source, batch.counters, local, boxes, mix)
         if isinstance(batch, RawClean):
+            self._bad.add(batch.broken, "is replaced by the next one")
+            for name in {file.dataset for file in batch.broken}:
+                self._bad.check(name, self._bad.of(name), batch.size, batch.size)
             images = adapt_channels(batch.image, channels).float().div_(255)
             return CleanBatch(normalise(clean_resize(images, size), *self.statistics()), batch.label, batch.place)
         return batch
+
+
+def _read_of(config: DatasetConfig) -> str:
+    """Return what is read of the disk, to find a dataset that is given twice."""
+    listed = "" if config.classes is None else f", classes={config.classes}"
+    return f"{config.name}, root={config.root}, split={config.split}{listed}"

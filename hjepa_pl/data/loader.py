@@ -4,17 +4,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hjepa_pl.data.batches import Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
-from hjepa_pl.data.folder import check_broken
+from hjepa_pl.data.batches import ATTEMPTS, Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
+from hjepa_pl.data.faults import BadFile, BadFiles
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
 from hjepa_pl.types import ConfigError, Counters
-
-_TRIED_AT_LEAST = 100
 
 
 def usable_size(epoch_size: int, batch_size: int, world_size: int) -> int:
@@ -43,6 +40,7 @@ class TrainLoader:
         position: Tells how many batches have been processed since the start of the run; 0 if not given.
         limit: Batches per epoch of the trainer, if it is told to stop earlier; the next one goes on from there.
         pin_memory: Whether the memory of file batches is pinned.
+        bad: Takes note of files that cannot be decoded.
     """
 
     def __init__(
@@ -59,6 +57,7 @@ class TrainLoader:
         position: Callable[[], int] | None = None,
         limit: int | None = None,
         pin_memory: bool = False,
+        bad: BadFiles | None = None,
     ) -> None:
         self.names = names
         self.plan = plan
@@ -70,6 +69,7 @@ class TrainLoader:
         self.position = position or (lambda: 0)
         self.limit = max(1, min(limit or len(self), len(self)))
         self.pin_memory = pin_memory
+        self.bad = bad or BadFiles()
         self._sets = sets
         self._memory = [s if isinstance(s, ArrayImages) else None for s in sets]
         self._broken: list[set[str]] = [set() for _ in sets]
@@ -125,19 +125,19 @@ class TrainLoader:
     def _count_broken(self, source: Tensor, files: FileRows) -> None:
         for i in torch.unique(source).tolist():
             self._tried[i] += int((source == i).sum())
-        for i, path in files.broken:
-            self._tried[i] += 1
-            if path not in self._broken[i]:
-                self._broken[i].add(path)
-                rank_zero_warn(
-                    f"{self.names[i]}: {path} cannot be decoded and is replaced by another draw "
-                    f"({len(self._broken[i])} so far)."
-                )
+        bad = [BadFile(self.names[b.source], b.path, b.reason) for b in files.broken]
+        self.bad.add(bad, "is replaced by another draw")
         for i in {b.source for b in files.broken}:
-            # Judged by files, not by draws, and not before enough of them were tried.
-            tried = min(self._tried[i], len(self._sets[i]))
-            if tried >= min(_TRIED_AT_LEAST, len(self._sets[i])):
-                check_broken(self.names[i], sorted(self._broken[i]), tried)
+            paths = [b.path for b in files.broken if b.source == i]
+            self._tried[i] += len(paths)
+            self._broken[i].update(paths)
+            # Judged by files, not by draws.
+            self.bad.check(self.names[i], self._broken[i], self._tried[i], len(self._sets[i]))
+        if files.hopeless:
+            raise ConfigError(
+                f"{bad[-1].dataset}: {ATTEMPTS} files in a row cannot be decoded, the last is {bad[-1].path} "
+                f"({bad[-1].reason}); remove them."
+            )
 
 
 def _draw(

@@ -61,6 +61,9 @@ class DatasetConfig:
     """Which part to draw from: `train`, `test`, and what else the dataset has (`unlabeled` for `stl10`)."""
     fraction: float = 1.0
     """Share of the images to use, the same of every class, chosen by the seed."""
+    classes: str | None = None
+    """Text file with the class folders to read, one a line, in the order of their labels; a name may follow after a
+    tab. All there are if not given, the usual hundred for `imagenet100`. For `imagenet`, `imagenet100`, `folder`."""
 
     def __post_init__(self) -> None:
         check_name("datasets.name", self.name)
@@ -83,11 +86,23 @@ class ProbeConfig:
     """At most so many images to be judged on."""
     title: str | None = None
     """Name in the metrics; the dataset's name if not given."""
+    classes: str | None = None
+    """Text file with the class folders to read, as in `datasets`."""
+    holdout: float | None = None
+    """For a `folder` without folders for its splits: share of its images, the same of every class, chosen by the seed,
+    that is judged on and left out of `datasets`."""
 
     def __post_init__(self) -> None:
         check_name("probe.name", self.name)
         if self.title is not None:
             check_name("probe.title", self.title)
+        if self.holdout is not None:
+            check_number(f"probe.holdout (of {self.name})", self.holdout, 0.0, 0.9, open_low=True)
+            if self.name != "folder":
+                raise ConfigError(
+                    f"`probe.holdout={self.holdout}` (of {self.name}) is refused: only folder has no test split of its "
+                    "own; remove it."
+                )
         check_whole(f"probe.max_train (of {self.name})", self.max_train, 2)
         check_whole(f"probe.max_test (of {self.name})", self.max_test, 1)
 
