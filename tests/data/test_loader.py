@@ -138,7 +138,8 @@ def test_a_broken_file_is_named_and_replaced_by_the_same_other(files):
         file.write(b"junk")
     many = FileImages(np.concatenate([files._paths] * 2), torch.cat([files.labels] * 2), ["x"])
     with pytest.warns(
-        UserWarning, match=r"set0: .*05.jpg cannot be decoded \(it is no image\) and is replaced by another draw \(1 so far\)"
+        UserWarning,
+        match=r"set0: .*05.jpg cannot be decoded \(it is no image\) and is replaced by another draw \(1 so far\)",
     ):
         first = list(make([many], 24))
     assert not any((b.label == 505).any() for b in first)
