@@ -159,7 +159,9 @@ class MultiDatasetDataModule(LightningDataModule):
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide what is drawn, as plain values: a resumed run must have the same."""
         plain = ("batch_size", "views", "epoch_size", "sampling", "temperature", "seed")
+        held = [{"root": p.root, "classes": p.classes, "share": p.holdout} for p in self.probe if p.holdout is not None]
         return {
+            **({"held_out": held} if held else {}),
             "datasets": [asdict(d) for d in self.datasets],
             **{key: getattr(self, key) for key in plain},
             "augmentation": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.augmentation).items()},

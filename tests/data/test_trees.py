@@ -134,6 +134,7 @@ def test_what_a_probe_holds_out_is_not_trained_on(tmp_path, sizes):
     assert len(trained) == 90
     assert not held & trained
     assert marks(bank, learned) == trained
+    assert module.settings()["held_out"] == [{"root": root, "classes": None, "share": 0.1}]  # as it must be resumed
     again = data(
         [{"name": "folder", "root": root, "fraction": 0.5}],
         probe=[{"name": "folder", "root": root, "holdout": 0.1}],
