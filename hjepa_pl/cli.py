@@ -19,6 +19,7 @@ from hjepa_pl.callbacks.probes import ProbeCallback
 from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.data import MultiDatasetDataModule
+from hjepa_pl.data.augmentation import complete_parts
 from hjepa_pl.data.faults import BAD_FILES
 from hjepa_pl.data.index import INDEX_CACHE
 from hjepa_pl.functional.settings import to_plain
@@ -27,6 +28,7 @@ from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.fitting import check_data, check_trainer
 from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.modules.settings import complete_settings
 from hjepa_pl.outputs import (
     AtomicCheckpointIO,
     CheckpointConfig,
@@ -229,8 +231,13 @@ class HJEPACLI(LightningCLI):
     def _compare(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings, unless `override` says so."""
         old, new = dict(checkpoint["hyper_parameters"]), dict(to_plain(self.model.hparams))
+        if isinstance(self.model, HJEPALightningModule):
+            old, new = complete_settings(old), complete_settings(new)
         if self.subcommand == "fit":
-            old |= {"data": checkpoint.get("hjepa_data", {}), "trainer": checkpoint.get("hjepa_trainer", {})}
+            data = dict(checkpoint.get("hjepa_data", {}))
+            if "augmentation" in data:
+                data["augmentation"] = complete_parts(data["augmentation"])
+            old |= {"data": data, "trainer": checkpoint.get("hjepa_trainer", {})}
             new["data"], new["trainer"] = self.datamodule.settings(), {}
             if isinstance(self.model, PretrainModule):
                 self.model.trainer = self.trainer

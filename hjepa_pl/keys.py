@@ -36,25 +36,32 @@ def refuse_unknown(argv: Sequence[str], config: Any) -> None:
 
 
 def _refuse_lost_preset(argv: Sequence[str]) -> None:
-    """Refuse a part of the augmentation beside the name of a preset: the parser would drop one of them unsaid."""
+    """Refuse parts of the augmentation after, or beside, the name of a preset: the parser would drop one unsaid."""
     preset, part = "", ""
     words = iter(argv)
     for word in words:
         name, given, value = word.partition("=")
         key = name.replace(".init_args", "")
+        tree: Any = None
         if name in ("--config", "-c"):
-            tree: Any = yaml.safe_load(Path(value if given else next(words)).read_text())
+            tree = yaml.safe_load(Path(value if given else next(words)).read_text())
             for step in ("data", "init_args", "augmentation"):
                 tree = tree.get(step) if isinstance(tree, dict) else None
-            if tree is not None:
-                preset = tree if isinstance(tree, str) else ""
         elif key == "--data.augmentation":
-            value = yaml.safe_load(value if given else next(words))
-            preset = value if isinstance(value, str) else ""
+            tree = yaml.safe_load(value if given else next(words))
         elif key == "--data.augmentation.preset":
             preset = ""
         elif key.startswith("--data.augmentation."):
             part = name
+        if isinstance(tree, str):
+            preset = tree
+        elif isinstance(tree, dict) and "preset" in tree:
+            preset = ""
+        elif isinstance(tree, dict) and preset:
+            raise ConfigError(
+                f"`augmentation: {preset}` and the parts {', '.join(tree)} that follow it exclude each other: "
+                f"give `preset: {preset}` among the parts."
+            )
     if preset and part:
         raise ConfigError(
             f"{part} and `augmentation: {preset}` exclude each other: "

@@ -52,7 +52,8 @@ class ViewBatch(NamedTuple):
     boxes: Tensor | None = None
     """(V + K, B, 4) float32: where each view, then each local crop, lies in its image: top, left, bottom, right as
     shares of the image's sides, left > right where it is flipped, so that left + u * (right - left) is the place of u
-    in [0, 1] across the view. What `rotate` and `translate` move is not in it. None without multi-crop."""
+    in [0, 1] across the view. What `rotate`, `translate` and `rand_augment` move is not in it. None without
+    multi-crop."""
     mix: Mix | None = None
     """With what the views were mixed; None if they were not."""
 

@@ -454,6 +454,37 @@ def test_resume_with_other_settings_is_refused_unless_told_to(config, capsys) ->
     assert kept["global_step"] == 8
 
 
+def test_a_checkpoint_from_before_a_key_goes_on_where_the_key_changes_nothing(config, capsys) -> None:
+    assert fit(config) == 0
+    path = Path("results/tiny/checkpoints/last.ckpt")
+    old = torch.load(path, weights_only=True)
+    model = old["hyper_parameters"]
+    for part, keys in {"masks": ["strategy"], "projector": ["norm"], "": ["experimental"]}.items():
+        for key in keys:
+            del (model[part] if part else model)[key]
+    for level in model["levels"]:
+        del level["compare"]
+    model["regularizers"][0]["weight"] = 5.0  # once stored in full
+    for key in ("multicrop", "augmentation"):
+        del old["hjepa_data"][key]
+    parts = {"crop_scale": [0.2, 1.0], "gray": 0.0, "jitter": [0.4, 0.4, 0.0, 0.0], "flip": 0.5, "solarize": 0.1}
+    old["hjepa_data"]["augmentation"] = parts
+    torch.save(old, "old.ckpt")
+    assert fit(config, "--ckpt_path=old.ckpt", "--trainer.max_epochs=2") == 0
+    assert main(["predict", "--config", str(config), "--ckpt_path=old.ckpt"]) == 0
+    changed = ["--model.init_args.projector.norm=layer", "--trainer.max_epochs=2"]
+    assert fit(config, "--ckpt_path=old.ckpt", *changed) == 2
+    assert "projector.norm was 'batch', is 'layer'" in capsys.readouterr().err
+
+
+def test_a_preset_followed_by_parts_is_not_dropped_unsaid(config, capsys) -> None:
+    first, second = Path("deit3.yaml"), Path("mine.yaml")
+    first.write_text(yaml.safe_dump({"data": {"init_args": {"augmentation": "deit3"}}}))
+    second.write_text(yaml.safe_dump({"data": {"init_args": {"augmentation": {"crop_scale": [0.3, 1.0]}}}}))
+    assert fit(config, "--config", str(first), "--config", str(second)) == 2
+    assert "give `preset: deit3` among the parts" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(config, capsys) -> None:
     Path("junk.ckpt").write_bytes(b"junk")
     torch.save({"weights": 1}, "other.ckpt")

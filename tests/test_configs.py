@@ -14,13 +14,16 @@ from PIL import Image
 from hjepa_pl.__main__ import main
 from hjepa_pl.data.trees import imagenet100_classes
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("**/*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(p for p in FOLDER.glob("**/*.yaml") if p.parent.name != "on")
+OBJECTIVES = [*sorted((FOLDER / "features").glob("*.yaml")), FOLDER / "cifar10.yaml", FOLDER / "lejepa.yaml"]
 # What makes a config small enough for a laptop in CI: fewer images, and for ViT-H a narrow, shallow encoder.
 SMALL = {
-    "imagenet100": ["--model.init_args.encoder.embed_dim=48", "--model.init_args.encoder.depth=2"],
     "ijepa": ["--model.init_args.encoder.embed_dim=64",
               "--model.init_args.encoder.depth=2", "--trainer.devices=1"],
 }  # fmt: skip
+
+CROPS_AT_ONCE = {"multicrop": ["--data.init_args.multicrop.warmup_epochs=0.5"]}  # the run is one epoch of two batches
 
 
 def write_cifar(root: Path, cls: type, key: str) -> None:
@@ -72,8 +75,7 @@ def data_folder(tmp_path, monkeypatch) -> Iterator[Path]:
 def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
     text = path.read_text()
     if "imagenet" in text:
-        every = "imagenet100" in yaml.safe_load(text)["experiment_name"]
-        write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[: 100 if every else 4])
+        write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[:4])
     if "my_images" in text:
         write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=4)
     name = yaml.safe_load(text)["experiment_name"]
@@ -81,7 +83,8 @@ def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
     status = main([
         "fit", "--config", str(path), "--trainer.max_steps=2", "--trainer.accelerator=cpu",
         "--trainer.log_every_n_steps=1", "--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=8",
-        "--data.init_args.epoch_size=8", "--model.init_args.optimizer.warmup_epochs=0", *SMALL.get(name, []),
+        "--data.init_args.epoch_size=8", "--model.init_args.optimizer.warmup_epochs=0",
+        *SMALL.get(name, []), *CROPS_AT_ONCE.get(name, []),
     ])  # fmt: skip
     assert status == 0, capsys.readouterr().err
     run = data_folder / "results" / name
@@ -91,23 +94,24 @@ def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
         assert (run / file).is_file(), file
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "features"], ids=lambda p: p.stem)
-def test_every_feature_runs_on_imagenet100_by_one_more_file(path, data_folder, capsys) -> None:
+@pytest.mark.parametrize("path", OBJECTIVES, ids=lambda p: p.stem)
+def test_every_objective_runs_on_imagenet100_by_one_more_file(path, data_folder, capsys) -> None:
     write_tree(data_folder / "data" / "imagenet", imagenet100_classes())
     status = main([
-        "fit", "--config", str(path), "--config", str(path.parent.parent / "imagenet100.yaml"),
-        "--experiment_name", path.stem, "--trainer.max_steps=2", "--trainer.accelerator=cpu",
-        "--data.init_args.batch_size=4", "--data.init_args.epoch_size=8", "--data.init_args.probe=[]",
-        "--model.init_args.encoder.embed_dim=48", "--model.init_args.encoder.depth=2",
+        "fit", "--config", str(path), "--config", str(FOLDER / "on" / "imagenet100.yaml"), "--trainer.max_steps=2",
+        "--trainer.accelerator=cpu", "--data.init_args.batch_size=4", "--data.init_args.epoch_size=8",
+        "--data.init_args.probe=[]", "--model.init_args.encoder.embed_dim=48", "--model.init_args.encoder.depth=2",
+        *CROPS_AT_ONCE.get(path.stem, []),
     ])  # fmt: skip
     assert status == 0, capsys.readouterr().err
-    hparams = torch.load(data_folder / "results" / path.stem / "checkpoints" / "last.ckpt", weights_only=True)
-    asked = yaml.safe_load(path.read_text())["model"]["init_args"]
-    kept = hparams["hyper_parameters"]
-    assert kept["encoder"]["img_size"] == 224  # the second file's
-    for key in ("weight", "kind"):  # the first file's
-        given = [term.get(key) for term in asked.get("regularizers", [])]
-        assert [term[key] for term in kept["regularizers"][: len(given)]] == given
+    first = yaml.safe_load(path.read_text())
+    kept = torch.load(data_folder / "results" / path.stem / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["hyper_parameters"]["encoder"]["img_size"] == 224  # the second file's
+    assert kept["hjepa_data"]["views"] == first["data"]["init_args"]["views"]  # the first file's
+    for term, asked in zip(
+        kept["hyper_parameters"]["regularizers"], first["model"]["init_args"].get("regularizers", []), strict=False
+    ):
+        assert {key: term[key] for key in asked} == asked
 
 
 def test_no_config_holds_an_empty_mapping() -> None:

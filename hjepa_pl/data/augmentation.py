@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from hjepa_pl.data.presets import CLEAN, PRESETS, Preset
 from hjepa_pl.data.settings import check_number, check_range, check_whole
-from hjepa_pl.functional.settings import from_plain
+from hjepa_pl.functional.settings import from_plain, to_plain
 from hjepa_pl.types import ConfigError
 
 _NEEDS = {
@@ -76,8 +76,9 @@ class AugmentationConfig:
     erase_ratio: tuple[float, float] | None = None
     """Width over height of the erased box in pixels, smallest and largest; [0.3, 3.3] if not given."""
     mixup: float = _of_preset()
-    """Alpha of Mixup's Beta distribution (arXiv:1710.09412), 0 for none; 0 in `small`. Beside `cutmix`, each step takes
-    one of the two by the toss of a coin."""
+    """Alpha of Mixup's Beta distribution (arXiv:1710.09412), 0 for none; 0 in `small`. Images are mixed in pairs, both
+    of which stay in the batch, so that a regulariser counts two images where there are two mixtures of them. Beside
+    `cutmix`, each step takes one of the two by the toss of a coin."""
     cutmix: float = _of_preset()
     """Alpha of CutMix's Beta distribution (arXiv:1905.04899), 0 for none; 0 in `small`."""
 
@@ -192,7 +193,10 @@ class AugmentationConfig:
             ("augmentation.gray", self.gray),
         ):
             if value:
-                raise ConfigError(f"`{key}={value}` would do nothing to images without colour ({reason}): set it to 0.")
+                raise ConfigError(
+                    f"`{key}={value}` would do nothing to images without colour ({reason}): set it to 0 (beside "
+                    "`preset` if there is one)."
+                )
 
 
 def augmentation_config(value: AugmentationConfig | Mapping[str, Any] | str) -> AugmentationConfig:
@@ -203,7 +207,18 @@ def augmentation_config(value: AugmentationConfig | Mapping[str, Any] | str) -> 
     """
     if isinstance(value, str):
         return AugmentationConfig(preset=value)  # type: ignore[arg-type]
+    if not isinstance(value, AugmentationConfig | Mapping):
+        words = ", ".join(get_args(Preset))
+        raise ConfigError(f"`augmentation={value}` is refused: give one of {words}, or a mapping of parts.")
     return from_plain(AugmentationConfig, value, "augmentation")
+
+
+def complete_parts(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored parts with those that came after they were stored; as they are if they are refused today."""
+    try:
+        return to_plain(from_plain(AugmentationConfig, stored, "augmentation"))
+    except ConfigError:
+        return dict(stored)
 
 
 def _shown(value: object) -> object:

@@ -152,6 +152,13 @@ class MultiDatasetDataModule(LightningDataModule):
         return dataset_names(self.datasets)
 
     @property
+    def batches_per_epoch(self) -> int:
+        """Global batches of an epoch, known once the training sets are loaded."""
+        if self._views is None:
+            raise ConfigError("The training sets are not loaded: call setup('fit') first.")
+        return self._views.batches
+
+    @property
     def probe_splits(self) -> list[ProbeSplit]:
         """What each loader of the probe sets holds, in order; empty until they are loaded."""
         return self._sets.splits
@@ -164,7 +171,7 @@ class MultiDatasetDataModule(LightningDataModule):
             **({"held_out": held} if held else {}),
             "datasets": [asdict(d) for d in self.datasets],
             **{key: getattr(self, key) for key in plain},
-            "augmentation": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.augmentation).items()},
+            "augmentation": to_plain(self.augmentation),
             "mean": None if self.mean is None else list(self.mean),
             "std": None if self.std is None else list(self.std),
             "multicrop": to_plain(self.multicrop),

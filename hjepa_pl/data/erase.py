@@ -30,9 +30,11 @@ def erase(
     """
     height, width = images.shape[2:]
     box = crop_boxes(keys[1], position, height, width, scale, ratio)[:, :, None]
+    # Where no try fits, a crop falls back to the largest there is: nothing is erased then, as in timm.
+    fits = box[:, 2] * box[:, 3] <= scale[1] * height * width + max(height, width)
     row = torch.arange(height, device=images.device)[None]
     column = torch.arange(width, device=images.device)[None]
     inside = ((row >= box[:, 0]) & (row < box[:, 0] + box[:, 2]))[:, :, None]
     inside = inside & ((column >= box[:, 1]) & (column < box[:, 1] + box[:, 3]))[:, None]
-    chosen = uniform(keys[0], position, 1)[:, :, None] < probability
+    chosen = (uniform(keys[0], position, 1)[:, :, None] < probability) & fits[:, :, None]
     return images.masked_fill((inside & chosen)[:, None], 0.0)

@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_pl.functional.tokens import cell_centers
-
 
 class Places(NamedTuple):
     """Where cells of other crops lie on the grid of one view, and how they are to be read."""
@@ -38,14 +36,15 @@ def places_in(boxes: Tensor, grid: tuple[int, int], view: Tensor, view_grid: tup
     Returns:
         The places of K * H // cell * W // cell cells, crop by crop in raster order.
     """
-    centres, low, high = cell_centers(grid, cell), view[:, None, :2], view[:, None, 2:]
-    # From a share of the crop, over a share of the image, to patches of the view.
-    share = torch.stack([(c + 0.5) / n for c, n in zip(centres, grid, strict=True)], dim=1).to(boxes)
+    low, high = view[:, None, :2], view[:, None, 2:]
+    # From a share of the crop, over a share of the image, to patches of the view. All is made on the device.
+    axes = [(torch.arange(n // cell, device=view.device) + 0.5) * (cell / n) for n in grid]
+    share = torch.cartesian_prod(*axes)  # (cells, 2): down and across
     first, side = boxes[:, :, None, :2], (boxes[..., 2:] - boxes[..., :2])[:, :, None]
     inside = (first + share * side - low) / (high - low)  # (K, B, cells, 2)
-    at = inside * inside.new_tensor(view_grid) - 0.5
-    ratio = side / (high - low) * inside.new_tensor([m / n for m, n in zip(view_grid, grid, strict=True)])
-    mirrored = (ratio[..., 1:] < 0).to(ratio)
-    scale = torch.cat([ratio.abs().log(), mirrored], dim=-1).expand(-1, -1, len(share), -1)
-    rows, columns = at.transpose(0, 1).flatten(1, 2).unbind(-1)
-    return Places(rows, columns, scale.transpose(0, 1).flatten(1, 2))
+    ratio = side / (high - low)
+    rows, columns = (inside[..., i] * n - 0.5 for i, n in enumerate(view_grid))
+    down, across = (ratio[..., i] * (m / n) for i, (m, n) in enumerate(zip(view_grid, grid, strict=True)))
+    mirrored = (across < 0).to(across)
+    scale = torch.stack([down.log(), across.abs().log(), mirrored], dim=-1).expand(-1, -1, len(share), -1)
+    return Places(*(x.transpose(0, 1).flatten(1, 2) for x in (rows, columns, scale)))

@@ -65,7 +65,7 @@ class RegularizerConfig:
                 f"regularizers.weight must be a positive number, got {self.weight}; "
                 "leave the term out to switch it off."
             )
-        for name, least in (("num_slices", 1), ("knots", 2), ("invariance", 0), ("variance", 0), ("covariance", 0)):
+        for name, least in (("num_slices", 1), ("knots", 5), ("invariance", 0), ("variance", 0), ("covariance", 0)):
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise ConfigError(f"regularizers.{name} must be at least {least} and finite, got {value}.")
@@ -73,6 +73,11 @@ class RegularizerConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"regularizers.{name} must be a positive number, got {value}; {mend} would do.")
+        if self.t_max is not None and not 1 <= self.t_max <= 10:
+            raise ConfigError(
+                f"regularizers.t_max must lie in [1, 10], got {self.t_max}: below it a Gaussian looks like any code, "
+                "beyond it there is nothing but noise; 3 would do."
+            )
         if self.kind == "vicreg" and self.variance == 0:
             raise ConfigError("regularizers.variance 0 leaves nothing that stops collapse; give a positive factor.")
 

@@ -101,10 +101,10 @@ def _check_image(
 
 def _check_average(settings: Mapping[str, Any], levels: tuple[LevelConfig, ...]) -> None:
     """Refuse token levels without a moving average, unless asked for by name."""
-    if settings["experimental"] and (settings["ema"] is not None or not levels):
-        raise ConfigError(
-            "experimental true does nothing here: it allows token levels with ema null; set ema to null, or remove it."
-        )
+    if settings["experimental"] and not levels:
+        raise ConfigError("experimental true does nothing without token levels, whose targets it is about; remove it.")
+    if settings["experimental"] and settings["ema"] is not None:
+        raise ConfigError("experimental true does nothing beside ema, which it allows to be null; remove one of them.")
     if settings["ema"] is not None or not levels:
         return
     if not settings["experimental"]:

@@ -43,8 +43,8 @@ class LocalCrops(TokenLevels):
                 self._crop_masks[grid] = build_masks(self.mask_config, grid, cells, self.seed)
             except ConfigError as error:
                 raise ConfigError(
-                    f"masks.strategy 'cross_crop_prediction' masks the local crops of {grid[0]} x {grid[1]} patches "
-                    f"too, which cannot be: {error} Or set data.multicrop.local_size."
+                    f"masks.strategy 'cross_crop_prediction' needs larger local crops than {grid[0]} x {grid[1]} "
+                    f"patches (multicrop.local_size), or smaller cells: {str(error).rstrip('.')}."
                 ) from None
         return self._crop_masks[grid]
 

@@ -56,31 +56,55 @@ def check_data(data: Any, model: Model, processes: int) -> None:
     if not isinstance(views := getattr(data, "views", None), int):
         return
     crops = getattr(data, "multicrop", None)
-    local = 0 if crops is None else crops.local_views
-    check_views(views, local, model)
+    fewest = 0 if crops is None else crops.local_views if crops.min_local_views is None else crops.min_local_views
+    key = "multicrop.local_views" if crops is None or crops.min_local_views is None else "multicrop.min_local_views"
+    check_views(views, fewest, model, f" beside data.{key} {fewest}" if crops is not None else "")
     _check_images(data.batch_size * processes, f"data.batch_size {data.batch_size}", model)
-    strategy = model.mask_config.strategy
-    if strategy == "global_only":
-        return
-    least = 2 if strategy == "cross_crop_prediction" else 1
-    fewest = local if crops is None or crops.min_local_views is None else crops.min_local_views
-    if fewest < least:
+    if data.augmentation.mixes and any(term.kind == "ntxent" for term in model.regularizers):
         raise ConfigError(
-            f"masks.strategy '{strategy}' needs {least} local crops or more in every step and there are {fewest}; "
-            "set data.multicrop (its min_local_views, if given), or take strategy 'global_only'."
+            "augmentation.mixup and cutmix make two images of each other, which regularizers 'ntxent_image' pushes "
+            "apart as negatives; set both to 0, or take another kind."
         )
-    moved = [key for key in ("rotate", "translate", "mixup", "cutmix") if getattr(data.augmentation, key, 0)]
+    if crops is not None:
+        height, width = crops.local_sides(model.img_size, model.patch_size)
+        if model.mask_config.strategy == "cross_crop_prediction":
+            model.crop_masks((height // model.patch_size[0], width // model.patch_size[1]))
+    if model.mask_config.strategy == "global_only":
+        return
+    _check_crops(fewest, f"data.{key}", model)
+    moved = [k for k in ("rotate", "translate", "rand_augment", "mixup", "cutmix") if getattr(data.augmentation, k)]
     if moved:
         raise ConfigError(
             f"augmentation.{moved[0]} {getattr(data.augmentation, moved[0])} does not go with masks.strategy "
-            f"'{strategy}', which takes a crop's content to lie where its box does; set it to 0."
+            f"'{model.mask_config.strategy}', which takes a crop's content to lie where its box does; set it to 0."
         )
-    if strategy == "cross_crop_prediction" and crops is not None:
-        height, width = crops.local_sides(model.img_size, model.patch_size)
-        model.crop_masks((height // model.patch_size[0], width // model.patch_size[1]))
 
 
-def check_views(views: int, local: int, model: Model) -> None:
+def check_curriculum(data: Any, batches: float) -> None:
+    """Refuse a number of local crops that is still growing at the end of a run of so many batches."""
+    crops = getattr(data, "multicrop", None)
+    if crops is None or crops.warmup_epochs is None:
+        return
+    steps = crops.warmup_epochs * data.batches_per_epoch
+    if steps >= batches:
+        raise ConfigError(
+            f"multicrop.warmup_epochs {crops.warmup_epochs:g} is {steps:.0f} batches, as long as the run of "
+            f"{batches:.0f}; shorten it."
+        )
+
+
+def _check_crops(count: int, given: str, model: Model) -> None:
+    """Refuse fewer local crops in a step than the strategy uses."""
+    strategy = model.mask_config.strategy
+    least = {"global_only": 0, "global_with_local_context": 1, "cross_crop_prediction": 2}[strategy]
+    if count < least:
+        raise ConfigError(
+            f"{given} {count} is too few for masks.strategy '{strategy}', which uses {least} local crops or more in "
+            f"every step; set it to {least} or more, or take strategy 'global_only'."
+        )
+
+
+def check_views(views: int, local: int, model: Model, beside: str = "") -> None:
     """Refuse a number of full views and local crops that the levels cannot use, or would not."""
     image = model.image_level
     if image is None:
@@ -89,14 +113,15 @@ def check_views(views: int, local: int, model: Model) -> None:
                 f"data.views {views} does nothing without an image level, the token levels use one; "
                 "set data.views to 1, or add {cell: image} to levels."
             )
-        if local and model.mask_config.strategy == "global_only":
+        if (local or beside) and model.mask_config.strategy == "global_only":
             raise ConfigError(
-                f"data.multicrop with {local} local crops does nothing without an image level; add {{cell: image}} to "
+                "data.multicrop does nothing without an image level; add {cell: image} to "
                 "levels, or give masks.strategy 'global_with_local_context' or 'cross_crop_prediction'."
             )
     elif views + local < 2:
         raise ConfigError(
-            f"data.views {views} is too few: the image level compares views of one image; set data.views to 2 or more."
+            f"data.views {views}{beside} is too few: the image level compares views of one image; "
+            "set data.views to 2 or more."
         )
     elif image.masked_view == "replace" and views < 2:
         raise ConfigError(
@@ -123,4 +148,5 @@ def check_batch(batch: ViewBatch, model: Model, processes: int) -> None:
             "which makes the views and carries the counters."
         )
     check_views(len(batch.views), len(batch.local_views), model)
+    _check_crops(len(batch.local_views), "the batch's number of local crops", model)
     _check_images(len(batch.label) * processes, f"the batch of {len(batch.label)} images", model)

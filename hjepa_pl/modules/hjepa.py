@@ -19,7 +19,7 @@ from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_masks, check_model
 from hjepa_pl.modules.crops import LocalCrops
 from hjepa_pl.modules.features import Features
-from hjepa_pl.modules.fitting import check_batch, check_data, check_trainer
+from hjepa_pl.modules.fitting import check_batch, check_curriculum, check_data, check_trainer
 from hjepa_pl.modules.image_level import ImageLevel
 from hjepa_pl.modules.networks import build_networks, plan_depths
 from hjepa_pl.modules.record import StepRecord
@@ -200,6 +200,13 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         if stage == "fit":
             check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
             self.check_device(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Fix the length of the run, and refuse a curriculum of crops that it would not reach the end of."""
+        super().on_train_start()
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            batches = self.progress.total_steps * self.trainer.accumulate_grad_batches
+            check_curriculum(getattr(self.trainer, "datamodule", None), batches)
 
     def check_device(self, trainer: pl.Trainer) -> None:
         """Refuse a kernel of attention that the Trainer's device does not have."""

@@ -56,9 +56,9 @@ def build_networks(
     """Make the networks, in an order in which what is added leaves the earlier ones' weights as they are without."""
     encoder, predictor, pyramid = settings["encoder"], settings["predictor"], settings["pyramid"]
     fused, average = predictor.context == "fused", bool(levels) and settings["ema"] is not None
-    pooled = [b for b in depths.image if b != "last"]
+    pooled = [b for b in depths.image if b != "last"]  # its gains would be the projector's first layer's twice
     normed = (*depths.inner, *pooled, *(b for b in depths.pyramid if b != "last"))
-    context = VisionEncoder(encoder, normed, affine=(*(depths.inner if fused else ()), *pooled))
+    context = VisionEncoder(encoder, normed, affine=depths.inner if fused else ())
     width, grid, cells = context.embed_dim, context.grid, tuple(int(level.cell) for level in levels)
     crops = settings["masks"].strategy != "global_only"
     made = Networks(

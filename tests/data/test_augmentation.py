@@ -12,6 +12,7 @@ from hjepa_pl import HJEPALightningModule
 from hjepa_pl.data import AugmentationConfig, MultiDatasetDataModule
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import augmentation_config
+from hjepa_pl.data.erase import erase
 from hjepa_pl.types import CleanBatch, ConfigError, Counters, ViewBatch
 
 OFF = {
@@ -56,7 +57,7 @@ NAN = float("nan")
     [
         ("deit4", "`augmentation=deit4` is not a preset: use one of small, jepa, simclr, deit3, none"),
         ({"preset": "odd"}, "augmentation.preset must be 'small' or 'jepa'"),
-        (None, "augmentation must be"),
+        (None, "augmentation=None. is refused: give one of small, jepa"),
         ({"rand_augment": -1}, "`augmentation.rand_augment=-1` is refused: give a whole number of at least 0"),
         ({"rand_augment": 2.5}, "augmentation.rand_augment must be a whole number"),
         ({"rand_augment": 2, "rand_magnitude": 31}, "`augmentation.rand_magnitude=31` is refused.*at most 30"),
@@ -264,3 +265,11 @@ def test_a_part_changes_the_view_when_on(part):
     )
     assert torch.equal(off, (x - 0.5) / 0.25)
     assert ((on - off).abs().amax((1, 2, 3)) > 1e-3).sum() >= 25  # RandAugment's identity is one of 14
+
+
+def test_a_box_too_small_to_be_drawn_erases_nothing_rather_than_everything() -> None:
+    images = torch.ones(64, 3, 32, 32)
+    tiny = erase(images, (1, 2), torch.arange(64), 1.0, (1e-4, 2e-4), (0.3, 3.3))
+    assert float((tiny == 0).float().mean()) < 0.01
+    usual = erase(images, (1, 2), torch.arange(64), 1.0, (0.02, 0.33), (0.3, 3.3))
+    assert 0.1 < float((usual == 0).float().mean()) < 0.25

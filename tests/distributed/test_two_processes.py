@@ -38,6 +38,7 @@ CASES = {
         "masks": {"strategy": "cross_crop_prediction"},
         "regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "last_c2"}],
     },
+    "pairwise": {"levels": [{"cell": 1}, {"cell": "image", "compare": "pairwise", "masked_view": "add"}]},
     "no average": {"ema": None, "experimental": True},
 }
 TERMS = [

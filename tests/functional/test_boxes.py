@@ -45,7 +45,9 @@ def test_a_view_lies_in_itself_where_its_patches_are() -> None:
 
 
 def test_picked_places_are_those_of_the_index() -> None:
-    places = places_in(torch.rand(2, 3, 4), (3, 3), torch.rand(3, 4), (4, 4))
+    corners = torch.rand(2, 3, 2) * 0.5
+    boxes = torch.cat([corners, corners + 0.3], dim=2)
+    places = places_in(boxes, (3, 3), boxes[1], (4, 4))
     index = torch.tensor([[0, 17], [5, 5], [9, 2]])
     picked = places.pick(index)
     for image in range(3):

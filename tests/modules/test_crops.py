@@ -6,6 +6,7 @@ import torch
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.functional.boxes import places_in
+from hjepa_pl.modules.fitting import check_batch
 from hjepa_pl.types import ConfigError, ViewBatch
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR, TINY, make_batch, with_crops
 
@@ -145,13 +146,6 @@ def test_the_fused_context_takes_crops_too() -> None:
     assert float(module.predictor.crop_embed.weight.grad.abs().sum()) > 0
 
 
-def test_a_step_without_crops_is_the_plain_one() -> None:
-    """As at the start of a curriculum from none."""
-    plain, crossing = make(), make("cross_crop_prediction")
-    crossing.load_state_dict(plain.state_dict(), strict=False)
-    torch.testing.assert_close(plain.compute(make_batch())[0], crossing.compute(make_batch())[0])
-
-
 def digits(**settings) -> MultiDatasetDataModule:
     defaults = {
         "datasets": [{"name": "digits"}], "batch_size": 16, "views": 2, "epoch_size": 64,
@@ -176,21 +170,36 @@ def test_a_trainer_trains_with_the_data_modules_crops(strategy) -> None:
     assert not still
 
 
+CROSSING = {"masks": {"strategy": "cross_crop_prediction"}}
+PARTS = {"gray": 0.0, "jitter": [0.4, 0.4, 0.0, 0.0]}
 REFUSED = [
-    ({}, {"views": 1, "multicrop": None}, "data.views 1 is too few"),
-    ({"levels": [{"cell": 1}], "projector": {}}, {"views": 1}, "data.multicrop with 4 local crops does nothing"),
-    ({"levels": "three", "projector": SMALL_PROJECTOR}, {"views": 1}, "'replace' leaves none of data.views 1 whole"),
-    ({"masks": {"strategy": "cross_crop_prediction"}}, {"multicrop": None}, "needs 2 local crops or more"),
-    ({"masks": {"strategy": "cross_crop_prediction"}}, {"multicrop": {"local_views": 1}}, "there are 1"),
-    ({"masks": {"strategy": "global_with_local_context"}}, {"multicrop": None}, "needs 1 local crops or more"),
-    ({"masks": {"strategy": "cross_crop_prediction"}}, {"multicrop": {"local_size": 6}}, "3 x 3 patches"),
+    ({}, {"views": 1, "multicrop": None}, r"data\.views 1 is too few"),
     (
-        {"masks": {"strategy": "cross_crop_prediction"}},
-        {"augmentation": {"gray": 0.0, "jitter": [0.4, 0.4, 0.0, 0.0], "rotate": 10.0}},
-        "augmentation.rotate 10.0 does not go with masks.strategy",
+        {},
+        {"views": 1, "multicrop": {"min_local_views": 0, "warmup_epochs": 1}},
+        r"data\.views 1 beside data\.multicrop\.min_local_views 0 is too few",
     ),
-    ({}, {"multicrop": {"local_size": 7}}, "local_size"),
-]
+    ({"levels": [{"cell": 1}], "projector": {}}, {"views": 1}, r"data\.multicrop does nothing without an image level"),
+    ({"levels": "three", "projector": SMALL_PROJECTOR}, {"views": 1}, r"'replace' leaves none of data\.views 1 whole"),
+    (CROSSING, {"multicrop": None}, r"data\.multicrop\.local_views 0 is too few for masks\.strategy"),
+    (CROSSING, {"multicrop": {"local_views": 1}}, r"local_views 1 is too few .* uses 2 local crops"),
+    (CROSSING, {"multicrop": {"min_local_views": 1, "warmup_epochs": 1}}, r"min_local_views 1 is too few"),
+    ({"masks": {"strategy": "global_with_local_context"}}, {"multicrop": None}, "uses 1 local crops or more"),
+    (CROSSING, {"multicrop": {"local_size": 6}}, "3 x 3 patches"),
+    (CROSSING, {"augmentation": PARTS | {"rotate": 10.0}}, r"augmentation\.rotate 10\.0 does not go with masks"),
+    (CROSSING, {"augmentation": PARTS | {"rand_augment": 2}}, r"augmentation\.rand_augment 2 does not go with masks"),
+    (CROSSING, {"augmentation": PARTS | {"mixup": 0.8}}, r"augmentation\.mixup 0\.8 does not go with masks"),
+    (
+        {
+            "levels": [{"cell": "image", "compare": "none"}], "regularizers": [{"kind": "ntxent"}],
+            "predictor": {}, "masks": {},
+        },
+        {"augmentation": PARTS | {"cutmix": 1.0}},
+        "which regularizers 'ntxent_image' pushes apart",
+    ),
+    ({}, {"multicrop": {"local_size": 7}}, r"multicrop\.local_size=7"),
+    ({}, {"multicrop": {"min_local_views": 2, "warmup_epochs": 1000}}, r"multicrop\.warmup_epochs 1000"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "data", "message"), REFUSED)
@@ -198,6 +207,13 @@ def test_crops_that_do_not_go_with_the_model_are_refused_before_training(model, 
     module = make(**({"encoder": TINY | {"in_chans": 1}} | model))
     with pytest.raises(ConfigError, match=message):
         fit(module, digits(**data))
+    assert module.trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
+
+
+def test_a_batch_of_ones_own_with_too_few_crops_is_refused() -> None:
+    module = make("cross_crop_prediction")
+    with pytest.raises(ConfigError, match="the batch's number of local crops 0 is too few"):
+        check_batch(make_batch(), module, processes=1)
 
 
 def test_one_full_view_and_crops_are_views_enough() -> None:
