@@ -33,7 +33,9 @@ from hjepa_pl.data.settings import (
     check_whole,
     refuse_twice,
 )
+from hjepa_pl.data.shards import ShardImages, known_sizes
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels
+from hjepa_pl.data.streams import fitting_workers, tell_streams
 from hjepa_pl.data.views import make_views
 from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
 from hjepa_pl.functional.sizes import ImgSize, check_size
@@ -140,7 +142,9 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide what is drawn, as plain values: a resumed run must have the same."""
-        plain = ("batch_size", "views", "epoch_size", "sampling", "temperature", "seed")
+        plain = ["batch_size", "views", "epoch_size", "sampling", "temperature", "seed"]
+        if any(d.name == "webdataset" for d in self.datasets):
+            plain.append("num_workers")  # which shards a worker reads depends on how many there are
         return {
             "datasets": [asdict(d) for d in self.datasets],
             **{key: getattr(self, key) for key in plain},
@@ -214,12 +218,16 @@ class MultiDatasetDataModule(LightningDataModule):
         return view_plan(self.multicrop, augmenter, self.views, surroundings.told_by_module(self.trainer, "patch_size"))
 
     def _epoch_plan(self) -> EpochPlan:
-        sizes = [len(s) for s in self._sets.train]
+        sizes = known_sizes(self._sets.train, self.epoch_size, self.sampling)
         shares = mixture_weights(self.sampling, [d.weight for d in self.datasets], sizes, self.temperature)
         asked = self.epoch_size or sum(sizes)
         total = usable_size(asked, self.batch_size, surroundings.ranks(self.trainer)[1])
         if self.epoch_size and total != asked:
             rank_zero_info(f"epoch_size {asked} is rounded down to {total}, whole batches over all processes.")
+        # Of a stream the plan draws the positions only: as many "places" as there are positions will do.
+        sizes = [
+            min(n, total) if isinstance(s, ShardImages) else n for n, s in zip(sizes, self._sets.train, strict=True)
+        ]
         return EpochPlan(sizes, shares, total, self.seed)
 
     def _batches(self, plan: EpochPlan) -> int:
@@ -231,11 +239,14 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError(
                 f"`num_workers={self.num_workers}` would do nothing, all images are in memory: remove it."
             )
+        if stage in (None, "fit"):
+            self._workers(self._sets.train)  # may refuse
 
-    def _workers(self, sets: Sequence[Images]) -> int:
-        if not any(isinstance(s, FileImages) for s in sets):
+    def _workers(self, sets: Sequence[Images | ShardImages]) -> int:
+        if not any(isinstance(s, FileImages | ShardImages) for s in sets):
             return 0
-        return surroundings.free_workers(self.trainer) if self.num_workers is None else self.num_workers
+        world = surroundings.ranks(self.trainer)[1]
+        return fitting_workers(sets, self.num_workers, surroundings.free_workers(self.trainer), world)
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the mixture."""
@@ -243,10 +254,19 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError("The training sets are not loaded: call setup('fit') first.")
         # Lightning looks for a loader with a state; this one finds its place by itself (`TrainLoader`).
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        reader = None
-        if any(isinstance(s, FileImages) for s in self._sets.train):
-            reader = FileReader(file_sets(self._sets.train), self._views, self._geometry()[1])
         rank, world = surroundings.ranks(self.trainer)
+        workers, reader = self._workers(self._sets.train), None
+        if any(isinstance(s, FileImages | ShardImages) for s in self._sets.train):
+            files = file_sets(
+                self._sets.train,
+                self._plan,
+                self._batches(self._plan),
+                world_size=world,
+                rank=rank,
+                num_workers=workers,
+            )
+            reader = FileReader(files, self._views, self._geometry()[1])
+            tell_streams(self.names, files)
         return TrainLoader(
             self._sets.train,
             self.names,
@@ -255,7 +275,7 @@ class MultiDatasetDataModule(LightningDataModule):
             batch_size=self.batch_size,
             world_size=world,
             rank=rank,
-            num_workers=self._workers(self._sets.train),
+            num_workers=workers,
             position=lambda: surroundings.processed_batches(self.trainer),
             limit=surroundings.batch_limit(self.trainer, self._batches(self._plan)),
             pin_memory=surroundings.pins_memory(self.trainer),
@@ -289,7 +309,13 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return one loader of clean images for each dataset of the mixture, in order."""
-        return [self._clean_loader(images, torch.arange(len(images))) for images in self._sets.train]
+        images = [s for s in self._sets.train if not isinstance(s, ShardImages)]
+        if len(images) < len(self._sets.train):
+            raise ConfigError(
+                "`datasets.name=webdataset` has no images by number, and cannot be predicted: unpack the shards into a "
+                "folder, and name it folder."
+            )
+        return [self._clean_loader(s, torch.arange(len(s))) for s in images]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make views of a training batch, and normalised images of a clean one, on the device they are on."""

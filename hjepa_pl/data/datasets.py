@@ -131,7 +131,7 @@ _LOADERS: dict[str, Callable[[str, str], Images]] = {
     "imagenet": _imagenet,
     "folder": _folder,
 }
-NAMES = tuple(_LOADERS)
+NAMES = (*_LOADERS, "webdataset")
 """Names of all datasets."""
 EMBEDDED = ("digits", "digits_canvas", "fake")
 """Those that need no files."""
@@ -139,12 +139,16 @@ EMBEDDED = ("digits", "digits_canvas", "fake")
 
 def check_dataset(name: str, root: str | None) -> None:
     """Refuse an unknown name, a missing `root` and one that would do nothing, without looking at the disk."""
-    if name not in _LOADERS:
+    if name not in NAMES:
         raise ConfigError(f"`name={name}` is not a dataset: use one of {', '.join(NAMES)}.")
     if name in EMBEDDED and root is not None:
         raise ConfigError(f"`root={root}` (of {name}) would do nothing, {name} needs no files: remove it.")
     if name == "folder" and root is None:
         raise ConfigError("`root=None` (of folder) is refused: give the folder that holds the images.")
+    if name == "webdataset" and root is None:
+        raise ConfigError(
+            "`root=None` (of webdataset) is refused: give the tar shards, as SHARDS/train-{000..099}.tar."
+        )
 
 
 def load_dataset(name: str, root: str | None = None, split: str = "train") -> Images:

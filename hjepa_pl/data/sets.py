@@ -8,6 +8,7 @@ from torch import Tensor
 from hjepa_pl.data.datasets import load_dataset
 from hjepa_pl.data.probes import ProbeSplit, load_probe
 from hjepa_pl.data.settings import DatasetConfig, ProbeConfig
+from hjepa_pl.data.shards import ShardImages, open_shards
 from hjepa_pl.data.storage import FileImages, Images, stratified
 from hjepa_pl.functional.counters import Stream, hash_int
 
@@ -23,7 +24,7 @@ class LoadedSets:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.train: list[Images] = []
+        self.train: list[Images | ShardImages] = []
         self.probe: list[tuple[Images, Tensor]] = []
         self.splits: list[ProbeSplit] = []
         self._loaded: dict[tuple[str, str | None, str], Images] = {}
@@ -44,7 +45,9 @@ class LoadedSets:
 
     def any_files(self) -> bool:
         """Return whether any loaded set lies in files."""
-        return any(isinstance(s, FileImages) for s in [*self.train, *(images for images, _ in self.probe)])
+        return any(
+            isinstance(s, FileImages | ShardImages) for s in [*self.train, *(images for images, _ in self.probe)]
+        )
 
     def _load(self, name: str, root: str | None, split: str) -> Images:
         """Load a dataset, once: a probe's bank is often what is trained on."""
@@ -53,7 +56,9 @@ class LoadedSets:
             self._loaded[key] = load_dataset(name, root, split)
         return self._loaded[key]
 
-    def _part(self, config: DatasetConfig) -> Images:
+    def _part(self, config: DatasetConfig) -> Images | ShardImages:
+        if config.name == "webdataset":
+            return open_shards(config)
         images = self._load(config.name, config.root, config.split)
         if config.fraction == 1.0:
             return images
