@@ -98,8 +98,9 @@ def _check_local(root: str, paths: Sequence[str]) -> None:
         try:
             tarfile.open(path).close()
         except (tarfile.TarError, OSError, EOFError) as error:
+            reason = str(error).splitlines()[0].rstrip(":")  # then comes what each decompressor says
             raise ConfigError(
-                f"`root={root}` (of webdataset): the shard {path} cannot be read as a tar ({error}): replace it, or "
+                f"`root={root}` (of webdataset): the shard {path} cannot be read as a tar ({reason}): replace it, or "
                 "leave it out of the pattern."
             ) from None
 
