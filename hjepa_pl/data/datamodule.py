@@ -33,7 +33,7 @@ from hjepa_pl.data.settings import (
     check_whole,
     refuse_twice,
 )
-from hjepa_pl.data.shards import ShardImages, known_sizes
+from hjepa_pl.data.shards import ShardImages, known_sizes, local_path
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels
 from hjepa_pl.data.streams import fitting_workers, tell_streams
 from hjepa_pl.data.views import make_views
@@ -158,7 +158,8 @@ class MultiDatasetDataModule(LightningDataModule):
         """Fetch what can be fetched; warn of folders that a restart empties."""
         for name, root in self._places():
             place = os.path.abspath(os.path.expanduser(root or "data"))
-            if name not in EMBEDDED and place.startswith(("/tmp/", "/var/tmp/")):
+            here = name not in EMBEDDED and (name != "webdataset" or local_path(str(root)) is not None)
+            if here and place.startswith(("/tmp/", "/var/tmp/")):
                 rank_zero_warn(f"the data of {name} lies in {place}, a folder for temporary files.")
             download_dataset(name, root)
 

@@ -13,7 +13,7 @@ from itertools import chain, count
 import numpy as np
 import torch
 import webdataset
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from hjepa_pl.data.shards import ShardImages
@@ -180,10 +180,17 @@ def fitting_workers(sets: Sequence[object], given: int | None, free: int, world_
 
 
 def tell_streams(names: Sequence[str], sets: Sequence[object]) -> None:
-    """Log what is streamed, and what a resumed run may rely on."""
+    """Log what is streamed, and what a resumed run may rely on; warn of an epoch too short to reach a shard's end."""
     for name, stream in zip(names, sets, strict=True):
         if isinstance(stream, ShardStream):
             size = stream.shards.samples
+            lane = stream.drawn // (stream.world_size * stream.lanes)
+            if size is not None and lane + stream.shards.shuffle_buffer < size // len(stream.shards.shards):
+                rank_zero_warn(
+                    f"{name}: each worker draws {lane} samples an epoch and begins with a new shard, so the ends of "
+                    f"shards of {size // len(stream.shards.shards)} samples are not seen: raise epoch_size or "
+                    "shuffle_buffer, or make smaller shards."
+                )
             rank_zero_info(
                 f"{name}: {len(stream.shards.shards)} shards with {'unknown' if size is None else size} samples, "
                 f"{stream.drawn} of them an epoch, dealt to {stream.world_size} process(es) x {stream.lanes} "

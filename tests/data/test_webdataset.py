@@ -195,6 +195,24 @@ def test_the_order_is_part_of_what_a_resumed_run_must_have(tmp_path) -> None:
     assert "num_workers" not in data("", datasets=[{"name": "fake"}]).settings()
 
 
+def test_an_epoch_too_short_for_the_ends_of_shards_draws_a_warning(tmp_path) -> None:
+    write_shards(tmp_path, shards=2, per_shard=40)
+    found = data(tmp_path, epoch_size=48)
+    found.setup("fit")
+    with pytest.warns(
+        UserWarning, match=r"each worker draws 24 samples .* the ends of shards of 40 samples are not seen"
+    ):
+        found.train_dataloader()
+
+
+def test_only_what_lies_in_a_temporary_folder_draws_the_warning_of_it(tmp_path, monkeypatch, recwarn) -> None:
+    monkeypatch.chdir(tmp_path)
+    data("pipe:cat x.tar").prepare_data()
+    assert not [w for w in recwarn if "temporary files" in str(w.message)]
+    with pytest.warns(UserWarning, match="the data of webdataset lies in /tmp/x.tar, a folder for temporary files"):
+        data("/tmp/x.tar").prepare_data()
+
+
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
