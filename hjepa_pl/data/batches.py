@@ -12,6 +12,7 @@ from hjepa_pl.data.faults import BadFile, reason
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
+from hjepa_pl.data.streams import ShardStream
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.sizes import ImgSize
 from hjepa_pl.types import ConfigError, Counters
@@ -71,7 +72,7 @@ class Draw(NamedTuple):
     source: Tensor
     """(B,) int64."""
     place: Tensor
-    """(B,) int64: index within the dataset."""
+    """(B,) int64: index within the dataset, or place within its lane (`lane_places`) if that is streamed."""
     counters: Counters
 
 
@@ -92,7 +93,7 @@ class FileRows(NamedTuple):
 class FileReader:
     """Decodes the files of a batch and cuts the views out of them. Lives in the workers."""
 
-    def __init__(self, sets: list[FileImages | None], plan: ViewPlan, channels: int) -> None:
+    def __init__(self, sets: list[FileImages | ShardStream | None], plan: ViewPlan, channels: int) -> None:
         self.sets = sets
         self.plan = plan
         self.channels = channels
@@ -125,8 +126,14 @@ class FileReader:
         position, seed = int(draw.counters.position[row]), self.plan.augmenter.seed
         for attempt in range(ATTEMPTS):
             try:
+                if isinstance(files, ShardStream):
+                    sample = files.sample(draw.counters.step, int(draw.place[row]), attempt)
+                    return sample.read(self.channels), sample.label
                 return files.read(index, self.channels), int(files.labels[index])
             except OSError as error:
+                if isinstance(files, ShardStream):
+                    broken.append(Broken(source, sample.path, reason(error)))
+                    continue
                 broken.append(Broken(source, files.path(index), reason(error)))
                 index = hash_int(seed, draw.counters.epoch, Stream.REPLACE, position, attempt) % len(files)
         return None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,14 +17,16 @@ import hjepa_pl.data.surroundings as surroundings
 from hjepa_pl.data.augment import Augmenter, normalise
 from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config
 from hjepa_pl.data.batches import CleanRows, FileReader, RawBatch, RawClean
-from hjepa_pl.data.datasets import EMBEDDED, check_classes, check_dataset, download_dataset
+from hjepa_pl.data.checks import check_channels, check_settings, places_of
+from hjepa_pl.data.datasets import EMBEDDED, download_dataset
 from hjepa_pl.data.faults import BadFiles
 from hjepa_pl.data.folder import Reading
 from hjepa_pl.data.index import INDEX_CACHE
-from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
+from hjepa_pl.data.loader import TrainLoader, file_sets
 from hjepa_pl.data.mix import mix_views
-from hjepa_pl.data.mixture import EpochPlan, mixture_weights
+from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import MultiCropConfig, ViewPlan, view_plan
+from hjepa_pl.data.plan import plan_epoch
 from hjepa_pl.data.presets import Preset
 from hjepa_pl.data.probes import ProbeSplit, clean_loader
 from hjepa_pl.data.resize import clean_resize
@@ -34,13 +36,13 @@ from hjepa_pl.data.settings import (
     ProbeConfig,
     check_number,
     check_statistics,
-    check_whole,
-    refuse_twice,
 )
-from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels
+from hjepa_pl.data.shards import ShardImages, local_path
+from hjepa_pl.data.storage import FileImages, Images, adapt_channels
+from hjepa_pl.data.streams import fitting_workers, tell_streams
 from hjepa_pl.data.views import make_views
 from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
-from hjepa_pl.functional.sizes import ImgSize, check_size
+from hjepa_pl.functional.sizes import ImgSize
 from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
 
 
@@ -107,41 +109,7 @@ class MultiDatasetDataModule(LightningDataModule):
         self._sets = LoadedSets(self.seed, Reading(self._bad, index_cache))
         self._views: ViewPlan | None = None
         self._plan: EpochPlan | None = None
-        self._check()
-
-    def _check(self) -> None:
-        """Refuse what can be refused without looking at data."""
-        check_whole("batch_size", self.batch_size, 1)
-        if self.batch_size == 1:
-            raise ConfigError("`batch_size=1` is refused: batch statistics need at least two images.")
-        check_whole("views", self.views, 1)
-        self.augmentation.check_views(self.views)
-        self.augmentation.check_batch_size(self.batch_size)
-        check_whole("eval_batch_size", self.eval_batch_size, 1)
-        check_whole("seed", self.seed, 0)
-        for key, value, low in (
-            ("epoch_size", self.epoch_size, 1),
-            ("in_chans", self.in_chans, 1),
-            ("num_workers", self.num_workers, 0),
-        ):
-            if value is not None:
-                check_whole(key, value, low)
-        if self.img_size is not None:
-            check_size("`img_size`", self.img_size, least=2)
-        if not self.datasets:
-            raise ConfigError("`datasets=[]` is refused: name at least one dataset.")
-        for name, root in self._places():
-            check_dataset(name, root)
-        for name, classes in [(d.name, d.classes) for d in self.datasets] + [(p.name, p.classes) for p in self.probe]:
-            check_classes(name, classes)
-        mixture_weights(self.sampling, [d.weight for d in self.datasets], [1] * len(self.datasets), self.temperature)
-        if len(self.datasets) == 1 and self.datasets[0].weight != 1.0:
-            raise ConfigError(f"`datasets.weight={self.datasets[0].weight}` does nothing with one dataset: remove it.")
-        refuse_twice("datasets", [_read_of(d) for d in self.datasets])
-        refuse_twice("probe", [p.title or p.name for p in self.probe])
-        check_statistics(self.mean, self.std, self.in_chans)
-        if self.in_chans == 1:
-            self.augmentation.check_gray_images("in_chans=1")
+        check_settings(self)
 
     def _run_folder(self) -> str | None:
         return surroundings.run_folder(self.trainer)
@@ -165,7 +133,9 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide what is drawn, as plain values: a resumed run must have the same."""
-        plain = ("batch_size", "views", "epoch_size", "sampling", "temperature", "seed")
+        plain = ["batch_size", "views", "epoch_size", "sampling", "temperature", "seed"]
+        if any(d.name == "webdataset" for d in self.datasets):
+            plain.append("num_workers")  # which shards a worker reads depends on how many there are
         held = [{"root": p.root, "classes": p.classes, "share": p.holdout} for p in self.probe if p.holdout is not None]
         return {
             **({"held_out": held} if held else {}),
@@ -179,16 +149,12 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetch what can be fetched; warn of folders that a restart empties."""
-        for name, root in self._places():
+        for name, root in places_of(self):
             place = os.path.abspath(os.path.expanduser(root or "data"))
-            if name not in EMBEDDED and place.startswith(("/tmp/", "/var/tmp/")):
+            here = name not in EMBEDDED and (name != "webdataset" or local_path(str(root)) is not None)
+            if here and place.startswith(("/tmp/", "/var/tmp/")):
                 rank_zero_warn(f"the data of {name} lies in {place}, a folder for temporary files.")
             download_dataset(name, root)
-
-    def _places(self) -> list[tuple[str, str | None]]:
-        """Return name and root of everything that is read, once each."""
-        both = [(d.name, d.root) for d in self.datasets] + [(p.name, p.root) for p in self.probe]
-        return list(dict.fromkeys(both))
 
     def setup(self, stage: str | None = None) -> None:
         """Load the datasets that a stage needs: `fit` and `predict` the mixture, all but `predict` the probe sets."""
@@ -200,8 +166,8 @@ class MultiDatasetDataModule(LightningDataModule):
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
-            self._check_channels(views)
-            self._plan = self._epoch_plan()
+            check_channels(self, self._sets.train, views)
+            self._plan = plan_epoch(self, self._sets.train, surroundings.ranks(self.trainer)[1])
             self._views = replace(views, batches=self._batches(self._plan))
         self._check_workers(stage)
 
@@ -227,27 +193,10 @@ class MultiDatasetDataModule(LightningDataModule):
         std = self.std or ((0.25,) if gray else IMAGENET_DEFAULT_STD)
         return tuple(mean), tuple(std)
 
-    def _check_channels(self, views: ViewPlan) -> None:
-        if self.in_chans == 1:
-            self.augmentation.check_gray_images("in_chans=1")
-        elif all(isinstance(s, ArrayImages) and s.images.shape[1] == 1 for s in self._sets.train):
-            self.augmentation.check_gray_images("all datasets are grey")
-            for augmenter in filter(None, (views.augmenter, views.local)):
-                augmenter.colourless = True
-
     def _view_plan(self) -> ViewPlan:
         """Return which views are made, but for the length of an epoch."""
         augmenter = Augmenter(self.augmentation, self._geometry()[0], *self.statistics(), self.seed)
         return view_plan(self.multicrop, augmenter, self.views, surroundings.told_by_module(self.trainer, "patch_size"))
-
-    def _epoch_plan(self) -> EpochPlan:
-        sizes = [len(s) for s in self._sets.train]
-        shares = mixture_weights(self.sampling, [d.weight for d in self.datasets], sizes, self.temperature)
-        asked = self.epoch_size or sum(sizes)
-        total = usable_size(asked, self.batch_size, surroundings.ranks(self.trainer)[1])
-        if self.epoch_size and total != asked:
-            rank_zero_info(f"epoch_size {asked} is rounded down to {total}, whole batches over all processes.")
-        return EpochPlan(sizes, shares, total, self.seed)
 
     def _batches(self, plan: EpochPlan) -> int:
         """Return the number of global batches in an epoch."""
@@ -258,11 +207,14 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError(
                 f"`num_workers={self.num_workers}` would do nothing, all images are in memory: remove it."
             )
+        if stage in (None, "fit"):
+            self._workers(self._sets.train)  # may refuse
 
-    def _workers(self, sets: Sequence[Images]) -> int:
-        if not any(isinstance(s, FileImages) for s in sets):
+    def _workers(self, sets: Sequence[Images | ShardImages]) -> int:
+        if not any(isinstance(s, FileImages | ShardImages) for s in sets):
             return 0
-        return surroundings.free_workers(self.trainer) if self.num_workers is None else self.num_workers
+        world = surroundings.ranks(self.trainer)[1]
+        return fitting_workers(sets, self.num_workers, surroundings.free_workers(self.trainer), world)
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the mixture."""
@@ -270,10 +222,19 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError("The training sets are not loaded: call setup('fit') first.")
         # Lightning looks for a loader with a state; this one finds its place by itself (`TrainLoader`).
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        reader = None
-        if any(isinstance(s, FileImages) for s in self._sets.train):
-            reader = FileReader(file_sets(self._sets.train), self._views, self._geometry()[1])
         rank, world = surroundings.ranks(self.trainer)
+        workers, reader = self._workers(self._sets.train), None
+        if any(isinstance(s, FileImages | ShardImages) for s in self._sets.train):
+            files = file_sets(
+                self._sets.train,
+                self._plan,
+                self._batches(self._plan),
+                world_size=world,
+                rank=rank,
+                num_workers=workers,
+            )
+            reader = FileReader(files, self._views, self._geometry()[1])
+            tell_streams(self.names, files)
         return TrainLoader(
             self._sets.train,
             self.names,
@@ -282,7 +243,7 @@ class MultiDatasetDataModule(LightningDataModule):
             batch_size=self.batch_size,
             world_size=world,
             rank=rank,
-            num_workers=self._workers(self._sets.train),
+            num_workers=workers,
             position=lambda: surroundings.processed_batches(self.trainer),
             limit=surroundings.batch_limit(self.trainer, self._batches(self._plan)),
             pin_memory=surroundings.pins_memory(self.trainer),
@@ -318,8 +279,13 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return one loader of clean images for each dataset of the mixture, in order."""
-        named = zip(self._sets.train, self.names, strict=True)
-        return [self._clean_loader(images, torch.arange(len(images)), name) for images, name in named]
+        sets = [s for s in self._sets.train if not isinstance(s, ShardImages)]
+        if len(sets) < len(self._sets.train):
+            raise ConfigError(
+                "`datasets.name=webdataset` has no images by number, and cannot be predicted: unpack the shards into a "
+                "folder, and name it folder."
+            )
+        return [self._clean_loader(s, torch.arange(len(s)), n) for s, n in zip(sets, self.names, strict=True)]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make views of a training batch, and normalised images of a clean one, on the device they are on."""
@@ -338,9 +304,3 @@ class MultiDatasetDataModule(LightningDataModule):
             images = adapt_channels(batch.image, channels).float().div_(255)
             return CleanBatch(normalise(clean_resize(images, size), *self.statistics()), batch.label, batch.place)
         return batch
-
-
-def _read_of(config: DatasetConfig) -> str:
-    """Return what is read of the disk, to find a dataset that is given twice."""
-    listed = "" if config.classes is None else f", classes={config.classes}"
-    return f"{config.name}, root={config.root}, split={config.split}{listed}"

@@ -70,7 +70,7 @@ _LOADERS: dict[str, Callable[[str, str], Images]] = {
     "fake": _fake,
     **{name: partial(load_official, name) for name in OFFICIAL},
 }
-NAMES = (*_LOADERS, *TREES)
+NAMES = (*_LOADERS, *TREES, "webdataset")
 """Names of all datasets."""
 EMBEDDED = ("digits", "digits_canvas", "fake")
 """Those that need no files."""
@@ -84,6 +84,10 @@ def check_dataset(name: str, root: str | None) -> None:
         raise ConfigError(f"`root={root}` (of {name}) would do nothing, {name} needs no files: remove it.")
     if name == "folder" and root is None:
         raise ConfigError("`root=None` (of folder) is refused: give the folder that holds the images.")
+    if name == "webdataset" and root is None:
+        raise ConfigError(
+            "`root=None` (of webdataset) is refused: give the tar shards, as SHARDS/train-{000..099}.tar."
+        )
 
 
 def check_classes(name: str, classes: str | None) -> None:

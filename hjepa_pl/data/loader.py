@@ -1,16 +1,19 @@
 """The training loader: an iterable that knows its place in the run from a counter, and from nothing else."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hjepa_pl.data.batches import ATTEMPTS, Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
 from hjepa_pl.data.faults import BadFile, BadFiles
 from hjepa_pl.data.mixture import EpochPlan
+from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
+from hjepa_pl.data.streams import ShardStream, lane_places, lanes_of
 from hjepa_pl.types import ConfigError, Counters
 
 
@@ -27,6 +30,9 @@ def usable_size(epoch_size: int, batch_size: int, world_size: int) -> int:
 
 class TrainLoader:
     """Batches of a mixture, in the order of its plan.
+
+    Of a streamed set the plan says only at which positions it is drawn; there stands the next sample of a lane
+    (`ShardStream`).
 
     Args:
         sets: The datasets.
@@ -45,7 +51,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        sets: list[Images],
+        sets: Sequence[Images | ShardImages],
         names: list[str],
         plan: EpochPlan,
         reader: FileReader | None,
@@ -91,6 +97,15 @@ class TrainLoader:
 
     def _of_epoch(self, epoch: int, first: int, last: int) -> Iterator[RawBatch]:
         source, index = (torch.from_numpy(a) for a in self.plan.draw(epoch))
+        for i, images in enumerate(self._sets):
+            if isinstance(images, ShardImages):
+                lanes = lanes_of(self.num_workers)
+                index[source == i] = lane_places(source, i, self.batch_size, self.world_size, lanes)
+                if first:
+                    rank_zero_info(
+                        f"{self.names[i]}: going on in the middle of an epoch, at batch {first} of {len(self)}; the "
+                        "samples before it are read again and passed over."
+                    )
         draw = partial(_draw, source, index, epoch, len(self), self.batch_size, self.world_size, self.rank)
         numbers = range(first, last)
         files: Iterator[FileRows | None] = iter(())
@@ -150,6 +165,30 @@ def _draw(
     return Draw(source[position], index[position], counters)
 
 
-def file_sets(sets: list[Images]) -> list[FileImages | None]:
-    """Return the sets with None in place of those in memory."""
-    return [s if isinstance(s, FileImages) else None for s in sets]
+def file_sets(
+    sets: Sequence[Images | ShardImages],
+    plan: EpochPlan,
+    batches: int,
+    *,
+    world_size: int = 1,
+    rank: int = 0,
+    num_workers: int = 0,
+) -> list[FileImages | ShardStream | None]:
+    """Return what `FileReader` reads: files as they are, shards as streams, None in place of sets in memory.
+
+    Args:
+        sets: The datasets.
+        plan: Of the epoch.
+        batches: Global batches of an epoch.
+        world_size: Number of processes.
+        rank: Number of this process.
+        num_workers: Workers of each process.
+    """
+    ours = {"world_size": world_size, "rank": rank, "lanes": lanes_of(num_workers)}
+    found: list[FileImages | ShardStream | None] = []
+    for i, images in enumerate(sets):
+        if isinstance(images, ShardImages):
+            found.append(ShardStream(images, i, drawn=plan.counts[i], batches=batches, seed=plan.seed, **ours))
+        else:
+            found.append(images if isinstance(images, FileImages) else None)
+    return found

@@ -9,6 +9,7 @@ from hjepa_pl.data.datasets import load_dataset, tree_of
 from hjepa_pl.data.folder import Reading
 from hjepa_pl.data.probes import ProbeSplit, held_out, load_probe
 from hjepa_pl.data.settings import DatasetConfig, ProbeConfig
+from hjepa_pl.data.shards import ShardImages, open_shards
 from hjepa_pl.data.storage import FileImages, Images, stratified
 from hjepa_pl.data.trees import Tree, own_splits
 from hjepa_pl.functional.counters import Stream, hash_int
@@ -27,7 +28,7 @@ class LoadedSets:
     def __init__(self, seed: int, reading: Reading) -> None:
         self.seed = seed
         self.reading = reading
-        self.train: list[Images] = []
+        self.train: list[Images | ShardImages] = []
         self.probe: list[tuple[Images, Tensor]] = []
         self.splits: list[ProbeSplit] = []
         self._loaded: dict[Hashable, Images] = {}
@@ -50,7 +51,9 @@ class LoadedSets:
 
     def any_files(self) -> bool:
         """Return whether any loaded set lies in files."""
-        return any(isinstance(s, FileImages) for s in [*self.train, *(images for images, _ in self.probe)])
+        return any(
+            isinstance(s, FileImages | ShardImages) for s in [*self.train, *(images for images, _ in self.probe)]
+        )
 
     def _load(self, name: str, root: str | None, split: str, classes: str | None) -> Images:
         """Load a dataset, once: a probe's bank is often what is trained on."""
@@ -60,7 +63,9 @@ class LoadedSets:
             self._loaded[key] = load_dataset(name, root, split, classes, self.reading)
         return self._loaded[key]
 
-    def _part(self, config: DatasetConfig, probes: Sequence[ProbeConfig]) -> Images:
+    def _part(self, config: DatasetConfig, probes: Sequence[ProbeConfig]) -> Images | ShardImages:
+        if config.name == "webdataset":
+            return open_shards(config)
         images = self._load(config.name, config.root, config.split, config.classes)
         tree = tree_of(config.name, config.root, config.split, config.classes)
         for probe in probes:

@@ -96,9 +96,13 @@ def decode(path: str, channels: int | None) -> Tensor:
     Raises:
         OSError: The file cannot be decoded.
     """
+    with open(path, "rb") as file:
+        return decode_bytes(file.read(), channels)
+
+
+def decode_bytes(content: bytes, channels: int | None) -> Tensor:
+    """Read the bytes of an image file, as `decode` does."""
     try:
-        with open(path, "rb") as file:
-            content = file.read()
         if not content:
             raise OSError("it is empty")
         components = _plain_jpeg(content) if decode_jpeg is not None else None

@@ -38,7 +38,7 @@ def make(sets, size, batch=4, position=0, **kwargs):
     plan = EpochPlan([len(s) for s in sets], [1.0] * len(sets), size, seed=1)
     reader = None
     if any(isinstance(s, FileImages) for s in sets):
-        reader = FileReader(file_sets(sets), VIEWS, 3)
+        reader = FileReader(file_sets(sets, plan, size // batch), VIEWS, 3)
     names = [f"set{i}" for i in range(len(sets))]
     return TrainLoader(sets, names, plan, reader, batch_size=batch, position=lambda: position, **kwargs)
 
