@@ -18,6 +18,7 @@ from hjepa_pl.data import DatasetConfig, MultiDatasetDataModule, ProbeConfig
 from hjepa_pl.data.folder import scan
 from hjepa_pl.data.shards import count_samples, open_shards
 from hjepa_pl.data.tar_samples import read_shard
+from hjepa_pl.data.trees import find_tree
 from hjepa_pl.tools.shards import make_shards
 from hjepa_pl.types import ConfigError
 from tests.data.test_datamodule import Watcher, trainer
@@ -55,7 +56,7 @@ def test_shards_hold_the_folders_bytes_and_labels(photographs, tmp_path, capsys)
     found = open_shards(DatasetConfig(name="webdataset", root=root))
     assert len(found) == 46
     samples = [s for shard in found.shards for s in read_shard(shard)]
-    files = scan("folder", str(photographs))
+    files = scan("folder", find_tree("folder", str(photographs), "train"))
     wanted = {Path(files.path(i)).read_bytes(): int(files.labels[i]) for i in range(46)}
     assert {s.content: s.label for s in samples} == wanted
     assert sorted(set(wanted.values())) == [-1, 0, 1, 2]
