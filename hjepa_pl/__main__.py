@@ -9,6 +9,10 @@ _LIGHTNING = {
     "test": "the same, under Lightning's name for it",
     "predict": "write a checkpoint's features of the training sets",
 }
+_TOOLS = {
+    "shards": "make tar shards from a folder of images (hjepa shards --help)",
+}
+"""Commands without Lightning: each is a module of `hjepa_pl.tools` with a function `run`."""
 
 _HELP = """usage: hjepa COMMAND [--config FILE.yaml] [--key=value ...]
 
@@ -27,8 +31,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for a run that had to stop, 2 for a refused setting."""
     argv = list(sys.argv[1:] if args is None else args)
     if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, _LIGHTNING))
-        print(_HELP.format(commands="\n".join(f"  {k:<{width}}  {v}" for k, v in _LIGHTNING.items())))
+        commands = _LIGHTNING | _TOOLS
+        width = max(map(len, commands))
+        print(_HELP.format(commands="\n".join(f"  {k:<{width}}  {v}" for k, v in commands.items())))
         return 0
     if argv[0] == "--version":
         from importlib.metadata import version
@@ -39,7 +44,12 @@ def main(args: Sequence[str] | None = None) -> int:
         from hjepa_pl.cli import run
 
         return run(argv)
-    print(f"hjepa: error: unknown command '{argv[0]}'; the commands are {', '.join(_LIGHTNING)}.", file=sys.stderr)
+    if argv[0] in _TOOLS:
+        from importlib import import_module
+
+        return int(import_module(f"hjepa_pl.tools.{argv[0]}").run(argv[1:]))
+    known = ", ".join(_LIGHTNING | _TOOLS)
+    print(f"hjepa: error: unknown command '{argv[0]}'; the commands are {known}.", file=sys.stderr)
     return 2
 
 

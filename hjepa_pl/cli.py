@@ -20,6 +20,8 @@ from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.augmentation import complete_parts
+from hjepa_pl.data.faults import BAD_FILES
+from hjepa_pl.data.index import INDEX_CACHE
 from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.keys import refuse_unknown
 from hjepa_pl.models.pretrained import weights_follow
@@ -109,6 +111,8 @@ class HJEPACLI(LightningCLI):
             if model.get("time_budget") is not None:
                 raise ConfigError("time_budget is given twice, at the top and in model.init_args; give it at the top.")
             model["time_budget"] = config["time_budget"]
+        if data.get("index_cache") == INDEX_CACHE:
+            data["index_cache"] = str(Path(config["results_dir"]) / Path(INDEX_CACHE).name)
         seed = config["seed_everything"]
         for args in (model, data):
             if args.get("seed") is None:
@@ -198,7 +202,9 @@ class HJEPACLI(LightningCLI):
         try:
             self.trainer.fit(model, **kwargs)
         except ConfigError:
-            if fresh and self.trainer.is_global_zero:
+            # What has trained, or names bad files, stays.
+            began = self.trainer.global_step > 0 or (self.folder / BAD_FILES).exists()
+            if fresh and self.trainer.is_global_zero and not began:
                 shutil.rmtree(self.folder)
                 if aside is not None:
                     aside.rename(self.folder)

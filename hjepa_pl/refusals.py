@@ -43,6 +43,8 @@ def parser_sentence(text: str) -> str:
     path = ".".join(re.findall(r'Parser key "([^"]+)"', text))
     if found := re.search(r"Option '([^']+)' is not accepted", text):
         return f"{path} does not accept '{found[1]}'; {_LOOK}."
+    if found := re.search(r"the following arguments are required: (\w+)", text):
+        return f"{path} lacks the key '{found[1]}'; {_LOOK}."
     if found := re.search(r"File does not exist: '([^']+)'", text):
         return f"{path}: there is no file {found[1]}."
     innermost = _innermost(text)

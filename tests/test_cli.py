@@ -1,6 +1,7 @@
 """The command line as a person meets it: outputs, refusals in one sentence, resume."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -228,9 +229,64 @@ def test_a_folder_of_mostly_broken_images_is_refused(config, capsys, side) -> No
     assert message.startswith("hjepa: error: ")
     assert "pictures" in message
     assert "Traceback" not in message
+    assert len(message) < 400
+    assert "all in results/tiny/bad_files.txt" in message
+    named = Path("results/tiny/bad_files.txt").read_text().splitlines()  # the refused run leaves it
+    assert len(named) >= 4
+    assert all(line.split("\t")[:2] == [f"pictures/{line[9:11]}.png", "folder"] for line in named)
     Path("empty").mkdir()
     assert fit(config, "--data.init_args.datasets=[{name: folder, root: empty}]") == 2
     assert "empty" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_bad_files_are_counted_and_listings_lie_beside_the_results(config, monkeypatch) -> None:
+    monkeypatch.setattr("hjepa_pl.data.index._KEPT_FROM", 1)
+    for i in range(128):
+        path = Path(f"pictures/{'ab'[i % 2]}/{i:03d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((20, 20 + i % 3), 60).save(path)
+        if i in (5, 70):
+            path.write_bytes(path.read_bytes()[:80])
+    for folder in ("pictures", "pictures/a", "pictures/b"):
+        os.utime(folder, (1e9, 1e9))
+    sets = "[{name: folder, root: pictures}]"
+    held = "[{name: folder, root: pictures, holdout: 0.2, title: own}]"
+    more = [f"--data.init_args.datasets={sets}", f"--data.init_args.probe={held}", "--results_dir=elsewhere"]
+    assert fit(config, *more, "--data.init_args.epoch_size=192", "--data.init_args.num_workers=0") == 0
+    named = [line.split("\t")[0] for line in Path("elsewhere/tiny/bad_files.txt").read_text().splitlines()]
+    assert sorted(named) == ["pictures/a/070.png", "pictures/b/005.png"]
+    summary = json.loads(Path("elsewhere/tiny/summary.json").read_text())
+    assert summary["bad_files"] == 2
+    assert "probe/own/linear" in summary["metrics"]
+    assert len(list(Path("elsewhere/.index").iterdir())) == 1
+    assert not Path("results").exists()
+
+
+def test_a_run_that_loses_its_files_keeps_what_it_has_learned(config, capsys) -> None:
+    """Its checkpoints stay, and the summary says why it ended."""
+    for i in range(64):
+        Path("pictures").mkdir(exist_ok=True)
+        Image.effect_noise((20, 20 + i % 3), 60).save(f"pictures/{i:03d}.png")
+    config.with_name("losing.py").write_text(
+        "import pathlib\nfrom lightning.pytorch import Callback\n"
+        "class Losing(Callback):\n"
+        "    def on_train_epoch_end(self, trainer, module):\n"
+        "        for path in pathlib.Path('pictures').iterdir():\n"
+        "            path.unlink()\n"
+    )
+    sys.path.insert(0, str(config.parent))
+    more = ["--data.init_args.datasets=[{name: folder, root: pictures}]", "--data.init_args.epoch_size=64"]
+    more += ["--trainer.callbacks=[{class_path: losing.Losing}]", "--trainer.max_epochs=3"]
+    try:
+        assert fit(config, *more, "--data.init_args.num_workers=0") == 2
+    finally:
+        sys.path.remove(str(config.parent))
+    assert "more than max_bad_fraction=0.1" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert Path("results/tiny/checkpoints/last.ckpt").exists()
+    summary = json.loads(Path("results/tiny/summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "max_bad_fraction" in summary["error"]
+    assert "it is gone" in Path("results/tiny/bad_files.txt").read_text()
 
 
 def test_augmentation_is_a_word_or_a_preset_with_parts_of_ones_own(config, capsys) -> None:
@@ -306,6 +362,15 @@ REFUSED = [
     (["--data.init_args.datasets=[{name: digits, weight: -1}]"], "weight"),
     (["--data.init_args.datasets=[{name: folder, root: nowhere}]"], "nowhere"),
     (["--data.init_args.datasets=[{name: cifar10, root: nowhere}]"], "nowhere"),
+    (["--data.init_args.datasets=[{name: digits}, {name: photos, weight: 2}]"], "`name=photos` is not a dataset"),
+    (["--data.init_args.datasets=[{name: digits}, {weight: 2}]"], "lacks the key 'name'"),
+    (["--data.init_args.datasets=[{name: digits, classes: x}]"], "`classes=x` (of digits) would do nothing"),
+    (["--data.init_args.datasets=[{name: folder, root: ., classes: x}]"], "`classes=x` cannot be read"),
+    (["--data.init_args.datasets=[{name: folder, root: .}]"], "holds no image"),
+    (["--data.init_args.probe=[{name: folder, root: ., holdout: 0.1}]"], "holds no image"),
+    (["--data.init_args.probe=[{name: digits, holdout: 0.1}]"], "only folder has no test split of its own"),
+    (["--data.init_args.probe=[{name: folder, root: ., holdout: 2}]"], "probe.holdout (of folder)=2"),
+    (["--data.init_args.max_bad_fraction=2"], "`max_bad_fraction=2.0` is refused"),
     (["--data.init_args.augmentation.crop_scale=[0.9, 0.2]"], "crop_scale"),
     (["--data.init_args.augmentation.gray=0.2"], "gray"),
     (

@@ -37,7 +37,8 @@ ALLOWED = {
         "keys",
         "resume",
     },
-    "__main__": {"cli"},
+    "tools": {"types", "data", "refusals"},
+    "__main__": {"cli", "tools"},
     "__init__": {"modules", "data"},
 }
 LIGHTNING = {"modules", "callbacks", "data", "cli", "outputs"}

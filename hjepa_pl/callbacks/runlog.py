@@ -96,7 +96,7 @@ class RunLog(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the summary of a run that did not."""
-        if self._began is None or isinstance(exception, ConfigError):
+        if self._began is None or (isinstance(exception, ConfigError) and not self._pace.images):
             return  # nothing ran: a refused setting says so itself, and an earlier summary stays true
         interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
         self._finish(trainer, "interrupted" if interrupted else "failed", exception)
@@ -141,6 +141,7 @@ class RunLog(pl.Callback):
             "judged": next((c.judged for c in _all(trainer, ProbeCallback)), None),
             "notes": online_is_better(probes),
             "collapse": None if monitor is None else {"status": monitor.status, "verdict": monitor.verdict},
+            "bad_files": _lines(self.directory / "bad_files.txt"),
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             **spent,
@@ -180,6 +181,11 @@ def _figures(trainer: pl.Trainer, *prefixes: str, keep_prefix: bool = False) -> 
             short = name if keep_prefix or prefix == "probe/" else name.removeprefix(prefix)
             found[short] = float(value)
     return {k: v for k, v in found.items() if keep_prefix or not math.isinf(v)}
+
+
+def _lines(path: Path) -> int:
+    """Return the number of lines of a file, 0 if there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _all(trainer: pl.Trainer, kind: type) -> list[Any]:

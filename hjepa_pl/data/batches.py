@@ -8,14 +8,17 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hjepa_pl.data.augment import Augmenter, Crop
+from hjepa_pl.data.faults import BadFile, reason
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
+from hjepa_pl.data.streams import ShardStream
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.sizes import ImgSize
 from hjepa_pl.types import ConfigError, Counters
 
-_ATTEMPTS = 20
+ATTEMPTS = 20
+"""Files that are tried for one place of a batch."""
 
 
 class RawGroup(NamedTuple):
@@ -49,6 +52,10 @@ class RawClean(NamedTuple):
     """(B,) int64."""
     place: Tensor
     """(B,) int64: place in the split."""
+    broken: tuple[BadFile, ...] = ()
+    """Files in whose place others were read."""
+    size: int = 0
+    """Images in the split."""
 
 
 class Broken(NamedTuple):
@@ -56,6 +63,7 @@ class Broken(NamedTuple):
 
     source: int
     path: str
+    reason: str
 
 
 class Draw(NamedTuple):
@@ -64,7 +72,7 @@ class Draw(NamedTuple):
     source: Tensor
     """(B,) int64."""
     place: Tensor
-    """(B,) int64: index within the dataset."""
+    """(B,) int64: index within the dataset, or place within its lane (`lane_places`) if that is streamed."""
     counters: Counters
 
 
@@ -78,12 +86,14 @@ class FileRows(NamedTuple):
     """(views, n, 4) float32, as in `ViewBatch`."""
     label: Tensor
     broken: tuple[Broken, ...]
+    hopeless: bool = False
+    """Whether so many files in a row were broken that one had no replacement: the rows are of no use then."""
 
 
 class FileReader:
     """Decodes the files of a batch and cuts the views out of them. Lives in the workers."""
 
-    def __init__(self, sets: list[FileImages | None], plan: ViewPlan, channels: int) -> None:
+    def __init__(self, sets: list[FileImages | ShardStream | None], plan: ViewPlan, channels: int) -> None:
         self.sets = sets
         self.plan = plan
         self.channels = channels
@@ -94,10 +104,12 @@ class FileReader:
         rows = torch.nonzero(of_files[draw.source])[:, 0]
         broken: list[Broken] = []
         decoded = [self._decode(draw, row, broken) for row in rows.tolist()]
-        labels = torch.tensor([label for _, label in decoded], dtype=torch.int64)
+        labels = torch.tensor([d[1] for d in decoded if d is not None], dtype=torch.int64)
+        if None in decoded:
+            return FileRows(rows, (), torch.empty(0, 0, 4), labels, tuple(broken), hopeless=True)
         if not decoded:
             return FileRows(rows, (), torch.empty(0, 0, 4), labels, tuple(broken))
-        images = [image for image, _ in decoded]
+        images = [d[0] for d in decoded if d is not None]
         height, width = (torch.tensor([image.shape[d] for image in images]) for d in (1, 2))
         views, boxes = [], []
         for augmenter, view in self.plan.at(draw.counters.step):
@@ -106,22 +118,25 @@ class FileReader:
             boxes.append(crop.shares(height, width))
         return FileRows(rows, tuple(views), torch.stack(boxes), labels, tuple(broken))
 
-    def _decode(self, draw: Draw, row: int, broken: list[Broken]) -> tuple[Tensor, int]:
-        """Decode one image; a broken one is replaced by the next draw of its own position."""
+    def _decode(self, draw: Draw, row: int, broken: list[Broken]) -> tuple[Tensor, int] | None:
+        """Decode one image; a broken one is replaced by the next draw of its own position, None after too many."""
         source, index = int(draw.source[row]), int(draw.place[row])
         files = self.sets[source]
         assert files is not None
         position, seed = int(draw.counters.position[row]), self.plan.augmenter.seed
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
+                if isinstance(files, ShardStream):
+                    sample = files.sample(draw.counters.step, int(draw.place[row]), attempt)
+                    return sample.read(self.channels), sample.label
                 return files.read(index, self.channels), int(files.labels[index])
-            except OSError:
-                broken.append(Broken(source, files.path(index)))
+            except OSError as error:
+                if isinstance(files, ShardStream):
+                    broken.append(Broken(source, sample.path, reason(error)))
+                    continue
+                broken.append(Broken(source, files.path(index), reason(error)))
                 index = hash_int(seed, draw.counters.epoch, Stream.REPLACE, position, attempt) % len(files)
-        listed = ", ".join(str(b.path) for b in broken[-3:])
-        raise ConfigError(
-            f"datasets: {_ATTEMPTS} files in a row cannot be decoded ({listed} ...); are they images? Remove them."
-        )
+        return None
 
     def _cut(self, images: list[Tensor], crop: Crop, augmenter: Augmenter) -> Tensor:
         """Cut one view out of each image, (n, C, *img_size) uint8."""
@@ -158,9 +173,11 @@ class CleanRows(Dataset[RawClean]):
         index: (N,) which of its images make up the split.
         img_size: Side of the result, or its height and width, for files (images in memory are resized on the device).
         channels: 1 or 3.
+        name: Of the split, for messages.
     """
 
-    def __init__(self, images: Images, index: Tensor, img_size: ImgSize, channels: int) -> None:
+    def __init__(self, images: Images, index: Tensor, img_size: ImgSize, channels: int, name: str = "probe") -> None:
+        self.name = name
         self.images = images
         self.index = index
         self.img_size = img_size
@@ -174,20 +191,23 @@ class CleanRows(Dataset[RawClean]):
         chosen = self.index[place]
         if isinstance(self.images, ArrayImages):
             return RawClean(self.images.images[chosen], self.images.labels[chosen], place)
-        rows = [self._read(self.images, p) for p in places]
-        return RawClean(torch.stack([r[0] for r in rows]), torch.tensor([r[1] for r in rows]), place)
+        broken: list[BadFile] = []
+        rows = [self._read(self.images, p, broken) for p in places]
+        images, labels = torch.stack([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+        return RawClean(images, labels, place, tuple(broken), len(self.index))
 
-    def _read(self, files: FileImages, place: int) -> tuple[Tensor, int]:
+    def _read(self, files: FileImages, place: int, broken: list[BadFile]) -> tuple[Tensor, int]:
         """Read one image; a broken one is replaced by the next of the split, with that one's label."""
-        for step in range(_ATTEMPTS):
+        for step in range(ATTEMPTS):
             i = int(self.index[(place + step) % len(self.index)])
             try:
                 image = clean_resize(files.read(i, self.channels)[None], self.img_size)[0]
                 return image, int(files.labels[i])
             except OSError as error:
-                last = error
+                broken.append(BadFile(self.name, files.path(i), reason(error)))
         raise ConfigError(
-            f"probe: {_ATTEMPTS} files in a row cannot be decoded, up to {files.path(i)} ({last}); remove them."
+            f"{self.name}: {ATTEMPTS} files in a row cannot be decoded, up to {files.path(i)} ({broken[-1].reason}); "
+            "remove them."
         )
 
 

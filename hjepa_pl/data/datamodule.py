@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,11 +17,16 @@ import hjepa_pl.data.surroundings as surroundings
 from hjepa_pl.data.augment import Augmenter, normalise
 from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config
 from hjepa_pl.data.batches import CleanRows, FileReader, RawBatch, RawClean
-from hjepa_pl.data.datasets import EMBEDDED, check_dataset, download_dataset
-from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
+from hjepa_pl.data.checks import check_channels, check_settings, places_of
+from hjepa_pl.data.datasets import EMBEDDED, download_dataset
+from hjepa_pl.data.faults import BadFiles
+from hjepa_pl.data.folder import Reading
+from hjepa_pl.data.index import INDEX_CACHE
+from hjepa_pl.data.loader import TrainLoader, file_sets
 from hjepa_pl.data.mix import mix_views
-from hjepa_pl.data.mixture import EpochPlan, mixture_weights
+from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import MultiCropConfig, ViewPlan, view_plan
+from hjepa_pl.data.plan import plan_epoch
 from hjepa_pl.data.presets import Preset
 from hjepa_pl.data.probes import ProbeSplit, clean_loader
 from hjepa_pl.data.resize import clean_resize
@@ -29,14 +34,15 @@ from hjepa_pl.data.sets import LoadedSets, dataset_names
 from hjepa_pl.data.settings import (
     DatasetConfig,
     ProbeConfig,
+    check_number,
     check_statistics,
-    check_whole,
-    refuse_twice,
 )
-from hjepa_pl.data.storage import ArrayImages, FileImages, Images, adapt_channels
+from hjepa_pl.data.shards import ShardImages, local_path
+from hjepa_pl.data.storage import FileImages, Images, adapt_channels
+from hjepa_pl.data.streams import fitting_workers, tell_streams
 from hjepa_pl.data.views import make_views
 from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
-from hjepa_pl.functional.sizes import ImgSize, check_size
+from hjepa_pl.functional.sizes import ImgSize
 from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
 
 
@@ -60,6 +66,11 @@ class MultiDatasetDataModule(LightningDataModule):
         img_size: Side of the views, or [height, width]; the encoder's if not given.
         in_chans: Channels of the views; the encoder's if not given.
         multicrop: Local crops beside the views; none if not given.
+        max_bad_fraction: Share of a dataset's files that may be undecodable before the run stops.
+        index_cache: Where listings of large folders are kept; null keeps none. (The CLI puts the default beside its
+            `results_dir`.)
+
+    Files that cannot be decoded are named in `bad_files.txt` in the run's folder, the trainer's `default_root_dir`.
     """
 
     def __init__(
@@ -80,6 +91,8 @@ class MultiDatasetDataModule(LightningDataModule):
         img_size: ImgSize | None = None,
         in_chans: int | None = None,
         multicrop: MultiCropConfig | None = None,
+        max_bad_fraction: float = 0.1,
+        index_cache: str | None = INDEX_CACHE,
     ) -> None:
         super().__init__()
         self.datasets = list(from_plain_list(DatasetConfig, datasets, "datasets"))
@@ -91,42 +104,15 @@ class MultiDatasetDataModule(LightningDataModule):
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
         self.mean, self.std = mean, std
         self.seed, self.img_size, self.in_chans = 0 if seed is None else seed, img_size, in_chans
-        self._sets = LoadedSets(self.seed)
+        check_number("max_bad_fraction", max_bad_fraction, 0.0, 1.0)
+        self._bad = BadFiles(max_bad_fraction, self._run_folder)
+        self._sets = LoadedSets(self.seed, Reading(self._bad, index_cache))
         self._views: ViewPlan | None = None
         self._plan: EpochPlan | None = None
-        self._check()
+        check_settings(self)
 
-    def _check(self) -> None:
-        """Refuse what can be refused without looking at data."""
-        check_whole("batch_size", self.batch_size, 1)
-        if self.batch_size == 1:
-            raise ConfigError("`batch_size=1` is refused: batch statistics need at least two images.")
-        check_whole("views", self.views, 1)
-        self.augmentation.check_views(self.views)
-        self.augmentation.check_batch_size(self.batch_size)
-        check_whole("eval_batch_size", self.eval_batch_size, 1)
-        check_whole("seed", self.seed, 0)
-        for key, value, low in (
-            ("epoch_size", self.epoch_size, 1),
-            ("in_chans", self.in_chans, 1),
-            ("num_workers", self.num_workers, 0),
-        ):
-            if value is not None:
-                check_whole(key, value, low)
-        if self.img_size is not None:
-            check_size("`img_size`", self.img_size, least=2)
-        if not self.datasets:
-            raise ConfigError("`datasets=[]` is refused: name at least one dataset.")
-        for name, root in self._places():
-            check_dataset(name, root)
-        mixture_weights(self.sampling, [d.weight for d in self.datasets], [1] * len(self.datasets), self.temperature)
-        if len(self.datasets) == 1 and self.datasets[0].weight != 1.0:
-            raise ConfigError(f"`datasets.weight={self.datasets[0].weight}` does nothing with one dataset: remove it.")
-        refuse_twice("datasets", [f"{d.name}, root={d.root}, split={d.split}" for d in self.datasets])
-        refuse_twice("probe", [p.title or p.name for p in self.probe])
-        check_statistics(self.mean, self.std, self.in_chans)
-        if self.in_chans == 1:
-            self.augmentation.check_gray_images("in_chans=1")
+    def _run_folder(self) -> str | None:
+        return surroundings.run_folder(self.trainer)
 
     @property
     def names(self) -> list[str]:
@@ -147,8 +133,12 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that decide what is drawn, as plain values: a resumed run must have the same."""
-        plain = ("batch_size", "views", "epoch_size", "sampling", "temperature", "seed")
+        plain = ["batch_size", "views", "epoch_size", "sampling", "temperature", "seed"]
+        if any(d.name == "webdataset" for d in self.datasets):
+            plain.append("num_workers")  # which shards a worker reads depends on how many there are
+        held = [{"root": p.root, "classes": p.classes, "share": p.holdout} for p in self.probe if p.holdout is not None]
         return {
+            **({"held_out": held} if held else {}),
             "datasets": [asdict(d) for d in self.datasets],
             **{key: getattr(self, key) for key in plain},
             "augmentation": to_plain(self.augmentation),
@@ -159,16 +149,12 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetch what can be fetched; warn of folders that a restart empties."""
-        for name, root in self._places():
+        for name, root in places_of(self):
             place = os.path.abspath(os.path.expanduser(root or "data"))
-            if name not in EMBEDDED and place.startswith(("/tmp/", "/var/tmp/")):
+            here = name not in EMBEDDED and (name != "webdataset" or local_path(str(root)) is not None)
+            if here and place.startswith(("/tmp/", "/var/tmp/")):
                 rank_zero_warn(f"the data of {name} lies in {place}, a folder for temporary files.")
             download_dataset(name, root)
-
-    def _places(self) -> list[tuple[str, str | None]]:
-        """Return name and root of everything that is read, once each."""
-        both = [(d.name, d.root) for d in self.datasets] + [(p.name, p.root) for p in self.probe]
-        return list(dict.fromkeys(both))
 
     def setup(self, stage: str | None = None) -> None:
         """Load the datasets that a stage needs: `fit` and `predict` the mixture, all but `predict` the probe sets."""
@@ -176,12 +162,12 @@ class MultiDatasetDataModule(LightningDataModule):
         # Before anything is loaded: it may refuse.
         views = self._view_plan() if stage in (None, "fit") else None
         if stage in (None, "fit", "predict"):
-            self._sets.load_mixture(self.datasets)
+            self._sets.load_mixture(self.datasets, self.probe)
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
-            self._check_channels(views)
-            self._plan = self._epoch_plan()
+            check_channels(self, self._sets.train, views)
+            self._plan = plan_epoch(self, self._sets.train, surroundings.ranks(self.trainer)[1])
             self._views = replace(views, batches=self._batches(self._plan))
         self._check_workers(stage)
 
@@ -207,27 +193,10 @@ class MultiDatasetDataModule(LightningDataModule):
         std = self.std or ((0.25,) if gray else IMAGENET_DEFAULT_STD)
         return tuple(mean), tuple(std)
 
-    def _check_channels(self, views: ViewPlan) -> None:
-        if self.in_chans == 1:
-            self.augmentation.check_gray_images("in_chans=1")
-        elif all(isinstance(s, ArrayImages) and s.images.shape[1] == 1 for s in self._sets.train):
-            self.augmentation.check_gray_images("all datasets are grey")
-            for augmenter in filter(None, (views.augmenter, views.local)):
-                augmenter.colourless = True
-
     def _view_plan(self) -> ViewPlan:
         """Return which views are made, but for the length of an epoch."""
         augmenter = Augmenter(self.augmentation, self._geometry()[0], *self.statistics(), self.seed)
         return view_plan(self.multicrop, augmenter, self.views, surroundings.told_by_module(self.trainer, "patch_size"))
-
-    def _epoch_plan(self) -> EpochPlan:
-        sizes = [len(s) for s in self._sets.train]
-        shares = mixture_weights(self.sampling, [d.weight for d in self.datasets], sizes, self.temperature)
-        asked = self.epoch_size or sum(sizes)
-        total = usable_size(asked, self.batch_size, surroundings.ranks(self.trainer)[1])
-        if self.epoch_size and total != asked:
-            rank_zero_info(f"epoch_size {asked} is rounded down to {total}, whole batches over all processes.")
-        return EpochPlan(sizes, shares, total, self.seed)
 
     def _batches(self, plan: EpochPlan) -> int:
         """Return the number of global batches in an epoch."""
@@ -238,11 +207,14 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError(
                 f"`num_workers={self.num_workers}` would do nothing, all images are in memory: remove it."
             )
+        if stage in (None, "fit"):
+            self._workers(self._sets.train)  # may refuse
 
-    def _workers(self, sets: Sequence[Images]) -> int:
-        if not any(isinstance(s, FileImages) for s in sets):
+    def _workers(self, sets: Sequence[Images | ShardImages]) -> int:
+        if not any(isinstance(s, FileImages | ShardImages) for s in sets):
             return 0
-        return surroundings.free_workers(self.trainer) if self.num_workers is None else self.num_workers
+        world = surroundings.ranks(self.trainer)[1]
+        return fitting_workers(sets, self.num_workers, surroundings.free_workers(self.trainer), world)
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the mixture."""
@@ -250,10 +222,19 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError("The training sets are not loaded: call setup('fit') first.")
         # Lightning looks for a loader with a state; this one finds its place by itself (`TrainLoader`).
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        reader = None
-        if any(isinstance(s, FileImages) for s in self._sets.train):
-            reader = FileReader(file_sets(self._sets.train), self._views, self._geometry()[1])
         rank, world = surroundings.ranks(self.trainer)
+        workers, reader = self._workers(self._sets.train), None
+        if any(isinstance(s, FileImages | ShardImages) for s in self._sets.train):
+            files = file_sets(
+                self._sets.train,
+                self._plan,
+                self._batches(self._plan),
+                world_size=world,
+                rank=rank,
+                num_workers=workers,
+            )
+            reader = FileReader(files, self._views, self._geometry()[1])
+            tell_streams(self.names, files)
         return TrainLoader(
             self._sets.train,
             self.names,
@@ -262,10 +243,11 @@ class MultiDatasetDataModule(LightningDataModule):
             batch_size=self.batch_size,
             world_size=world,
             rank=rank,
-            num_workers=self._workers(self._sets.train),
+            num_workers=workers,
             position=lambda: surroundings.processed_batches(self.trainer),
             limit=surroundings.batch_limit(self.trainer, self._batches(self._plan)),
             pin_memory=surroundings.pins_memory(self.trainer),
+            bad=self._bad,
         )
 
     def share_drawn(self, epoch: int = 0) -> dict[str, float]:
@@ -275,11 +257,11 @@ class MultiDatasetDataModule(LightningDataModule):
         counts = torch.bincount(torch.from_numpy(self._plan.draw(epoch)[0]), minlength=len(self.datasets)).tolist()
         return {name: c / self._plan.epoch_size for name, c in zip(self.names, counts, strict=True)}
 
-    def _clean_loader(self, images: Images, index: Tensor) -> DataLoader[RawClean]:
+    def _clean_loader(self, images: Images, index: Tensor, name: str) -> DataLoader[RawClean]:
         size, channels = self._geometry()
         rank, world = surroundings.ranks(self.trainer)
         return clean_loader(
-            CleanRows(images, index, size, channels),
+            CleanRows(images, index, size, channels, name),
             range(rank, len(index), world),
             batch_size=self.eval_batch_size,
             num_workers=self._workers([images]),
@@ -288,7 +270,8 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return the loaders of the probe sets, in the order of `probe_splits`."""
-        return [self._clean_loader(images, index) for images, index in self._sets.probe]
+        names = [f"probe {split.name} ({split.split})" for split in self.probe_splits]
+        return [self._clean_loader(*part, name) for part, name in zip(self._sets.probe, names, strict=True)]
 
     def test_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return the same loaders as `val_dataloader`."""
@@ -296,7 +279,13 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return one loader of clean images for each dataset of the mixture, in order."""
-        return [self._clean_loader(images, torch.arange(len(images))) for images in self._sets.train]
+        sets = [s for s in self._sets.train if not isinstance(s, ShardImages)]
+        if len(sets) < len(self._sets.train):
+            raise ConfigError(
+                "`datasets.name=webdataset` has no images by number, and cannot be predicted: unpack the shards into a "
+                "folder, and name it folder."
+            )
+        return [self._clean_loader(s, torch.arange(len(s)), n) for s, n in zip(sets, self.names, strict=True)]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make views of a training batch, and normalised images of a clean one, on the device they are on."""
@@ -309,6 +298,9 @@ class MultiDatasetDataModule(LightningDataModule):
             seen, local = views[: self.views], views[self.views :]
             return ViewBatch(seen, batch.label, batch.source, batch.counters, local, boxes, mix)
         if isinstance(batch, RawClean):
+            self._bad.add(batch.broken, "is replaced by the next one")
+            for name in {file.dataset for file in batch.broken}:
+                self._bad.check(name, self._bad.of(name), batch.size, batch.size)
             images = adapt_channels(batch.image, channels).float().div_(255)
             return CleanBatch(normalise(clean_resize(images, size), *self.statistics()), batch.label, batch.place)
         return batch

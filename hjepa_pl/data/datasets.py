@@ -2,29 +2,27 @@
 
 import os
 from collections.abc import Callable
-from importlib.resources import files
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision import datasets as tv
 
-from hjepa_pl.data.folder import load_folder, split_folder
-from hjepa_pl.data.storage import ArrayImages, Images, stratified
+from hjepa_pl.data.faults import BadFiles
+from hjepa_pl.data.folder import Reading, load_folder
+from hjepa_pl.data.official import OFFICIAL, download_official, load_official
+from hjepa_pl.data.storage import ArrayImages, Images, check_split, stratified
+from hjepa_pl.data.trees import TREES, Tree, find_tree
 from hjepa_pl.functional.counters import Stream, hash_int, normal, uniform
 from hjepa_pl.types import ConfigError
-
-_TORCHVISION: dict[str, Any] = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100, "stl10": tv.STL10}
-_GIGABYTES = {"cifar10": "0.2", "cifar100": "0.2", "stl10": "2.6"}
 
 
 def _digits(root: str, split: str) -> ArrayImages:
     """Load scikit-learn's 1,797 scans of digits, (N, 1, 8, 8); a fixed fifth of every class is the test split."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped,unused-ignore]
 
-    _check_split("digits", split, ("train", "test"))
+    check_split("digits", split, ("train", "test"))
     data = load_digits()
     images = torch.from_numpy(np.rint(data.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(data.target.astype(np.int64))
@@ -52,7 +50,7 @@ def _digits_canvas(root: str, split: str) -> ArrayImages:
 
 def _fake(root: str, split: str) -> ArrayImages:
     """Make 256 images, (256, 3, 32, 32), of four classes that differ in colour and direction of their stripes."""
-    _check_split("fake", split, ("train", "test"))
+    check_split("fake", split, ("train", "test"))
     labels = torch.arange(256) % 4
     key = hash_int(0, Stream.ORDER, split == "test")
     phase = uniform(key, torch.arange(256), 1)[:, :, None] * 2 * torch.pi
@@ -66,72 +64,13 @@ def _fake(root: str, split: str) -> ArrayImages:
     return ArrayImages(images.to(torch.uint8), labels, ["a", "b", "c", "d"])
 
 
-def _official(name: str) -> Callable[[str, str], ArrayImages]:
-    """Return the loader of a dataset whose official files torchvision reads and verifies."""
-
-    def load(root: str, split: str) -> ArrayImages:
-        splits = tv.STL10.splits if name == "stl10" else ("train", "test")
-        _check_split(name, split, splits)
-        kwargs: dict[str, Any] = {"split": split} if name == "stl10" else {"train": split == "train"}
-        try:
-            data = _TORCHVISION[name](root, **kwargs)
-        except (RuntimeError, OSError) as error:
-            raise ConfigError(
-                f"`root={root}` (of {name}) does not hold the complete official files: get them with "
-                f"`{_download_command(name, root)}` ({_GIGABYTES[name]} GB)."
-            ) from error
-        images = torch.from_numpy(np.ascontiguousarray(data.data))
-        if name != "stl10":
-            images = images.permute(0, 3, 1, 2).contiguous()
-        labels = torch.as_tensor(np.asarray(data.labels if name == "stl10" else data.targets)).long()
-        return ArrayImages(images, labels, getattr(data, "classes", [str(i) for i in range(10)]))
-
-    return load
-
-
-def _download_command(name: str, root: str) -> str:
-    kind = _TORCHVISION[name].__name__
-    return f"python -c \"from torchvision.datasets import {kind}; {kind}('{root}', download=True)\""
-
-
-def imagenet100_classes() -> list[str]:
-    """Return the usual hundred ImageNet classes (CMC's list), in the order of their labels."""
-    return files("hjepa_pl.data").joinpath("imagenet100.txt").read_text().split()
-
-
-def _imagenet100(root: str, split: str) -> Images:
-    """List a hundred classes of an ImageNet folder; no other class folder is looked into."""
-    base = split_folder("imagenet100", root, split, must=False)
-    classes = imagenet100_classes()
-    missing = [c for c in classes if not os.path.isdir(os.path.join(base, c))]
-    if missing:
-        raise ConfigError(
-            f"`root={root}` (of imagenet100) lacks {len(missing)} of the 100 class folders in {base}, the first is "
-            f"{missing[0]}: give the ImageNet folder with train/<wnid> and val/<wnid>, or use the name folder."
-        )
-    return load_folder("imagenet100", base, classes)
-
-
-def _imagenet(root: str, split: str) -> Images:
-    return load_folder("imagenet", split_folder("imagenet", root, split, must=True))
-
-
-def _folder(root: str, split: str) -> Images:
-    return load_folder("folder", split_folder("folder", root, split, must=False))
-
-
 _LOADERS: dict[str, Callable[[str, str], Images]] = {
     "digits": _digits,
     "digits_canvas": _digits_canvas,
     "fake": _fake,
-    "cifar10": _official("cifar10"),
-    "cifar100": _official("cifar100"),
-    "stl10": _official("stl10"),
-    "imagenet100": _imagenet100,
-    "imagenet": _imagenet,
-    "folder": _folder,
+    **{name: partial(load_official, name) for name in OFFICIAL},
 }
-NAMES = tuple(_LOADERS)
+NAMES = (*_LOADERS, *TREES, "webdataset")
 """Names of all datasets."""
 EMBEDDED = ("digits", "digits_canvas", "fake")
 """Those that need no files."""
@@ -139,37 +78,61 @@ EMBEDDED = ("digits", "digits_canvas", "fake")
 
 def check_dataset(name: str, root: str | None) -> None:
     """Refuse an unknown name, a missing `root` and one that would do nothing, without looking at the disk."""
-    if name not in _LOADERS:
+    if name not in NAMES:
         raise ConfigError(f"`name={name}` is not a dataset: use one of {', '.join(NAMES)}.")
     if name in EMBEDDED and root is not None:
         raise ConfigError(f"`root={root}` (of {name}) would do nothing, {name} needs no files: remove it.")
     if name == "folder" and root is None:
         raise ConfigError("`root=None` (of folder) is refused: give the folder that holds the images.")
+    if name == "webdataset" and root is None:
+        raise ConfigError(
+            "`root=None` (of webdataset) is refused: give the tar shards, as SHARDS/train-{000..099}.tar."
+        )
 
 
-def load_dataset(name: str, root: str | None = None, split: str = "train") -> Images:
-    """Load a dataset by name."""
+def check_classes(name: str, classes: str | None) -> None:
+    """Refuse a class list for what is no tree of folders."""
+    if classes is not None and name not in TREES:
+        raise ConfigError(f"`classes={classes}` (of {name}) would do nothing, only {', '.join(TREES)} take a list.")
+
+
+def tree_of(name: str, root: str | None = None, split: str = "train", classes: str | None = None) -> Tree | None:
+    """Return what is read of a dataset that is a tree of folders, None for the others."""
+    return find_tree(name, _folder(root), split, classes) if name in TREES else None
+
+
+def load_dataset(
+    name: str,
+    root: str | None = None,
+    split: str = "train",
+    classes: str | None = None,
+    reading: Reading | None = None,
+) -> Images:
+    """Load a dataset by name.
+
+    Args:
+        name: One of `NAMES`.
+        root: Where it lies.
+        split: Which part of it.
+        classes: File with the class folders to read, for trees.
+        reading: What the run brings along, for trees.
+    """
     check_dataset(name, root)
-    return _LOADERS[name](os.path.expanduser(root or "data"), split)
+    check_classes(name, classes)
+    tree = tree_of(name, root, split, classes)
+    if tree is not None:
+        return load_folder(name, tree, reading or Reading(BadFiles()))
+    return _LOADERS[name](_folder(root), split)
 
 
 def download_dataset(name: str, root: str | None = None) -> None:
     """Fetch and verify a dataset that can be fetched, if it is not there already."""
-    if name not in _TORCHVISION:
-        return
-    folder = os.path.expanduser(root or "data")
-    try:
-        _TORCHVISION[name](folder, download=True)
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(
-            f"`root={folder}` (of {name}) lacks official files and fetching them failed ({error}): "
-            f"run `{_download_command(name, folder)}` where there is a network."
-        ) from error
+    if name in OFFICIAL:
+        download_official(name, _folder(root))
 
 
-def _check_split(name: str, split: str, splits: tuple[str, ...]) -> None:
-    if split not in splits:
-        raise ConfigError(f"`split={split}` is not one of {name}'s: use {', '.join(splits)}.")
+def _folder(root: str | None) -> str:
+    return os.path.expanduser(root or "data")
 
 
 def num_classes(labels: Tensor) -> int:

@@ -1,20 +1,20 @@
 """The training loader: an iterable that knows its place in the run from a counter, and from nothing else."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hjepa_pl.data.batches import Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
-from hjepa_pl.data.folder import check_broken
+from hjepa_pl.data.batches import ATTEMPTS, Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
+from hjepa_pl.data.faults import BadFile, BadFiles
 from hjepa_pl.data.mixture import EpochPlan
+from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
+from hjepa_pl.data.streams import ShardStream, lane_places, lanes_of
 from hjepa_pl.types import ConfigError, Counters
-
-_TRIED_AT_LEAST = 100
 
 
 def usable_size(epoch_size: int, batch_size: int, world_size: int) -> int:
@@ -31,6 +31,9 @@ def usable_size(epoch_size: int, batch_size: int, world_size: int) -> int:
 class TrainLoader:
     """Batches of a mixture, in the order of its plan.
 
+    Of a streamed set the plan says only at which positions it is drawn; there stands the next sample of a lane
+    (`ShardStream`).
+
     Args:
         sets: The datasets.
         names: Their names, for messages.
@@ -43,11 +46,12 @@ class TrainLoader:
         position: Tells how many batches have been processed since the start of the run; 0 if not given.
         limit: Batches per epoch of the trainer, if it is told to stop earlier; the next one goes on from there.
         pin_memory: Whether the memory of file batches is pinned.
+        bad: Takes note of files that cannot be decoded.
     """
 
     def __init__(
         self,
-        sets: list[Images],
+        sets: Sequence[Images | ShardImages],
         names: list[str],
         plan: EpochPlan,
         reader: FileReader | None,
@@ -59,6 +63,7 @@ class TrainLoader:
         position: Callable[[], int] | None = None,
         limit: int | None = None,
         pin_memory: bool = False,
+        bad: BadFiles | None = None,
     ) -> None:
         self.names = names
         self.plan = plan
@@ -70,6 +75,7 @@ class TrainLoader:
         self.position = position or (lambda: 0)
         self.limit = max(1, min(limit or len(self), len(self)))
         self.pin_memory = pin_memory
+        self.bad = bad or BadFiles()
         self._sets = sets
         self._memory = [s if isinstance(s, ArrayImages) else None for s in sets]
         self._broken: list[set[str]] = [set() for _ in sets]
@@ -91,6 +97,15 @@ class TrainLoader:
 
     def _of_epoch(self, epoch: int, first: int, last: int) -> Iterator[RawBatch]:
         source, index = (torch.from_numpy(a) for a in self.plan.draw(epoch))
+        for i, images in enumerate(self._sets):
+            if isinstance(images, ShardImages):
+                lanes = lanes_of(self.num_workers)
+                index[source == i] = lane_places(source, i, self.batch_size, self.world_size, lanes)
+                if first:
+                    rank_zero_info(
+                        f"{self.names[i]}: going on in the middle of an epoch, at batch {first} of {len(self)}; the "
+                        "samples before it are read again and passed over."
+                    )
         draw = partial(_draw, source, index, epoch, len(self), self.batch_size, self.world_size, self.rank)
         numbers = range(first, last)
         files: Iterator[FileRows | None] = iter(())
@@ -125,19 +140,19 @@ class TrainLoader:
     def _count_broken(self, source: Tensor, files: FileRows) -> None:
         for i in torch.unique(source).tolist():
             self._tried[i] += int((source == i).sum())
-        for i, path in files.broken:
-            self._tried[i] += 1
-            if path not in self._broken[i]:
-                self._broken[i].add(path)
-                rank_zero_warn(
-                    f"{self.names[i]}: {path} cannot be decoded and is replaced by another draw "
-                    f"({len(self._broken[i])} so far)."
-                )
+        bad = [BadFile(self.names[b.source], b.path, b.reason) for b in files.broken]
+        self.bad.add(bad, "is replaced by another draw")
         for i in {b.source for b in files.broken}:
-            # Judged by files, not by draws, and not before enough of them were tried.
-            tried = min(self._tried[i], len(self._sets[i]))
-            if tried >= min(_TRIED_AT_LEAST, len(self._sets[i])):
-                check_broken(self.names[i], sorted(self._broken[i]), tried)
+            paths = [b.path for b in files.broken if b.source == i]
+            self._tried[i] += len(paths)
+            self._broken[i].update(paths)
+            # Judged by files, not by draws.
+            self.bad.check(self.names[i], self._broken[i], self._tried[i], len(self._sets[i]))
+        if files.hopeless:
+            raise ConfigError(
+                f"{bad[-1].dataset}: {ATTEMPTS} files in a row cannot be decoded, the last is {bad[-1].path} "
+                f"({bad[-1].reason}); remove them."
+            )
 
 
 def _draw(
@@ -150,6 +165,30 @@ def _draw(
     return Draw(source[position], index[position], counters)
 
 
-def file_sets(sets: list[Images]) -> list[FileImages | None]:
-    """Return the sets with None in place of those in memory."""
-    return [s if isinstance(s, FileImages) else None for s in sets]
+def file_sets(
+    sets: Sequence[Images | ShardImages],
+    plan: EpochPlan,
+    batches: int,
+    *,
+    world_size: int = 1,
+    rank: int = 0,
+    num_workers: int = 0,
+) -> list[FileImages | ShardStream | None]:
+    """Return what `FileReader` reads: files as they are, shards as streams, None in place of sets in memory.
+
+    Args:
+        sets: The datasets.
+        plan: Of the epoch.
+        batches: Global batches of an epoch.
+        world_size: Number of processes.
+        rank: Number of this process.
+        num_workers: Workers of each process.
+    """
+    ours = {"world_size": world_size, "rank": rank, "lanes": lanes_of(num_workers)}
+    found: list[FileImages | ShardStream | None] = []
+    for i, images in enumerate(sets):
+        if isinstance(images, ShardImages):
+            found.append(ShardStream(images, i, drawn=plan.counts[i], batches=batches, seed=plan.seed, **ours))
+        else:
+            found.append(images if isinstance(images, FileImages) else None)
+    return found

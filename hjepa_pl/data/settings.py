@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from hjepa_pl.types import ConfigError
 
+SHUFFLE_BUFFER = 1000
+
 
 def check_number(key: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Refuse what is no number, is not finite or lies outside [low, high] (or (low, high] with `open_low`)."""
@@ -52,21 +54,45 @@ class DatasetConfig:
     """One dataset of the training mixture."""
 
     name: str
-    """`digits`, `digits_canvas`, `cifar10`, `cifar100`, `stl10`, `imagenet100`, `imagenet`, `folder` or `fake`."""
+    """`digits`, `digits_canvas`, `cifar10`, `cifar100`, `stl10`, `imagenet100`, `imagenet`, `folder`, `webdataset` or
+    `fake`."""
     weight: float = 1.0
     """Share of the mixture, relative to the other datasets' weights."""
     root: str | None = None
-    """Where the data lies; `data` if not given (`folder` needs one, `digits` and `fake` take none)."""
+    """Where the data lies; `data` if not given (`folder` needs one, `digits` and `fake` take none). For `webdataset`
+    the tar shards: a path, a folder, a glob, a pattern with {000..099}, a URL or pipe:COMMAND; the order of images then
+    depends on the numbers of processes and workers too."""
     split: str = "train"
     """Which part to draw from: `train`, `test`, and what else the dataset has (`unlabeled` for `stl10`)."""
     fraction: float = 1.0
     """Share of the images to use, the same of every class, chosen by the seed."""
+    classes: str | None = None
+    """Text file with the class folders to read, one a line, in the order of their labels; a name may follow after a
+    tab. All there are if not given, the usual hundred for `imagenet100`. For `imagenet`, `imagenet100`, `folder`."""
+    samples: int | None = None
+    """For `webdataset`: images in all shards. Local shards are counted if it is not given; for others it is what the
+    set adds to an epoch where epoch_size is not given."""
+    shuffle_buffer: int | None = None
+    """For `webdataset`: samples, undecoded, of the buffer that each worker shuffles through; 1000 if not given, 1 for
+    the order in the shards."""
 
     def __post_init__(self) -> None:
         check_name("datasets.name", self.name)
         check_name("datasets.split", self.split)
         check_number(f"datasets.weight (of {self.name})", self.weight, 0.0, open_low=True)
         check_number(f"datasets.fraction (of {self.name})", self.fraction, 0.0, 1.0, open_low=True)
+        streamed = self.name == "webdataset"
+        for key in ("samples", "shuffle_buffer"):
+            value = getattr(self, key)
+            if value is not None:
+                check_whole(f"datasets.{key} (of {self.name})", value, 1)
+                if not streamed:
+                    raise ConfigError(f"`datasets.{key}={value}` (of {self.name}) is for webdataset only: remove it.")
+        if streamed and (self.split != "train" or self.fraction != 1.0):
+            key, value = ("split", self.split) if self.split != "train" else ("fraction", self.fraction)
+            raise ConfigError(
+                f"`datasets.{key}={value}` (of webdataset) would do nothing: name the shards to read in root instead."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +109,28 @@ class ProbeConfig:
     """At most so many images to be judged on."""
     title: str | None = None
     """Name in the metrics; the dataset's name if not given."""
+    classes: str | None = None
+    """Text file with the class folders to read, as in `datasets`."""
+    holdout: float | None = None
+    """For a `folder` without folders for its splits: share of its images, the same of every class, chosen by the seed,
+    that is judged on and left out of `datasets`."""
 
     def __post_init__(self) -> None:
         check_name("probe.name", self.name)
+        if self.name == "webdataset":
+            raise ConfigError(
+                "`probe.name=webdataset` is refused, a probe needs its images one by one: unpack some of the shards "
+                "into train/<class> and val/<class>, and name it folder."
+            )
         if self.title is not None:
             check_name("probe.title", self.title)
+        if self.holdout is not None:
+            check_number(f"probe.holdout (of {self.name})", self.holdout, 0.0, 0.9, open_low=True)
+            if self.name != "folder":
+                raise ConfigError(
+                    f"`probe.holdout={self.holdout}` (of {self.name}) is refused: only folder has no test split of its "
+                    "own; remove it."
+                )
         check_whole(f"probe.max_train (of {self.name})", self.max_train, 2)
         check_whole(f"probe.max_test (of {self.name})", self.max_test, 1)
 

@@ -96,9 +96,15 @@ def decode(path: str, channels: int | None) -> Tensor:
     Raises:
         OSError: The file cannot be decoded.
     """
+    with open(path, "rb") as file:
+        return decode_bytes(file.read(), channels)
+
+
+def decode_bytes(content: bytes, channels: int | None) -> Tensor:
+    """Read the bytes of an image file, as `decode` does."""
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        if not content:
+            raise OSError("it is empty")
         components = _plain_jpeg(content) if decode_jpeg is not None else None
         if components in (1, 3):
             gray = channels == 1 or (channels is None and components == 1)
@@ -193,3 +199,9 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     rank = torch.cat([(torch.arange(int(s)) + 0.5) / int(s) for s in sizes])
     chosen = by_class[torch.argsort(rank, stable=True)[:count]]
     return chosen.sort().values
+
+
+def check_split(name: str, split: str, splits: tuple[str, ...]) -> None:
+    """Refuse a split that a dataset does not have."""
+    if split not in splits:
+        raise ConfigError(f"`split={split}` is not one of {name}'s: use {', '.join(splits)}.")

@@ -48,6 +48,13 @@ def free_workers(trainer: Trainer | None) -> int:
     return max(1, min(16, cores // max(1, local)))
 
 
+def run_folder(trainer: Trainer | None) -> str | None:
+    """Return the folder of the run, None without one and for a trial of a few steps."""
+    if trainer is None or getattr(trainer, "fast_dev_run", False):
+        return None
+    return str(trainer.default_root_dir)
+
+
 def processed_batches(trainer: Trainer | None) -> int:
     """Return how many training batches have been processed since the start of the run."""
     if trainer is None:

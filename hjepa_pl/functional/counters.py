@@ -34,6 +34,7 @@ class Stream(enum.IntEnum):
     ERASE = 20
     ERASE_BOX = 21
     MIX = 22
+    SHUFFLE_BUFFER = 23
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torchvision import datasets as tv
 
-from hjepa_pl.data.datasets import imagenet100_classes, load_dataset
+from hjepa_pl.data.datasets import load_dataset
 from hjepa_pl.data.storage import ArrayImages, FileImages, adapt_channels, decode, stratified
+from hjepa_pl.data.trees import imagenet100_classes
 from hjepa_pl.types import ConfigError
 
 
@@ -143,11 +144,14 @@ def test_broken_files_are_left_out_up_to_a_tenth(tmp_path):
     for i in range(20):
         save(tmp_path / f"{i:02}.png", value=i)
     (tmp_path / "03.png").write_bytes(b"not a picture")
-    with pytest.warns(UserWarning, match=r"03.png cannot be decoded and is left out"):
+    with pytest.warns(UserWarning, match=r"03.png cannot be decoded \(it is no image\) and is left out"):
         assert len(load_dataset("folder", str(tmp_path))) == 19
     for i in (4, 5):
         (tmp_path / f"{i:02}.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"3 of 20 files cannot be decoded, more than 10%.*03.png, .*05.png"):
+    with pytest.raises(
+        ConfigError,
+        match=r"3 of 20 files cannot be decoded, more than max_bad_fraction=0.1: mend or remove .*03.png, .*05.png",
+    ):
         load_dataset("folder", str(tmp_path))
 
 

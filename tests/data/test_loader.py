@@ -38,7 +38,7 @@ def make(sets, size, batch=4, position=0, **kwargs):
     plan = EpochPlan([len(s) for s in sets], [1.0] * len(sets), size, seed=1)
     reader = None
     if any(isinstance(s, FileImages) for s in sets):
-        reader = FileReader(file_sets(sets), VIEWS, 3)
+        reader = FileReader(file_sets(sets, plan, size // batch), VIEWS, 3)
     names = [f"set{i}" for i in range(len(sets))]
     return TrainLoader(sets, names, plan, reader, batch_size=batch, position=lambda: position, **kwargs)
 
@@ -138,7 +138,8 @@ def test_a_broken_file_is_named_and_replaced_by_the_same_other(files):
         file.write(b"junk")
     many = FileImages(np.concatenate([files._paths] * 2), torch.cat([files.labels] * 2), ["x"])
     with pytest.warns(
-        UserWarning, match=r"set0: .*05.jpg cannot be decoded and is replaced by another draw \(1 so far\)"
+        UserWarning,
+        match=r"set0: .*05.jpg cannot be decoded \(it is no image\) and is replaced by another draw \(1 so far\)",
     ):
         first = list(make([many], 24))
     assert not any((b.label == 505).any() for b in first)

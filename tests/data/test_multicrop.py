@@ -55,7 +55,8 @@ def crops(size=32, augmentation=PLAIN, **multicrop):
 def loader(sets, plan, batch=24, **kwargs):
     size = 48
     order = EpochPlan([len(s) for s in sets], [1.0] * len(sets), size, seed=1)
-    reader = FileReader(file_sets(sets), plan, 3) if any(isinstance(s, FileImages) for s in sets) else None
+    files = file_sets(sets, order, size // batch)
+    reader = FileReader(files, plan, 3) if any(isinstance(s, FileImages) for s in sets) else None
     return TrainLoader(sets, [f"set{i}" for i in range(len(sets))], order, reader, batch_size=batch, **kwargs)
 
 
