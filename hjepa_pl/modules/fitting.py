@@ -53,7 +53,7 @@ def check_data(data: Any, model: Model, processes: int) -> None:
 
     Data of another class is judged by its batches.
     """
-    if not isinstance(views := getattr(data, "views", None), int):
+    if not isinstance(views := getattr(data, "views", None), int) or not hasattr(data, "multicrop"):
         return
     crops = getattr(data, "multicrop", None)
     fewest = 0 if crops is None else crops.local_views if crops.min_local_views is None else crops.min_local_views
