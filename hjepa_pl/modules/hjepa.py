@@ -80,7 +80,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             optimizer: AdamW and its schedules.
             time_budget: "HH:MM:SS"; the run ends by then, with its schedules complete.
             seed: Key of masks, directions and drop path; null is seed_everything's from the CLI, 0 from Python.
-            experimental: Allow token levels without a moving average, which collapse unless a regulariser holds.
+            experimental: Allow token levels without a moving average, which collapse unless a regulariser on stream
+                'tokens' holds them.
 
         Raises:
             ConfigError: If a setting is out of range or does not go with another, before any weight is made.

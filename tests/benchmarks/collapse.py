@@ -35,6 +35,10 @@ ARMS: dict[str, dict[str, Any]] = {
         "levels": [TOKENS], "regularizers": [{"kind": "sigreg", "stream": "last_c1"}], **NO_EMA,
     },
     "image level, SIGReg": {"levels": [TOKENS, IMAGE], "regularizers": [{"kind": "sigreg"}], **NO_EMA},
+    "image level, SIGReg, projector without norm": {
+        "levels": [TOKENS, IMAGE], "regularizers": [{"kind": "sigreg"}], **NO_EMA,
+        "projector": {"hidden_dim": 256, "out_dim": 32, "norm": "none"},
+    },
     "image level, VICReg": {
         "levels": [TOKENS, IMAGE | {"compare": "none"}], "regularizers": [{"kind": "vicreg", "weight": 0.2}], **NO_EMA,
     },
