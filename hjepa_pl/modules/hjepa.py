@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
+from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.levels import LevelConfig, read_levels, split_levels
+from hjepa_pl.models.levels import LevelConfig, split_levels
 from hjepa_pl.models.recipe import Geometry, measure
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.modules.base import PretrainModule
@@ -23,6 +23,7 @@ from hjepa_pl.modules.fitting import check_batch, check_curriculum, check_data, 
 from hjepa_pl.modules.image_level import ImageLevel
 from hjepa_pl.modules.networks import build_networks, plan_depths
 from hjepa_pl.modules.record import StepRecord
+from hjepa_pl.modules.settings import read_settings
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import CleanBatch, ViewBatch
@@ -86,28 +87,19 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         Raises:
             ConfigError: If a setting is out of range or does not go with another, before any weight is made.
         """
-        optimizer = from_plain(OptimizerConfig, optimizer, "optimizer")
-        super().__init__(optimizer, time_budget)
-        seed = 0 if seed is None else seed
-        encoder = from_plain(EncoderConfig, encoder, "encoder")
-        self.token_levels, self.image_level = split_levels(read_levels(levels))
-        if regularizers is None:
-            regularizers = [RegularizerConfig(kind="sigreg")] if self.image_level else []
-        self.regularizers = from_plain_list(RegularizerConfig, regularizers, "regularizers")
+        settings = read_settings({
+            "encoder": encoder, "levels": levels, "masks": masks, "predictor": predictor, "projector": projector,
+            "pyramid": pyramid, "prediction": prediction, "level_scale": level_scale, "regularizers": regularizers,
+            "ema": ema, "optimizer": optimizer, "time_budget": time_budget, "seed": 0 if seed is None else seed,
+            "experimental": experimental,
+        })  # fmt: skip
+        super().__init__(settings["optimizer"], time_budget)
+        self.token_levels, self.image_level = split_levels(tuple(settings["levels"]))
+        self.regularizers, self.mask_config = settings["regularizers"], settings["masks"]
         self.prediction: PredictionKind = prediction
         self.level_scale: LevelScale = level_scale
-        self.mask_config = masks = from_plain(MaskConfig, masks, "masks")
-        ema = None if ema is None else from_plain(EMAConfig, ema, "ema")
-        predictor = from_plain(PredictorConfig, predictor, "predictor")
-        projector = from_plain(ProjectorConfig, projector, "projector")
-        pyramid = None if pyramid is None else from_plain(PyramidConfig, pyramid, "pyramid")
-        self.seed, self.img_size, self.in_chans = seed, encoder.img_size, encoder.in_chans
-        settings: dict[str, Any] = {
-            "encoder": encoder, "levels": [*self.token_levels, *filter(None, [self.image_level])], "masks": masks,
-            "predictor": predictor, "projector": projector, "pyramid": pyramid, "prediction": prediction,
-            "level_scale": level_scale, "regularizers": self.regularizers, "ema": ema, "optimizer": optimizer,
-            "time_budget": time_budget, "seed": seed, "experimental": experimental,
-        }  # fmt: skip
+        encoder = settings["encoder"]
+        self.seed, self.img_size, self.in_chans = settings["seed"], encoder.img_size, encoder.in_chans
         geometry = measure(encoder)
         check_model(settings, self.token_levels, self.image_level, geometry)
         self.save_settings(settings)

@@ -1,12 +1,12 @@
-"""A checkpoint's settings as today's code writes them."""
+"""The settings of a module, read from what it is given, and from what a checkpoint of an earlier day holds."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from hjepa_pl.functional.settings import from_plain, to_plain
+from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
 from hjepa_pl.losses.settings import RegularizerConfig
 from hjepa_pl.masks import MaskConfig
-from hjepa_pl.models.levels import LevelConfig
+from hjepa_pl.models.levels import read_levels, split_levels
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import ConfigError
@@ -20,8 +20,29 @@ _PARTS: dict[str, type] = {
     "ema": EMAConfig,
     "optimizer": OptimizerConfig,
 }
+_OPTIONAL = ("pyramid", "ema")
+"""Those that may be None: without it."""
 _ADDED = {"pyramid": None, "level_scale": "raw", "experimental": False}
 """Keys that came later, with the value that computes what was computed without them."""
+
+
+def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a module's arguments as settings classes: mappings are read, presets and defaults written out.
+
+    Raises:
+        ConfigError: If one is refused by itself.
+    """
+    settings = dict(given)
+    for key, kind in _PARTS.items():
+        if settings[key] is not None or key not in _OPTIONAL:
+            settings[key] = from_plain(kind, settings[key], key)
+    token_levels, image_level = split_levels(read_levels(settings["levels"]))
+    settings["levels"] = [*token_levels, *filter(None, [image_level])]
+    terms = settings["regularizers"]
+    if terms is None:
+        terms = [] if image_level is None else [RegularizerConfig(kind="sigreg")]
+    settings["regularizers"] = from_plain_list(RegularizerConfig, terms, "regularizers")
+    return settings
 
 
 def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,15 +50,11 @@ def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
 
     Settings that today's code refuses are returned as they are.
     """
-    settings = {**_ADDED, **stored}
     try:
-        for key, kind in _PARTS.items():
-            if settings.get(key) is not None:
-                settings[key] = to_plain(from_plain(kind, settings[key], key))
-        for key, kind in (("levels", LevelConfig), ("regularizers", RegularizerConfig)):
-            settings[key] = [to_plain(from_plain(kind, item, key)) for item in settings.get(key) or []]
-        for term in settings["regularizers"]:
-            term["weight"] = from_plain(RegularizerConfig, term, "regularizers").factor
+        settings = read_settings({**_ADDED, **stored})
     except ConfigError:
         return dict(stored)
-    return settings
+    weights = [term.factor for term in settings["regularizers"]]
+    plain = to_plain(settings)
+    plain["regularizers"] = [{**t, "weight": w} for t, w in zip(plain["regularizers"], weights, strict=True)]
+    return plain
