@@ -24,7 +24,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """Subtract the mean and divide by the deviation of each channel, (B, C, H, W) float32 in [0, 1]."""
     middle = torch.tensor(mean, device=images.device)[:, None, None]
     width = torch.tensor(std, device=images.device)[:, None, None]
-    return (images - middle) / width
+    return (images - middle).div_(width)
 
 
 class Crop(NamedTuple):

@@ -14,6 +14,7 @@ from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
 from hjepa_pl.data.streams import ShardStream, lane_places, lanes_of
+from hjepa_pl.functional.allocator import keep_in_worker
 from hjepa_pl.types import ConfigError, Counters
 
 
@@ -121,6 +122,7 @@ class TrainLoader:
             sampler=numbers,
             num_workers=min(self.num_workers, len(numbers)),
             pin_memory=self.pin_memory,
+            worker_init_fn=keep_in_worker,
         )
 
     def _assemble(self, draw: Draw, files: FileRows | None) -> RawBatch:

@@ -11,6 +11,7 @@ from hjepa_pl.data.batches import CleanRows, RawClean
 from hjepa_pl.data.datasets import num_classes
 from hjepa_pl.data.settings import ProbeConfig
 from hjepa_pl.data.storage import Images, stratified
+from hjepa_pl.functional.allocator import keep_in_worker
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.types import ConfigError
 
@@ -81,4 +82,11 @@ def clean_loader(
     """Make a plain loader of clean batches in the order of `places`."""
     batches: Any = [list(places[i : i + batch_size]) for i in range(0, len(places), batch_size)]
     # The sampler gives lists of places, so that a set in memory is read a batch at a time.
-    return DataLoader(rows, batch_size=None, sampler=batches, num_workers=num_workers, pin_memory=pin_memory)
+    return DataLoader(
+        rows,
+        batch_size=None,
+        sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=keep_in_worker,
+    )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from hjepa_pl.functional.allocator import keep_freed_memory
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.optim.budget import Progress, parse_duration
 from hjepa_pl.optim.groups import weight_decay_groups
@@ -39,6 +40,16 @@ class PretrainModule(pl.LightningModule):
 
     def after_optimizer_step(self, share: float) -> None:
         """Do what follows an optimizer step, at a share of the run in [0, 1]."""
+
+    def setup(self, stage: str) -> None:
+        """Keep freed memory while a CPU computes."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+
+    def teardown(self, stage: str) -> None:
+        """Give it back."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory(False)
 
     # ------------------------------------------------------------------------------------------------ the schedules
 

@@ -189,6 +189,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a Trainer or data that does not go with the model."""
+        super().setup(stage)
         check_trainer(self.trainer)
         if stage == "fit":
             check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)

@@ -1,12 +1,14 @@
 """Real Trainer runs of the module: EMA counts, schedules, finite steps, checkpoints from Python."""
 
 import math
+import resource
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
+from hjepa_pl.functional.allocator import keep_freed_memory
 from hjepa_pl.types import ConfigError, RunStopped
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
 
@@ -135,6 +137,32 @@ def test_checkpoints_from_python_are_plain_and_rebuild_the_module(tmp_path) -> N
     again = HJEPALightningModule.load_from_checkpoint(tmp_path / "x.ckpt")
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(again.eval().encode(images), module.eval().encode(images))
+
+
+def test_a_cpu_run_keeps_freed_memory_while_it_lasts(tmp_path) -> None:
+    if not keep_freed_memory(False):
+        pytest.skip("only glibc is told")
+
+    class Count(pl.Callback):
+        """Faults of filling a tensor of 4 MiB forty times."""
+
+        def __init__(self) -> None:
+            self.faults = 0
+
+        def on_train_end(self, trainer, module) -> None:
+            self.faults = faults_of_filling()
+
+    before, count = faults_of_filling(), Count()
+    make_trainer(tmp_path, callbacks=[count]).fit(make_module(), make_data())
+    assert count.faults < before / 2
+    assert faults_of_filling() > before / 2
+
+
+def faults_of_filling() -> int:
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+        torch.empty(4 << 20, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-mixed"])
