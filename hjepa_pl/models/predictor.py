@@ -13,6 +13,7 @@ from hjepa_pl.functional.tokens import sincos_at, sincos_positions
 from hjepa_pl.models.attention import AttentionKind
 from hjepa_pl.models.blocks import run_blocks
 from hjepa_pl.models.cross import CrossBlock
+from hjepa_pl.models.last import LastBlock, LastRotaryBlock
 from hjepa_pl.models.rope import RotaryAttention, axial_rotations, rotations_at
 from hjepa_pl.models.settings import PredictorConfig
 
@@ -63,7 +64,7 @@ class Predictor(nn.Module):
         self.level_embed = nn.Parameter(torch.zeros(len(cells), width))
         for name, cell in [("patch_places", 1), *((f"cell_places_{level}", cell) for level, cell in enumerate(cells))]:
             self.register_buffer(name, self._places(grid, cell), persistent=False)
-        self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self._block(last=i + 1 == config.depth) for i in range(config.depth))
         self.context_norm = nn.LayerNorm(width) if config.attention == "cross" else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, embed_dim) for _ in cells)
@@ -81,16 +82,15 @@ class Predictor(nn.Module):
             return torch.view_as_real(axial_rotations(grid, config.embed_dim // config.num_heads, theta, cell))
         return sincos_positions(grid, config.embed_dim, cell)
 
-    def _block(self) -> nn.Module:
+    def _block(self, last: bool) -> nn.Module:
         c = self.config
         if c.attention == "cross":
             return CrossBlock(c.embed_dim, c.num_heads, c.mlp_ratio, c.init_values)
-        shape = (c.embed_dim, c.num_heads)
+        shape: dict[str, Any] = {"mlp_ratio": c.mlp_ratio, "init_values": c.init_values}
         if c.position == "sincos":
-            return Block(*shape, qkv_bias=True, mlp_ratio=c.mlp_ratio, init_values=c.init_values)
-        block: Any = EvaBlock(
-            *shape, attn_type="rope", num_prefix_tokens=0, mlp_ratio=c.mlp_ratio, init_values=c.init_values
-        )
+            return (LastBlock if last else Block)(c.embed_dim, c.num_heads, qkv_bias=True, **shape)
+        kind = LastRotaryBlock if last else EvaBlock
+        block: Any = kind(c.embed_dim, c.num_heads, attn_type="rope", num_prefix_tokens=0, **shape)
         block.attn = RotaryAttention(block.attn)
         return block
 
@@ -178,8 +178,8 @@ class Predictor(nn.Module):
         # Queries and keys are turned together, so their rotations have an axis for the two.
         extras = () if turns is None else (torch.cat([turns[1], turns[0]], dim=1)[:, :, None],)
         x = torch.cat([context.float(), queries], dim=1)  # the residual stream stays in 32 bits
-        x, _ = run_blocks(self.blocks, x, [extras] * len(self.blocks), self.attention, every)
-        return self.norm(x[:, context.shape[1] :])
+        of_blocks = [extras] * (len(self.blocks) - 1) + [(*extras, context.shape[1])]
+        return self.norm(run_blocks(self.blocks, x, of_blocks, self.attention, every)[0])
 
 
 class ContextFusion(nn.Module):
