@@ -10,7 +10,9 @@ import torch
 from hjepa_pl.refusals import first_line
 from hjepa_pl.types import ConfigError
 
-_FREE = re.compile(r"time_budget|encoder\.attention|(encoder|predictor)\.(grad_checkpointing|checkpoint_every)$")
+_FREE = re.compile(
+    r"time_budget|compile|encoder\.attention|(encoder|predictor)\.(grad_checkpointing|checkpoint_every)$"
+)
 """Model settings that a resumed run may change: they say how long and in how much memory, not what is computed."""
 _SHAPES = re.compile(
     r"encoder\.(?!drop_path_rate)|levels(?!\[\d+\]\.(weight|masked_view|compare))|predictor\.(?!targets)|projector"

@@ -12,6 +12,7 @@ from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
+from hjepa_pl.models.compiled import Compile, compile_blocks
 from hjepa_pl.models.levels import LevelConfig, split_levels
 from hjepa_pl.models.recipe import Geometry, measure
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
@@ -61,6 +62,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         time_budget: str | None = None,
         seed: int | None = None,
         experimental: bool = False,
+        compile: Compile = False,
     ) -> None:
         """Check the settings, then make the networks. Each settings object may also be a mapping of its fields.
 
@@ -83,6 +85,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             seed: Key of masks, directions and drop path; null is seed_everything's from the CLI, 0 from Python.
             experimental: Allow token levels without a moving average, which collapse unless a regulariser on stream
                 'tokens' holds them.
+            compile: Fuse the operations of each transformer block (`torch.compile`) when training starts, which costs
+                half a minute there; 'reduce-overhead' adds CUDA graphs.
 
         Raises:
             ConfigError: If a setting is out of range or does not go with another, before any weight is made.
@@ -91,13 +95,14 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             "encoder": encoder, "levels": levels, "masks": masks, "predictor": predictor, "projector": projector,
             "pyramid": pyramid, "prediction": prediction, "level_scale": level_scale, "regularizers": regularizers,
             "ema": ema, "optimizer": optimizer, "time_budget": time_budget, "seed": 0 if seed is None else seed,
-            "experimental": experimental,
+            "experimental": experimental, "compile": compile,
         })  # fmt: skip
         super().__init__(settings["optimizer"], time_budget)
         self.token_levels, self.image_level = split_levels(tuple(settings["levels"]))
         self.regularizers, self.mask_config = settings["regularizers"], settings["masks"]
         self.prediction: PredictionKind = prediction
         self.level_scale: LevelScale = level_scale
+        self.compiled = compile
         encoder = settings["encoder"]
         self.seed, self.img_size, self.in_chans = settings["seed"], encoder.img_size, encoder.in_chans
         geometry = measure(encoder)
@@ -194,6 +199,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         if stage == "fit":
             check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
             self.check_device(self.trainer)
+            networks = (self.context_encoder, self.target_encoder, self.predictor)
+            compile_blocks(networks, self.compiled, self.trainer.strategy.root_device)
 
     def on_train_start(self) -> None:
         """Fix the length of the run, and refuse a curriculum of crops that it would not reach the end of."""

@@ -22,7 +22,7 @@ _PARTS: dict[str, type] = {
 }
 _OPTIONAL = ("pyramid", "ema")
 """Those that may be None: without it."""
-_ADDED = {"pyramid": None, "level_scale": "raw", "experimental": False}
+_ADDED = {"pyramid": None, "level_scale": "raw", "experimental": False, "compile": False}
 """Keys that came later, with the value that computes what was computed without them."""
 
 
