@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
+from hjepa_pl.data.numbers import check_number, check_range, check_whole
 from hjepa_pl.data.presets import CLEAN, PRESETS, Preset
-from hjepa_pl.data.settings import check_number, check_range, check_whole
-from hjepa_pl.functional.settings import from_plain, to_plain
+from hjepa_pl.functional.settings import from_plain
 from hjepa_pl.types import ConfigError
 
 _NEEDS = {
@@ -211,14 +211,6 @@ def augmentation_config(value: AugmentationConfig | Mapping[str, Any] | str) -> 
         words = ", ".join(get_args(Preset))
         raise ConfigError(f"`augmentation={value}` is refused: give one of {words}, or a mapping of parts.")
     return from_plain(AugmentationConfig, value, "augmentation")
-
-
-def complete_parts(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored parts with those that came after they were stored; as they are if they are refused today."""
-    try:
-        return to_plain(from_plain(AugmentationConfig, stored, "augmentation"))
-    except ConfigError:
-        return dict(stored)
 
 
 def _shown(value: object) -> object:

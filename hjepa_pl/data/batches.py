@@ -8,17 +8,13 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hjepa_pl.data.augment import Augmenter, Crop
-from hjepa_pl.data.faults import BadFile, reason
+from hjepa_pl.data.faults import ATTEMPTS, reason
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.resize import clean_resize
-from hjepa_pl.data.storage import ArrayImages, FileImages, Images
+from hjepa_pl.data.storage import ArrayImages, FileImages
 from hjepa_pl.data.streams import ShardStream
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.functional.sizes import ImgSize
-from hjepa_pl.types import ConfigError, Counters
-
-ATTEMPTS = 20
-"""Files that are tried for one place of a batch."""
+from hjepa_pl.types import Counters
 
 
 class RawGroup(NamedTuple):
@@ -41,21 +37,6 @@ class RawBatch(NamedTuple):
     source: Tensor
     """(B,) int64: index of the dataset."""
     counters: Counters
-
-
-class RawClean(NamedTuple):
-    """A batch of a probe set as the loader gives it."""
-
-    image: Tensor
-    """(B, C, H, W) uint8."""
-    label: Tensor
-    """(B,) int64."""
-    place: Tensor
-    """(B,) int64: place in the split."""
-    broken: tuple[BadFile, ...] = ()
-    """Files in whose place others were read."""
-    size: int = 0
-    """Images in the split."""
 
 
 class Broken(NamedTuple):
@@ -163,52 +144,6 @@ class FileDraws(Dataset[FileRows]):
 
     def __getitem__(self, number: int) -> FileRows:
         return self.reader.read(self.draws(number))
-
-
-class CleanRows(Dataset[RawClean]):
-    """Images of a split in their clean form, a batch at a time.
-
-    Args:
-        images: The set.
-        index: (N,) which of its images make up the split.
-        img_size: Side of the result, or its height and width, for files (images in memory are resized on the device).
-        channels: 1 or 3.
-        name: Of the split, for messages.
-    """
-
-    def __init__(self, images: Images, index: Tensor, img_size: ImgSize, channels: int, name: str = "probe") -> None:
-        self.name = name
-        self.images = images
-        self.index = index
-        self.img_size = img_size
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, places: list[int]) -> RawClean:
-        place = torch.tensor(places, dtype=torch.int64)
-        chosen = self.index[place]
-        if isinstance(self.images, ArrayImages):
-            return RawClean(self.images.images[chosen], self.images.labels[chosen], place)
-        broken: list[BadFile] = []
-        rows = [self._read(self.images, p, broken) for p in places]
-        images, labels = torch.stack([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
-        return RawClean(images, labels, place, tuple(broken), len(self.index))
-
-    def _read(self, files: FileImages, place: int, broken: list[BadFile]) -> tuple[Tensor, int]:
-        """Read one image; a broken one is replaced by the next of the split, with that one's label."""
-        for step in range(ATTEMPTS):
-            i = int(self.index[(place + step) % len(self.index)])
-            try:
-                image = clean_resize(files.read(i, self.channels)[None], self.img_size)[0]
-                return image, int(files.labels[i])
-            except OSError as error:
-                broken.append(BadFile(self.name, files.path(i), reason(error)))
-        raise ConfigError(
-            f"{self.name}: {ATTEMPTS} files in a row cannot be decoded, up to {files.path(i)} ({broken[-1].reason}); "
-            "remove them."
-        )
 
 
 def memory_groups(sets: list[ArrayImages | None], draw: Draw) -> tuple[RawGroup, ...]:

@@ -6,7 +6,8 @@ from typing import Any
 from hjepa_pl.data.datasets import check_classes, check_dataset
 from hjepa_pl.data.mixture import mixture_weights
 from hjepa_pl.data.multicrop import ViewPlan
-from hjepa_pl.data.settings import DatasetConfig, check_statistics, check_whole, refuse_twice
+from hjepa_pl.data.numbers import check_statistics, check_whole
+from hjepa_pl.data.settings import DatasetConfig, refuse_twice
 from hjepa_pl.data.storage import ArrayImages
 from hjepa_pl.functional.sizes import check_size
 from hjepa_pl.types import ConfigError

@@ -8,8 +8,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hjepa_pl.data.batches import ATTEMPTS, Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
-from hjepa_pl.data.faults import BadFile, BadFiles
+from hjepa_pl.data.batches import Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
+from hjepa_pl.data.faults import ATTEMPTS, BadFile, BadFiles
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images

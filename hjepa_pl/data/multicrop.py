@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hjepa_pl.data.augment import Augmenter
-from hjepa_pl.data.settings import check_number, check_range, check_whole
+from hjepa_pl.data.numbers import check_number, check_range, check_whole
 from hjepa_pl.functional.sizes import ImgSize, check_size, sides
 from hjepa_pl.types import ConfigError
 

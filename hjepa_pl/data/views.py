@@ -5,9 +5,20 @@ from torch import Tensor
 
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.batches import RawBatch, RawGroup
+from hjepa_pl.data.mix import mix_views
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.storage import adapt_channels
-from hjepa_pl.types import Counters
+from hjepa_pl.types import Counters, ViewBatch
+
+
+def view_batch(batch: RawBatch, plan: ViewPlan, channels: int) -> ViewBatch:
+    """Make what the module receives of a batch: its views, and where they are mixed, with what."""
+    views, boxes = make_views(batch, plan, channels)
+    mix, mixing = None, plan.augmenter.config
+    if mixing.mixes:
+        views, mix = mix_views(views, batch.label, mixing, plan.augmenter.seed, batch.counters.step)
+    seen, local = views[: plan.views], views[plan.views :]
+    return ViewBatch(seen, batch.label, batch.source, batch.counters, local, boxes, mix)
 
 
 def make_views(batch: RawBatch, plan: ViewPlan, channels: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
