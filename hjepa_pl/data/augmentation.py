@@ -1,6 +1,7 @@
 """How a view is made: the parts that a user may set."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
@@ -211,6 +212,16 @@ def augmentation_config(value: AugmentationConfig | Mapping[str, Any] | str) -> 
         words = ", ".join(get_args(Preset))
         raise ConfigError(f"`augmentation={value}` is refused: give one of {words}, or a mapping of parts.")
     return from_plain(AugmentationConfig, value, "augmentation")
+
+
+@contextmanager
+def of_dataset(name: str) -> Iterator[None]:
+    """Say, of an augmentation that is refused, that it is a dataset's own."""
+    try:
+        yield
+    except ConfigError as error:
+        sentence = str(error).replace("augmentation", f"datasets.augmentation (of {name})", 1)
+        raise ConfigError(sentence) from None
 
 
 def _shown(value: object) -> object:

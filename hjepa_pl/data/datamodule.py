@@ -1,12 +1,10 @@
 """The data of a run: a mixture to learn from, and clean labelled sets to judge by."""
 
-import os
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -14,9 +12,9 @@ import hjepa_pl.data.surroundings as surroundings
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config
 from hjepa_pl.data.batches import RawBatch
-from hjepa_pl.data.checks import check_channels, check_settings, places_of
+from hjepa_pl.data.checks import check_channels, check_settings, places_of, warn_of_temporary
 from hjepa_pl.data.clean import CleanRows, RawClean, clean_batch, clean_loader
-from hjepa_pl.data.datasets import EMBEDDED, download_dataset
+from hjepa_pl.data.datasets import download_dataset
 from hjepa_pl.data.faults import BadFiles
 from hjepa_pl.data.feed import Feed, workers_for
 from hjepa_pl.data.folder import Reading
@@ -30,7 +28,7 @@ from hjepa_pl.data.presets import Preset
 from hjepa_pl.data.probes import ProbeSplit
 from hjepa_pl.data.sets import LoadedSets, dataset_names
 from hjepa_pl.data.settings import DatasetConfig, ProbeConfig
-from hjepa_pl.data.shards import ShardImages, local_path
+from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import Images
 from hjepa_pl.data.stored import stored_settings
 from hjepa_pl.data.views import view_batch
@@ -49,7 +47,8 @@ class MultiDatasetDataModule(LightningDataModule):
         epoch_size: Images drawn in an epoch over all processes; the sum of the datasets' sizes if not given.
         sampling: `weighted` by the weights, `balanced` (equal), `concat` (by size) or `temperature`.
         temperature: With sampling=temperature: shares go with weight ** (1 / temperature).
-        augmentation: How a view is made: `small`, `jepa`, `simclr`, `deit3` or `none`, or a mapping of parts.
+        augmentation: How a view is made: `small`, `jepa`, `simclr`, `deit3` or `none`, or a mapping of parts; a
+            dataset may have its own.
         probe: The labelled sets to judge by.
         num_workers: Workers that decode files; chosen if not given, 0 if all images are in memory.
         eval_batch_size: Images per process and step of the probe sets.
@@ -112,6 +111,12 @@ class MultiDatasetDataModule(LightningDataModule):
         return dataset_names(self.datasets)
 
     @property
+    def augmentations(self) -> list[AugmentationConfig]:
+        """How the views of each dataset are made: its own augmentation, or the data module's."""
+        own = [d.augmentation for d in self.datasets]
+        return [a if isinstance(a, AugmentationConfig) else self.augmentation for a in own]
+
+    @property
     def batches_per_epoch(self) -> int:
         """Global batches of an epoch, known once the training sets are loaded."""
         return self._loaded().views.batches
@@ -127,11 +132,8 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetch what can be fetched; warn of folders that a restart empties."""
+        warn_of_temporary(self)
         for name, root in places_of(self):
-            place = os.path.abspath(os.path.expanduser(root or "data"))
-            here = name not in EMBEDDED and (name != "webdataset" or local_path(str(root)) is not None)
-            if here and place.startswith(("/tmp/", "/var/tmp/")):
-                rank_zero_warn(f"the data of {name} lies in {place}, a folder for temporary files.")
             download_dataset(name, root)
 
     def setup(self, stage: str | None = None) -> None:
@@ -157,7 +159,8 @@ class MultiDatasetDataModule(LightningDataModule):
     def _view_plan(self) -> ViewPlan:
         """Return which views are made, but for the length of an epoch."""
         augmenter = Augmenter(self.augmentation, self._geometry().size, *self.statistics(), self.seed)
-        return view_plan(self.multicrop, augmenter, self.views, surroundings.told_by_module(self.trainer, "patch_size"))
+        patch = surroundings.told_by_module(self.trainer, "patch_size")
+        return view_plan(self.multicrop, augmenter, self.views, patch, self.augmentations)
 
     def _make_feed(self, views: ViewPlan) -> Feed:
         sets, processes = self._sets.train, surroundings.ranks(self.trainer)[1]

@@ -63,6 +63,7 @@ class Feed:
             limit=surroundings.batch_limit(trainer, self.views.batches),
             pin_memory=surroundings.pins_memory(trainer),
             bad=bad,
+            ways=self.views.ways,
         )
 
     def _reader(self, rank: int, world: int) -> FileReader | None:

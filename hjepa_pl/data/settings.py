@@ -1,7 +1,9 @@
 """What a user may set about the data: frozen records that refuse what cannot be meant."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config, of_dataset
 from hjepa_pl.data.numbers import check_name, check_number, check_whole
 from hjepa_pl.types import ConfigError
 
@@ -34,12 +36,20 @@ class DatasetConfig:
     shuffle_buffer: int | None = None
     """For `webdataset`: samples, undecoded, of the buffer that each worker shuffles through; 1000 if not given, 1 for
     the order in the shards."""
+    augmentation: str | dict[str, Any] | AugmentationConfig | None = None
+    """How a view of this set's images is made: a preset's name, or a mapping of parts, as the data module's
+    `augmentation`, which it replaces whole; that if not given. Mixup and CutMix are of whole batches, and so the same
+    for all sets; the share of the image that a local crop covers stays `multicrop.local_scale`. Once made, a record of
+    parts or None."""
 
     def __post_init__(self) -> None:
         check_name("datasets.name", self.name)
         check_name("datasets.split", self.split)
         check_number(f"datasets.weight (of {self.name})", self.weight, 0.0, open_low=True)
         check_number(f"datasets.fraction (of {self.name})", self.fraction, 0.0, 1.0, open_low=True)
+        if self.augmentation is not None:
+            with of_dataset(self.name):
+                object.__setattr__(self, "augmentation", augmentation_config(self.augmentation))
         streamed = self.name == "webdataset"
         for key in ("samples", "shuffle_buffer"):
             value = getattr(self, key)
