@@ -187,6 +187,10 @@ class MultiDatasetDataModule(LightningDataModule):
         """Return which share of an epoch's images comes from each dataset, by name."""
         return self._loaded().shares(epoch)
 
+    def local_views_next(self) -> int:
+        """Return how many local crops the run's next batch has."""
+        return self._loaded().local_views(surroundings.processed_batches(self.trainer))
+
     def _clean_loader(self, images: Images, index: Tensor, name: str) -> DataLoader[RawClean]:
         rank, world = surroundings.ranks(self.trainer)
         return clean_loader(

@@ -136,7 +136,7 @@ class TrainLoader:
         if files is not None:
             self._count_broken(draw.source[files.rows], files)
             label[files.rows] = files.label
-            groups += files.groups
+            groups += tuple(files.groups)  # a list by now: DataLoader's way with tuples
         return RawBatch(groups, label, draw.source, draw.counters)
 
     def _count_broken(self, source: Tensor, files: FileRows) -> None:
