@@ -187,9 +187,11 @@ class MultiDatasetDataModule(LightningDataModule):
         """Return which share of an epoch's images comes from each dataset, by name."""
         return self._loaded().shares(epoch)
 
-    def local_views_next(self) -> int:
-        """Return how many local crops the run's next batch has."""
-        return self._loaded().local_views(surroundings.processed_batches(self.trainer))
+    def growing_crops(self) -> int | None:
+        """Return how many local crops the run's next batch has, None where their number does not grow."""
+        if self.multicrop is None or self.multicrop.warmup_epochs is None:
+            return None
+        return self.multicrop.count(surroundings.processed_batches(self.trainer), self.batches_per_epoch)
 
     def _clean_loader(self, images: Images, index: Tensor, name: str) -> DataLoader[RawClean]:
         rank, world = surroundings.ranks(self.trainer)

@@ -40,10 +40,6 @@ class Feed:
         counts = torch.bincount(torch.from_numpy(self.plan.draw(epoch)[0]), minlength=len(self.sets)).tolist()
         return {name: c / self.plan.epoch_size for name, c in zip(self.names, counts, strict=True)}
 
-    def local_views(self, step: int) -> int:
-        """Return how many local crops a global batch has, 0 without multi-crop."""
-        return len(self.views.at(step)) - self.views.views
-
     def loader(self, trainer: Trainer | None, bad: BadFiles) -> TrainLoader:
         """Make the training loader of this process.
 

@@ -90,13 +90,13 @@ class SparseLogs(pl.LightningModule):
             drawn = shares(self.trainer.current_epoch)
             if len(drawn) > 1:
                 self.log_dict({f"data/share/{name}": share for name, share in drawn.items()})
-        crops = getattr(data, "multicrop", None)
-        if crops is not None and crops.warmup_epochs is not None:
-            self.log("data/local_views", float(data.local_views_next()))
+        crops = getattr(data, "growing_crops", None)
+        if callable(crops) and (count := crops()) is not None:
+            self.log("data/local_views", float(count))
 
 
 def sum_by_dataset(values: Tensor, source: Tensor, datasets: int) -> Tensor:
-    """Return sums of (B,) values by dataset, and how many there are: (2, datasets) float32, without waiting for the device.
+    """Return sums of (B,) values by dataset, and how many there are, (2, datasets) float32: no wait for the device.
 
     Args:
         values: (B,) float32.
