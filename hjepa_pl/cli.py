@@ -19,9 +19,9 @@ from hjepa_pl.callbacks.probes import ProbeCallback
 from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.data import MultiDatasetDataModule
-from hjepa_pl.data.augmentation import complete_parts
 from hjepa_pl.data.faults import BAD_FILES
 from hjepa_pl.data.index import INDEX_CACHE
+from hjepa_pl.data.stored import complete_stored
 from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.keys import refuse_unknown
 from hjepa_pl.models.pretrained import weights_follow
@@ -234,9 +234,7 @@ class HJEPACLI(LightningCLI):
         if isinstance(self.model, HJEPALightningModule):
             old, new = complete_settings(old), complete_settings(new)
         if self.subcommand == "fit":
-            data = dict(checkpoint.get("hjepa_data", {}))
-            if "augmentation" in data:
-                data["augmentation"] = complete_parts(data["augmentation"])
+            data = complete_stored(checkpoint.get("hjepa_data", {}))
             old |= {"data": data, "trainer": checkpoint.get("hjepa_trainer", {})}
             new["data"], new["trainer"] = self.datamodule.settings(), {}
             if isinstance(self.model, PretrainModule):

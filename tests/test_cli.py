@@ -477,6 +477,43 @@ def test_a_checkpoint_from_before_a_key_goes_on_where_the_key_changes_nothing(co
     assert "projector.norm was 'batch', is 'layer'" in capsys.readouterr().err
 
 
+def test_a_dataset_may_have_its_own_augmentation_and_a_figure_of_its_own(config, capsys) -> None:
+    """From YAML and from the command line alike; a checkpoint from before there was the key goes on without it."""
+    own = {"preset": "jepa", "crop_scale": [0.5, 1], "flip": 0.25}
+    key = "--data.init_args.datasets"
+    plain = f"{key}=[{{name: digits}}, {{name: digits_canvas}}]"
+    tree = yaml.safe_load(yaml.safe_dump(TINY))
+    tree["data"]["init_args"]["datasets"] = [{"name": "digits"}, {"name": "digits_canvas", "augmentation": own}]
+    Path("own.yaml").write_text(yaml.safe_dump(tree))
+    stored = []
+    for words in (["own.yaml"], ["results/tiny/config.yaml"], [str(config), f"{plain[:-2]}, augmentation: {own}}}]"]):
+        assert fit(*words) == 0, capsys.readouterr().err
+        stored.append(torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)["hjepa_data"]["datasets"])
+    assert stored[0] == stored[1] == stored[2]
+    assert stored[0][0]["augmentation"] is None
+    assert [stored[0][1]["augmentation"][k] for k in ("crop_scale", "flip", "gray")] == [[0.5, 1.0], 0.25, 0.0]
+    header, first, *_ = Path("results/tiny/metrics.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), first.split(","), strict=True))
+    assert 0 < float(row["train/prediction/digits"]) != float(row["train/prediction/digits_canvas"]) > 0
+    assert fit(config, f"{plain[:-2]}, augmentation: {{flip: 2}}}}]") == 2
+    assert "`datasets.augmentation (of digits_canvas).flip=2.0` is refused: give a number" in capsys.readouterr().err
+
+    assert fit(config, plain) == 0
+    old = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)
+    for dataset in old["hjepa_data"]["datasets"]:
+        del dataset["augmentation"]
+    torch.save(old, "old.ckpt")
+    more = ["--ckpt_path=old.ckpt", "--trainer.max_epochs=2"]
+    assert fit(Path("own.yaml"), *more) == 2
+    assert "data.datasets[1].augmentation.crop_scale was None, is [0.5, 1.0]" in capsys.readouterr().err
+    assert fit(config, plain, *more) == 0, capsys.readouterr().err
+    early = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)
+    early["hjepa_data"]["datasets"] = stored[0]
+    del early["hjepa_data"]["datasets"][1]["augmentation"]["erase"]  # a part that came after it was stored
+    torch.save(early, "early.ckpt")
+    assert fit(Path("own.yaml"), "--ckpt_path=early.ckpt", "--trainer.max_epochs=3") == 0, capsys.readouterr().err
+
+
 def test_a_preset_followed_by_parts_is_not_dropped_unsaid(config, capsys) -> None:
     first, second = Path("deit3.yaml"), Path("mine.yaml")
     first.write_text(yaml.safe_dump({"data": {"init_args": {"augmentation": "deit3"}}}))

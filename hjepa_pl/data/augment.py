@@ -65,6 +65,10 @@ class Augmenter:
         self.seed = seed
         self.colourless = False
 
+    def like(self, config: AugmentationConfig, img_size: ImgSize | None = None) -> "Augmenter":
+        """Return one of other settings, and of another size if that is given."""
+        return Augmenter(config, self.img_size if img_size is None else img_size, self.mean, self.std, self.seed)
+
     def _key(self, epoch: int, stream: Stream, view: int) -> int:
         return hash_int(self.seed, epoch, stream, view)
 

@@ -1,12 +1,13 @@
 """How a view is made: the parts that a user may set."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
+from hjepa_pl.data.numbers import check_number, check_range, check_whole
 from hjepa_pl.data.presets import CLEAN, PRESETS, Preset
-from hjepa_pl.data.settings import check_number, check_range, check_whole
-from hjepa_pl.functional.settings import from_plain, to_plain
+from hjepa_pl.functional.settings import from_plain
 from hjepa_pl.types import ConfigError
 
 _NEEDS = {
@@ -213,12 +214,14 @@ def augmentation_config(value: AugmentationConfig | Mapping[str, Any] | str) -> 
     return from_plain(AugmentationConfig, value, "augmentation")
 
 
-def complete_parts(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored parts with those that came after they were stored; as they are if they are refused today."""
+@contextmanager
+def of_dataset(name: str) -> Iterator[None]:
+    """Say, of an augmentation that is refused, that it is a dataset's own."""
     try:
-        return to_plain(from_plain(AugmentationConfig, stored, "augmentation"))
-    except ConfigError:
-        return dict(stored)
+        yield
+    except ConfigError as error:
+        sentence = str(error).replace("augmentation", f"datasets.augmentation (of {name})", 1)
+        raise ConfigError(sentence) from None
 
 
 def _shown(value: object) -> object:

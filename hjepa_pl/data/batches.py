@@ -1,5 +1,6 @@
 """Batches on their way from the loader to the device, and how files are read into them."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,21 +9,17 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hjepa_pl.data.augment import Augmenter, Crop
-from hjepa_pl.data.faults import BadFile, reason
+from hjepa_pl.data.faults import ATTEMPTS, reason
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.resize import clean_resize
-from hjepa_pl.data.storage import ArrayImages, FileImages, Images
+from hjepa_pl.data.storage import ArrayImages, FileImages
 from hjepa_pl.data.streams import ShardStream
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.functional.sizes import ImgSize
-from hjepa_pl.types import ConfigError, Counters
-
-ATTEMPTS = 20
-"""Files that are tried for one place of a batch."""
+from hjepa_pl.types import Counters
 
 
 class RawGroup(NamedTuple):
-    """Images of one size within a batch."""
+    """Images of one size within a batch that are augmented in one way."""
 
     rows: Tensor
     """(n,) int64: their places in the batch."""
@@ -30,6 +27,8 @@ class RawGroup(NamedTuple):
     """One (n, C, H, W) uint8 tensor of whole images, or, if they are cropped, one for each view, at the view's size."""
     boxes: Tensor | None
     """(views, n, 4) float32 if crop and flip are done: where each lies, as in `ViewBatch`. None for whole images."""
+    way: int = 0
+    """Which of `ViewPlan.makers` makes their views."""
 
 
 class RawBatch(NamedTuple):
@@ -41,21 +40,6 @@ class RawBatch(NamedTuple):
     source: Tensor
     """(B,) int64: index of the dataset."""
     counters: Counters
-
-
-class RawClean(NamedTuple):
-    """A batch of a probe set as the loader gives it."""
-
-    image: Tensor
-    """(B, C, H, W) uint8."""
-    label: Tensor
-    """(B,) int64."""
-    place: Tensor
-    """(B,) int64: place in the split."""
-    broken: tuple[BadFile, ...] = ()
-    """Files in whose place others were read."""
-    size: int = 0
-    """Images in the split."""
 
 
 class Broken(NamedTuple):
@@ -80,11 +64,11 @@ class FileRows(NamedTuple):
     """The part of a batch that comes from files."""
 
     rows: Tensor
-    views: tuple[Tensor, ...]
-    """One (n, C, H, W) uint8 for each view of the step, the local crops included."""
-    boxes: Tensor
-    """(views, n, 4) float32, as in `ViewBatch`."""
+    """(n,) int64: their places in the batch."""
+    groups: tuple[RawGroup, ...]
+    """The same rows by the way they are augmented in, cropped."""
     label: Tensor
+    """(n,) int64."""
     broken: tuple[Broken, ...]
     hopeless: bool = False
     """Whether so many files in a row were broken that one had no replacement: the rows are of no use then."""
@@ -106,24 +90,32 @@ class FileReader:
         decoded = [self._decode(draw, row, broken) for row in rows.tolist()]
         labels = torch.tensor([d[1] for d in decoded if d is not None], dtype=torch.int64)
         if None in decoded:
-            return FileRows(rows, (), torch.empty(0, 0, 4), labels, tuple(broken), hopeless=True)
-        if not decoded:
-            return FileRows(rows, (), torch.empty(0, 0, 4), labels, tuple(broken))
+            return FileRows(rows, (), labels, tuple(broken), hopeless=True)
         images = [d[0] for d in decoded if d is not None]
+        way_of = torch.tensor([self.plan.way(i) for i in range(len(self.sets))])[draw.source[rows]]
+        groups = []
+        for way in range(len(self.plan.makers)):
+            chosen = torch.nonzero(way_of == way)[:, 0]
+            if len(chosen):
+                groups.append(self._crop([images[i] for i in chosen.tolist()], rows[chosen], draw.counters, way))
+        return FileRows(rows, tuple(groups), labels, tuple(broken))
+
+    def _crop(self, images: list[Tensor], rows: Tensor, counters: Counters, way: int) -> RawGroup:
+        """Cut all views out of the images of some rows."""
         height, width = (torch.tensor([image.shape[d] for image in images]) for d in (1, 2))
         views, boxes = [], []
-        for augmenter, view in self.plan.at(draw.counters.step):
-            crop = augmenter.boxes(height, width, draw.counters.epoch, draw.counters.position[rows], view)
+        for augmenter, view in self.plan.at(counters.step, way):
+            crop = augmenter.boxes(height, width, counters.epoch, counters.position[rows], view)
             views.append(self._cut(images, crop, augmenter))
             boxes.append(crop.shares(height, width))
-        return FileRows(rows, tuple(views), torch.stack(boxes), labels, tuple(broken))
+        return RawGroup(rows, tuple(views), torch.stack(boxes), way)
 
     def _decode(self, draw: Draw, row: int, broken: list[Broken]) -> tuple[Tensor, int] | None:
         """Decode one image; a broken one is replaced by the next draw of its own position, None after too many."""
         source, index = int(draw.source[row]), int(draw.place[row])
         files = self.sets[source]
         assert files is not None
-        position, seed = int(draw.counters.position[row]), self.plan.augmenter.seed
+        position, seed = int(draw.counters.position[row]), self.plan.makers[0].views.seed
         for attempt in range(ATTEMPTS):
             try:
                 if isinstance(files, ShardStream):
@@ -165,60 +157,20 @@ class FileDraws(Dataset[FileRows]):
         return self.reader.read(self.draws(number))
 
 
-class CleanRows(Dataset[RawClean]):
-    """Images of a split in their clean form, a batch at a time.
+def memory_groups(sets: list[ArrayImages | None], draw: Draw, ways: Sequence[int] = ()) -> tuple[RawGroup, ...]:
+    """Gather the rows of a draw that are in memory, one group per image shape and way of augmenting.
 
     Args:
-        images: The set.
-        index: (N,) which of its images make up the split.
-        img_size: Side of the result, or its height and width, for files (images in memory are resized on the device).
-        channels: 1 or 3.
-        name: Of the split, for messages.
+        sets: The datasets, None in place of those that are not in memory.
+        draw: What to gather.
+        ways: Of each dataset, as in `ViewPlan`.
     """
-
-    def __init__(self, images: Images, index: Tensor, img_size: ImgSize, channels: int, name: str = "probe") -> None:
-        self.name = name
-        self.images = images
-        self.index = index
-        self.img_size = img_size
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, places: list[int]) -> RawClean:
-        place = torch.tensor(places, dtype=torch.int64)
-        chosen = self.index[place]
-        if isinstance(self.images, ArrayImages):
-            return RawClean(self.images.images[chosen], self.images.labels[chosen], place)
-        broken: list[BadFile] = []
-        rows = [self._read(self.images, p, broken) for p in places]
-        images, labels = torch.stack([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
-        return RawClean(images, labels, place, tuple(broken), len(self.index))
-
-    def _read(self, files: FileImages, place: int, broken: list[BadFile]) -> tuple[Tensor, int]:
-        """Read one image; a broken one is replaced by the next of the split, with that one's label."""
-        for step in range(ATTEMPTS):
-            i = int(self.index[(place + step) % len(self.index)])
-            try:
-                image = clean_resize(files.read(i, self.channels)[None], self.img_size)[0]
-                return image, int(files.labels[i])
-            except OSError as error:
-                broken.append(BadFile(self.name, files.path(i), reason(error)))
-        raise ConfigError(
-            f"{self.name}: {ATTEMPTS} files in a row cannot be decoded, up to {files.path(i)} ({broken[-1].reason}); "
-            "remove them."
-        )
-
-
-def memory_groups(sets: list[ArrayImages | None], draw: Draw) -> tuple[RawGroup, ...]:
-    """Gather the rows of a draw that are in memory, one group per image shape."""
-    by_shape: dict[tuple[int, ...], list[int]] = {}
+    alike: dict[tuple[int, ...], list[int]] = {}
     for i, images in enumerate(sets):
         if images is not None:
-            by_shape.setdefault(tuple(images.images.shape[1:]), []).append(i)
+            alike.setdefault((ways[i] if ways else 0, *images.images.shape[1:]), []).append(i)
     groups = []
-    for members in by_shape.values():
+    for (way, *_), members in alike.items():
         parts, rows = [], []
         for i in members:
             images = sets[i]
@@ -230,5 +182,5 @@ def memory_groups(sets: list[ArrayImages | None], draw: Draw) -> tuple[RawGroup,
         if parts:
             # In the order of the batch, so that a single group needs no scattering on the device.
             order = torch.argsort(torch.cat(rows))
-            groups.append(RawGroup(torch.cat(rows)[order], (torch.cat(parts)[order],), None))
+            groups.append(RawGroup(torch.cat(rows)[order], (torch.cat(parts)[order],), None, way))
     return tuple(groups)

@@ -13,6 +13,8 @@ from hjepa_pl.data.locks import locked
 from hjepa_pl.types import ConfigError
 
 BAD_FILES = "bad_files.txt"
+ATTEMPTS = 20
+"""Files that are tried for one place of a batch."""
 _JUDGED_FROM, _SHOWN, _WARNED = 100, 3, 10
 
 

@@ -8,8 +8,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hjepa_pl.data.batches import ATTEMPTS, Draw, FileDraws, FileReader, FileRows, RawBatch, RawGroup, memory_groups
-from hjepa_pl.data.faults import BadFile, BadFiles
+from hjepa_pl.data.batches import Draw, FileDraws, FileReader, FileRows, RawBatch, memory_groups
+from hjepa_pl.data.faults import ATTEMPTS, BadFile, BadFiles
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
@@ -48,6 +48,7 @@ class TrainLoader:
         limit: Batches per epoch of the trainer, if it is told to stop earlier; the next one goes on from there.
         pin_memory: Whether the memory of file batches is pinned.
         bad: Takes note of files that cannot be decoded.
+        ways: In which way each dataset is augmented, as in `ViewPlan`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class TrainLoader:
         limit: int | None = None,
         pin_memory: bool = False,
         bad: BadFiles | None = None,
+        ways: Sequence[int] = (),
     ) -> None:
         self.names = names
         self.plan = plan
@@ -77,6 +79,7 @@ class TrainLoader:
         self.limit = max(1, min(limit or len(self), len(self)))
         self.pin_memory = pin_memory
         self.bad = bad or BadFiles()
+        self.ways = ways
         self._sets = sets
         self._memory = [s if isinstance(s, ArrayImages) else None for s in sets]
         self._broken: list[set[str]] = [set() for _ in sets]
@@ -131,12 +134,11 @@ class TrainLoader:
             if images is not None:
                 rows = draw.source == i
                 label[rows] = images.labels[draw.place[rows]]
-        groups = memory_groups(self._memory, draw)
+        groups = memory_groups(self._memory, draw, self.ways)
         if files is not None:
             self._count_broken(draw.source[files.rows], files)
-            if len(files.rows):
-                label[files.rows] = files.label
-                groups += (RawGroup(files.rows, files.views, files.boxes),)
+            label[files.rows] = files.label
+            groups += tuple(files.groups)  # a list by now: DataLoader's way with tuples
         return RawBatch(groups, label, draw.source, draw.counters)
 
     def _count_broken(self, source: Tensor, files: FileRows) -> None:

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hjepa_pl.data.augment import Augmenter
-from hjepa_pl.data.settings import check_number, check_range, check_whole
+from hjepa_pl.data.augmentation import AugmentationConfig
+from hjepa_pl.data.numbers import check_number, check_range, check_whole
 from hjepa_pl.functional.sizes import ImgSize, check_size, sides
 from hjepa_pl.types import ConfigError
 
@@ -112,32 +114,50 @@ def _shown(size: int | Sequence[int]) -> str:
     return str(high if high == wide else [high, wide])
 
 
+class Makers(NamedTuple):
+    """Who makes the views of the images that are augmented in one way."""
+
+    views: Augmenter
+    """Makes the (global) views."""
+    local: Augmenter | None = None
+    """Makes the local crops; None without multi-crop."""
+
+
 @dataclass(frozen=True)
 class ViewPlan:
     """Which views a step has: a function of the step alone, so that workers, ranks and a resumed run agree."""
 
-    augmenter: Augmenter
-    """Makes the (global) views."""
+    makers: tuple[Makers, ...]
+    """One for each way of augmenting: the data module's, then those that datasets have of their own."""
     views: int
-    """How many."""
-    local: Augmenter | None = None
-    """Makes the local crops; None without multi-crop."""
+    """How many (global) views."""
     multicrop: MultiCropConfig | None = None
-    """Tells how many local crops a step has."""
+    """Tells how many local crops a step has; None without multi-crop."""
+    ways: tuple[int, ...] = ()
+    """For each dataset of the mixture, which of `makers` makes its views; empty where the first makes all."""
     batches: int = 1
     """Global batches of an epoch."""
 
-    def at(self, step: int) -> list[tuple[Augmenter, int]]:
+    def way(self, dataset: int) -> int:
+        """Return which of `makers` makes the views of a dataset."""
+        return self.ways[dataset] if self.ways else 0
+
+    def at(self, step: int, way: int = 0) -> list[tuple[Augmenter, int]]:
         """Return who makes each view of a step and the view's number: the local crops' follow the global views'."""
-        crops = [(self.augmenter, v) for v in range(self.views)]
-        if self.local is not None and self.multicrop is not None:
+        makers = self.makers[way]
+        crops = [(makers.views, v) for v in range(self.views)]
+        if makers.local is not None and self.multicrop is not None:
             count = self.multicrop.count(step, self.batches)
-            crops += [(self.local, self.views + k) for k in range(count)]
+            crops += [(makers.local, self.views + k) for k in range(count)]
         return crops
 
 
 def view_plan(
-    config: MultiCropConfig | None, augmenter: Augmenter, views: int, patch: tuple[int, int] | None
+    config: MultiCropConfig | None,
+    augmenter: Augmenter,
+    views: int,
+    patch: tuple[int, int] | None,
+    augmentations: Sequence[AugmentationConfig] = (),
 ) -> ViewPlan:
     """Return which views are made, but for the length of an epoch.
 
@@ -146,10 +166,15 @@ def view_plan(
         augmenter: Of the views. The local crops' is the same, but for the size and the share of the image covered.
         views: How many.
         patch: Height and width of the encoder's patches, None if there is no encoder to ask.
+        augmentations: Of each dataset; the augmenter's for all if not given.
     """
-    if config is None:
-        return ViewPlan(augmenter, views)
-    size = config.local_sides(augmenter.img_size, patch)
-    changed = replace(augmenter.config, crop_scale=config.local_scale)
-    local = Augmenter(changed, size, augmenter.mean, augmenter.std, augmenter.seed)
-    return ViewPlan(augmenter, views, local, config)
+    kinds = list(dict.fromkeys([augmenter.config, *augmentations]))
+    size = None if config is None else config.local_sides(augmenter.img_size, patch)
+    makers = []
+    for kind in kinds:
+        local = None
+        if config is not None and size is not None:
+            local = augmenter.like(replace(kind, crop_scale=config.local_scale), size)
+        makers.append(Makers(augmenter.like(kind), local))
+    ways = tuple(kinds.index(a) for a in augmentations) if len(kinds) > 1 else ()
+    return ViewPlan(tuple(makers), views, config, ways)

@@ -1,17 +1,14 @@
 """Probe sets: labelled images in their clean form, a bank to learn from and a test split to be judged on."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from hjepa_pl.data.batches import CleanRows, RawClean
 from hjepa_pl.data.datasets import num_classes
 from hjepa_pl.data.settings import ProbeConfig
 from hjepa_pl.data.storage import Images, stratified
-from hjepa_pl.functional.allocator import keep_in_worker
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.types import ConfigError
 
@@ -74,19 +71,3 @@ def _check_labels(title: str, labels: Tensor) -> None:
         raise ConfigError(f"`probe` {title} has images without a label: give a set with one folder a class.")
     if int(labels.min()) == int(labels.max()):
         raise ConfigError(f"`probe` {title} has images of one class only: give a set with two or more.")
-
-
-def clean_loader(
-    rows: CleanRows, places: range, *, batch_size: int, num_workers: int, pin_memory: bool
-) -> DataLoader[RawClean]:
-    """Make a plain loader of clean batches in the order of `places`."""
-    batches: Any = [list(places[i : i + batch_size]) for i in range(0, len(places), batch_size)]
-    # The sampler gives lists of places, so that a set in memory is read a batch at a time.
-    return DataLoader(
-        rows,
-        batch_size=None,
-        sampler=batches,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=keep_in_worker,
-    )

@@ -1,52 +1,13 @@
 """What a user may set about the data: frozen records that refuse what cannot be meant."""
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
+from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config, of_dataset
+from hjepa_pl.data.numbers import check_name, check_number, check_whole
 from hjepa_pl.types import ConfigError
 
 SHUFFLE_BUFFER = 1000
-
-
-def check_number(key: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """Refuse what is no number, is not finite or lies outside [low, high] (or (low, high] with `open_low`)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < low or value > high or (open_low and value == low):  # type: ignore[operator]
-        lower = f"above {low:g}" if open_low else f"at least {low:g}"
-        upper = "" if high == math.inf else f" and at most {high:g}"
-        raise ConfigError(f"`{key}={value!r}` is refused: give a number {lower}{upper}.")
-
-
-def check_whole(key: str, value: object, low: int) -> None:
-    """Refuse what is not a whole number of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"`{key}={value!r}` is refused: give a whole number of at least {low}.")
-
-
-def check_range(key: str, value: object, low: float, high: float = math.inf) -> tuple[float, float]:
-    """Return `value` as an ascending pair above `low` and up to `high`, or refuse it."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise ConfigError(f"`{key}={value!r}` is refused: give two numbers, the smaller one first.")
-    for number in value:
-        check_number(key, number, low, high, open_low=True)
-    if value[0] > value[1]:
-        raise ConfigError(f"`{key}={list(value)}` is refused: give the smaller number first.")
-    return float(value[0]), float(value[1])
-
-
-def check_statistics(mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int | None) -> None:
-    """Refuse a mean or deviation that is no number, or that is not one number per channel."""
-    for key, values, low in (("mean", mean, -1e6), ("std", std, 0.0)):
-        for value in values or ():
-            check_number(key, value, low, open_low=True)
-        if values is not None and channels is not None and len(values) != channels:
-            raise ConfigError(f"`{key}={list(values)}` does not fit {channels} channel(s): give as many numbers.")
-
-
-def check_name(key: str, value: object) -> None:
-    """Refuse an empty name or one that is no text."""
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"`{key}={value!r}` is refused: give a text that is not empty.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +36,20 @@ class DatasetConfig:
     shuffle_buffer: int | None = None
     """For `webdataset`: samples, undecoded, of the buffer that each worker shuffles through; 1000 if not given, 1 for
     the order in the shards."""
+    augmentation: str | dict[str, Any] | AugmentationConfig | None = None
+    """How a view of this set's images is made: a preset's name, or a mapping of parts, as the data module's
+    `augmentation`, which it replaces whole; that if not given. Mixup and CutMix are of whole batches, and so the same
+    for all sets; the share of the image that a local crop covers stays `multicrop.local_scale`. Once made, a record of
+    parts or None."""
 
     def __post_init__(self) -> None:
         check_name("datasets.name", self.name)
         check_name("datasets.split", self.split)
         check_number(f"datasets.weight (of {self.name})", self.weight, 0.0, open_low=True)
         check_number(f"datasets.fraction (of {self.name})", self.fraction, 0.0, 1.0, open_low=True)
+        if self.augmentation is not None:
+            with of_dataset(self.name):
+                object.__setattr__(self, "augmentation", augmentation_config(self.augmentation))
         streamed = self.name == "webdataset"
         for key in ("samples", "shuffle_buffer"):
             value = getattr(self, key)

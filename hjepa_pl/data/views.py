@@ -5,9 +5,20 @@ from torch import Tensor
 
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.batches import RawBatch, RawGroup
+from hjepa_pl.data.mix import mix_views
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.storage import adapt_channels
-from hjepa_pl.types import Counters
+from hjepa_pl.types import Counters, ViewBatch
+
+
+def view_batch(batch: RawBatch, plan: ViewPlan, channels: int) -> ViewBatch:
+    """Make what the module receives of a batch: its views, and where they are mixed, with what."""
+    views, boxes = make_views(batch, plan, channels)
+    mix, mixer = None, plan.makers[0].views  # all sets' augmentations mix alike
+    if mixer.config.mixes:
+        views, mix = mix_views(views, batch.label, mixer.config, mixer.seed, batch.counters.step)
+    seen, local = views[: plan.views], views[plan.views :]
+    return ViewBatch(seen, batch.label, batch.source, batch.counters, local, boxes, mix)
 
 
 def make_views(batch: RawBatch, plan: ViewPlan, channels: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -22,9 +33,9 @@ def make_views(batch: RawBatch, plan: ViewPlan, channels: int) -> tuple[tuple[Te
         One (B, C, *size) float32, normalised, for each entry of the plan at the batch's step, and their boxes
         (views, B, 4) as in `ViewBatch`, None without multi-crop.
     """
-    crops = plan.at(batch.counters.step)
-    parts = [_of_group(g, crops, batch.counters, channels) for g in batch.groups]
-    views = tuple(_whole(batch, [p[0][i] for p in parts]) for i in range(len(crops)))
+    step = batch.counters.step
+    parts = [_of_group(g, plan.at(step, g.way), batch.counters, channels) for g in batch.groups]
+    views = tuple(_whole(batch, [p[0][i] for p in parts]) for i in range(len(plan.at(step))))
     if plan.multicrop is None:
         return views, None
     # The dimension of the images first, for `_whole`, and back.
@@ -34,7 +45,7 @@ def make_views(batch: RawBatch, plan: ViewPlan, channels: int) -> tuple[tuple[Te
 def _of_group(
     group: RawGroup, crops: list[tuple[Augmenter, int]], counters: Counters, channels: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the views of the images of one size, and the box of each, (n, 4)."""
+    """Return the views of the images of one group, and the box of each, (n, 4)."""
     counters = counters._replace(position=counters.position[group.rows])
     if group.boxes is not None:
         cut = zip(crops, group.images, strict=True)

@@ -40,6 +40,11 @@ def gather_rows(x: Tensor) -> Tensor:
     return _GatherRows.apply(x) if world_size() > 1 else x
 
 
+def own_rows(x: Tensor) -> Tensor:
+    """Return the rows that this rank gave to `gather_rows`."""
+    return x.chunk(world_size())[dist.get_rank()] if world_size() > 1 else x
+
+
 def mean_over_ranks(x: Tensor) -> Tensor:
     """Return the mean of a tensor over the ranks, without gradient; the tensor itself with one process."""
     if world_size() == 1:

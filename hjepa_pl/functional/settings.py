@@ -81,7 +81,11 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
             return value
         if option in (bool, str) and isinstance(value, option):
             return value
-    names = " or ".join(_describe(o) for o in options)
+        if dataclasses.is_dataclass(option) and isinstance(value, option):  # type: ignore[arg-type]
+            return value
+        if origin is dict and isinstance(value, Mapping):
+            return dict(value)  # its keys are for the class to check
+    names = " or ".join(dict.fromkeys(_describe(o) for o in options))
     raise ConfigError(f"{key} must be {names}, got {value!r}.")
 
 
@@ -90,6 +94,8 @@ def _describe(option: Any) -> str:
         return " or ".join(map(repr, typing.get_args(option)))
     if typing.get_origin(option) is tuple:
         return f"a list of {len(typing.get_args(option))} numbers"
+    if typing.get_origin(option) is dict or dataclasses.is_dataclass(option):
+        return "a mapping"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}.get(
         option, str(option)
     )

@@ -21,6 +21,15 @@ def prediction_loss(prediction: Tensor, target: Tensor, kind: PredictionKind) ->
     return 1.0 - F.cosine_similarity(prediction, target, dim=-1).mean()
 
 
+def prediction_by_image(prediction: Tensor, target: Tensor, kind: PredictionKind) -> Tensor:
+    """Return each image's share in `prediction_loss`, (B,) float32, which is their mean; inputs are (B, Q, D)."""
+    prediction, target = prediction.float(), target.float()
+    if kind == "cosine":
+        return 1.0 - F.cosine_similarity(prediction, target, dim=-1).mean(dim=1)
+    distance = F.smooth_l1_loss if kind == "smooth_l1" else F.mse_loss
+    return distance(prediction, target, reduction="none").mean(dim=(1, 2))
+
+
 _LEAST_BASELINE = 0.02
 """Least baseline, as a share of the loss of predicting zeros: targets that hardly differ between images have none."""
 

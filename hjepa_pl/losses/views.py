@@ -33,10 +33,20 @@ def view_loss(projection: Tensor, partial: int = 0, compare: Compare = "mean") -
             share in the mean, and are not compared with each other.
         compare: 'mean' or 'pairwise'; where it is 'none' there is no view loss, and this is not called.
     """
+    return _squares(projection, partial, compare).mean()
+
+
+def view_loss_by_image(projection: Tensor, partial: int, compare: Compare) -> Tensor:
+    """Return each image's share in `view_loss`, (B,) float32, which is their mean; arguments as there."""
+    return _squares(projection, partial, compare).mean(dim=(0, 2))
+
+
+def _squares(projection: Tensor, partial: int, compare: Compare) -> Tensor:
+    """Return the squared distances, (views or pairs, B, P)."""
     projection = projection.float()
     if compare == "mean":
-        return (projection - projection[partial:].mean(dim=0)).square().mean()
+        return (projection - projection[partial:].mean(dim=0)).square()
     if compare == "pairwise":
         left, right = paired_views(projection, partial)
-        return (left - right).square().mean()
+        return (left - right).square()
     raise ValueError(f"compare must be 'mean' or 'pairwise' here, got {compare!r}.")

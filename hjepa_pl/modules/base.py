@@ -1,4 +1,4 @@
-"""What every pretraining module shares: the optimizer, schedules by progress, finite steps, sparse logging."""
+"""What every pretraining module shares: the optimizer, schedules by progress, finite steps."""
 
 import math
 import time
@@ -9,12 +9,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from hjepa_pl.functional.allocator import keep_freed_memory
 from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.modules.logs import SparseLogs
 from hjepa_pl.optim.budget import Progress, parse_duration
 from hjepa_pl.optim.groups import weight_decay_groups
 from hjepa_pl.optim.schedules import cosine, warmup_cosine
@@ -22,7 +23,7 @@ from hjepa_pl.optim.settings import OptimizerConfig
 from hjepa_pl.types import ConfigError, RunStopped
 
 
-class PretrainModule(pl.LightningModule):
+class PretrainModule(SparseLogs):
     """Base of the pretraining modules. A subclass gives `trained_modules`, a `training_step` and its own hooks."""
 
     def __init__(self, optimizer: OptimizerConfig, time_budget: str | None) -> None:
@@ -32,7 +33,6 @@ class PretrainModule(pl.LightningModule):
         self.progress = Progress(math.inf, self.budget)
         self._seconds_spent = 0.0
         self._validation_began = 0.0
-        self._terms: list[dict[str, Tensor]] = []
 
     def trained_modules(self) -> list[nn.Module]:
         """Return the modules whose parameters the optimizer gets."""
@@ -137,6 +137,7 @@ class PretrainModule(pl.LightningModule):
         last = self.trainer.global_step + 1 >= self.progress.total_steps or (self.budget is not None and share >= 1.0)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._terms.clear()
+        self.log_predictions()
         self.after_optimizer_step(share)
         if last:
             # The figures of a run are those of its last weights: validate whatever the epoch's number.
@@ -183,36 +184,7 @@ class PretrainModule(pl.LightningModule):
             "Neither the target encoder nor a checkpoint took this step."
         )
 
-    # ---------------------------------------------------------------------------------------------------- the logging
-
-    def _logs_now(self) -> bool:
-        """Return whether the running batch ends on a logged step."""
-        trainer: Any = self.trainer  # these two are set by a connector, unseen by type checkers
-        return (trainer.global_step + 1) % trainer.log_every_n_steps == 0 or bool(trainer.fast_dev_run)
-
-    def log_terms(self, terms: dict[str, Tensor]) -> None:
-        """Keep a micro-batch's terms for the finite check, and log them every n steps from one stacked tensor.
-
-        A `self.log` call a term and step would cost milliseconds and, on an accelerator, a wait for each.
-        """
-        detached = {name: value.detach() for name, value in terms.items()}
-        self._terms.append(detached)
-        if self._logs_now():
-            values = torch.stack([v.float() for v in detached.values()]).tolist()
-            logged = {f"train/{name}": value for name, value in zip(detached, values, strict=True)}
-            group = self.trainer.optimizers[0].param_groups[0]
-            logged["train/lr"], logged["train/weight_decay"] = group["lr"], group["weight_decay"]
-            self.log_dict(logged)
-
     # -------------------------------------------------------------------------------------------------- the checkpoint
-
-    def on_train_epoch_start(self) -> None:
-        """Log the share of the epoch that each dataset of a mixture gives."""
-        shares = getattr(getattr(self.trainer, "datamodule", None), "share_drawn", None)
-        if callable(shares):
-            drawn = shares(self.trainer.current_epoch)
-            if len(drawn) > 1:
-                self.log_dict({f"data/share/{name}": share for name, share in drawn.items()})
 
     def trainer_settings(self) -> dict[str, Any]:
         """Return the Trainer's settings that a resumed run must have too, for its place in the data to be the same."""

@@ -72,12 +72,15 @@ def check_data(data: Any, model: Model, processes: int) -> None:
     if model.mask_config.strategy == "global_only":
         return
     _check_crops(fewest, f"data.{key}", model)
-    moved = [k for k in ("rotate", "translate", "rand_augment", "mixup", "cutmix") if getattr(data.augmentation, k)]
-    if moved:
-        raise ConfigError(
-            f"augmentation.{moved[0]} {getattr(data.augmentation, moved[0])} does not go with masks.strategy "
-            f"'{model.mask_config.strategy}', which takes a crop's content to lie where its box does; set it to 0."
-        )
+    for config, augmentation in zip(data.datasets, data.augmentations, strict=True):
+        moved = [k for k in ("rotate", "translate", "rand_augment", "mixup", "cutmix") if getattr(augmentation, k)]
+        if moved:
+            own = "" if config.augmentation is None else f" (of {config.name})"
+            raise ConfigError(
+                f"{'datasets.' if own else ''}augmentation{own}.{moved[0]} {getattr(augmentation, moved[0])} does not "
+                f"go with masks.strategy '{model.mask_config.strategy}', which takes a crop's content to lie where its "
+                "box does; set it to 0."
+            )
 
 
 def check_curriculum(data: Any, batches: float) -> None:

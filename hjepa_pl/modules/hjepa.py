@@ -160,6 +160,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         total, record = self.compute(batch)
         n_ep = {} if record.n_ep is None else {"sigreg_image_n_ep": record.n_ep}
         self.log_terms({"loss": total, **record.terms, **n_ep})
+        self.note_predictions(batch.source, record.prediction_by_image)
         embedding = record.streams["tokens"].embedding.detach().float().mean(dim=1)
         return {"loss": total, "levels": record.levels, "embedding": embedding}
 

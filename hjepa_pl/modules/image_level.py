@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_pl.functional.counters import hash_int
-from hjepa_pl.functional.distributed import gather_rows
+from hjepa_pl.functional.distributed import gather_rows, own_rows
 from hjepa_pl.losses.settings import RegularizerConfig
 from hjepa_pl.losses.streams import regularize
-from hjepa_pl.losses.views import view_loss
+from hjepa_pl.losses.views import view_loss, view_loss_by_image
 from hjepa_pl.models.encoder import Block, VisionEncoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.projector import Projector
@@ -56,7 +56,8 @@ class ImageLevel(nn.Module):
         partial = sum(map(len, part))
         projection = self._project([*part, full])
         if level.compare != "none":
-            record.add("image", view_loss(projection, partial, level.compare), level.weight)
+            loss, compare = view_loss(projection, partial, level.compare), level.compare
+            record.add("image", loss, level.weight, lambda: own_rows(view_loss_by_image(projection, partial, compare)))
         return projection, partial
 
     def _project(self, pooled: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """What one batch gives: its crops, the terms of its loss, and what others read of it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -44,13 +45,35 @@ class StepRecord:
         self.n_ep: Tensor | None = None
         """SIGReg of the projections times the images: about 1 where they are Gaussian."""
         self._weighted: list[Tensor] = []
+        self._by_image: list[tuple[float | Tensor, Callable[[], Tensor]]] = []
 
-    def add(self, name: str, value: Tensor, weight: float | Tensor) -> None:
-        """Add a term of the loss, a scalar."""
+    def add(
+        self, name: str, value: Tensor, weight: float | Tensor, by_image: Callable[[], Tensor] | None = None
+    ) -> None:
+        """Add a term of the loss.
+
+        Args:
+            name: In logs.
+            value: A scalar.
+            weight: Its factor in the loss.
+            by_image: Computes (B,) shares of this rank's images, of which a term that is a mean over images is made;
+                None for a regulariser, which is of the batch as a whole.
+        """
         self.terms[name] = value
         self._weighted.append(weight * value)
+        if by_image is not None:
+            self._by_image.append((weight, by_image))
         if isinstance(weight, Tensor) or weight != 1.0:
             self.terms[f"{name}_weighted"] = self._weighted[-1]
+
+    @torch.no_grad()
+    def prediction_by_image(self) -> Tensor | None:
+        """Return each image's weighted prediction losses, (B,): what is left of the loss without regularisers.
+
+        These are the distances at the token levels, in the pyramid and between views. None if there is none of them.
+        """
+        shares = [weight * of_images() for weight, of_images in self._by_image]
+        return torch.stack(shares).sum(dim=0) if shares else None
 
     def total(self) -> Tensor:
         """Return the loss."""

@@ -1,12 +1,13 @@
 """The token levels of the hierarchical JEPA: targets, predictions and their losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from hjepa_pl.functional.tokens import gather_tokens, plain_norm, pool_cells
-from hjepa_pl.losses.prediction import position_baseline, prediction_loss
+from hjepa_pl.losses.prediction import position_baseline, prediction_by_image, prediction_loss
 from hjepa_pl.losses.settings import LevelScale, PredictionKind
 from hjepa_pl.models.encoder import Block, VisionEncoder
 from hjepa_pl.models.levels import LevelConfig
@@ -52,9 +53,12 @@ class TokenLevels(nn.Module):
             if crops.targets:
                 target = torch.cat([target, crops.targets[number]], dim=1)
             scales.append(position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0)
-            record.add(level.name, prediction_loss(prediction, target, self.prediction), level.weight / scales[-1])
+            loss = prediction_loss(prediction, target, self.prediction)
+            of_images = partial(prediction_by_image, prediction, target, self.prediction)
+            record.add(level.name, loss, level.weight / scales[-1], of_images)
         if self.pyramid is not None:
-            record.add("pyramid", self._pyramid_loss(found, masks, predictions, maps, scales), self.pyramid_weight)
+            said = self._ask_pyramid(found, masks, predictions, maps)
+            self._add_pyramid(said, scales, record)
         return found
 
     def context_input(self, found: Mapping[Block, Tensor]) -> Tensor:
@@ -74,18 +78,14 @@ class TokenLevels(nn.Module):
             grid = encoder.grid_of(images)
             return [plain_norm(pool_cells(found[v.block], grid, int(v.cell))) for v in self.token_levels]
 
-    def _pyramid_loss(
+    def _ask_pyramid(
         self,
         found: Mapping[Block, Tensor],
         masks: Masks,
         predictions: Sequence[Tensor],
         maps: Sequence[Tensor],
-        scales: Sequence[Tensor | float],
-    ) -> Tensor:
-        """Return the mean distance of the level targets, at their hidden cells, from what the pyramid's maps say.
-
-        Each level's distance is over the level's scale, as its own loss is.
-        """
+    ) -> list[tuple[int, Tensor, Tensor]]:
+        """Return what the pyramid's maps say of hidden cells: number of the level, prediction, and target."""
         assert self.pyramid is not None
         assert self.pyramid_heads is not None
         fill = finest_level(self.token_levels)
@@ -97,9 +97,19 @@ class TokenLevels(nn.Module):
             predictions[fill][:, : index.shape[1]],
             index,
         )
-        losses = [
-            prediction_loss(said, gather_tokens(maps[level], masks.targets[level].flatten(1)), self.prediction)
-            / scales[level]
+        return [
+            (level, said, gather_tokens(maps[level], masks.targets[level].flatten(1)))
             for level, said in self.pyramid_heads(made, masks.targets)
         ]
-        return torch.stack(losses).mean()
+
+    def _add_pyramid(
+        self, said: Sequence[tuple[int, Tensor, Tensor]], scales: Sequence[Tensor | float], record: StepRecord
+    ) -> None:
+        """Add the mean of the levels' distances, each over the level's scale, as its own loss is."""
+
+        def over_levels(distance: Callable[[Tensor, Tensor, PredictionKind], Tensor]) -> Tensor:
+            return torch.stack([distance(p, t, self.prediction) / scales[i] for i, p, t in said]).mean(dim=0)
+
+        record.add(
+            "pyramid", over_levels(prediction_loss), self.pyramid_weight, lambda: over_levels(prediction_by_image)
+        )

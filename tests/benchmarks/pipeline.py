@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.batches import Draw, FileReader, RawBatch, RawGroup
-from hjepa_pl.data.multicrop import ViewPlan
+from hjepa_pl.data.multicrop import Makers, ViewPlan
 from hjepa_pl.data.storage import FileImages
 from hjepa_pl.data.views import make_views
 from hjepa_pl.functional.allocator import keep_freed_memory
@@ -49,7 +49,7 @@ def plan(size: int, jitter: bool) -> ViewPlan:
     """Return our views of the same augmentation."""
     parts = {"jitter": JITTER, "jitter_prob": 1.0} if jitter else {}
     config = AugmentationConfig(preset="jepa", crop_scale=SCALE, flip=0.5, **parts)
-    return ViewPlan(Augmenter(config, size, MEAN, STD, seed=0), 1)
+    return ViewPlan((Makers(Augmenter(config, size, MEAN, STD, seed=0)),), 1)
 
 
 def cifar(a: argparse.Namespace) -> dict[str, Callable[[], int]]:
@@ -101,7 +101,7 @@ def photographs(a: argparse.Namespace) -> dict[str, Callable[[], int]]:
         rows = torch.arange(a.batch)
         counters = Counters(0, 0, rows)
         read = reader.read(Draw(label, rows, counters))
-        make_views(RawBatch((RawGroup(rows, read.views, read.boxes),), label, label, counters), ours, 3)
+        make_views(RawBatch(read.groups, label, label, counters), ours, 3)
         return a.batch
 
     def of_folder() -> int:

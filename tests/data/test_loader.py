@@ -10,12 +10,12 @@ from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
 from hjepa_pl.data.mixture import EpochPlan
-from hjepa_pl.data.multicrop import ViewPlan
+from hjepa_pl.data.multicrop import Makers, ViewPlan
 from hjepa_pl.data.storage import ArrayImages, FileImages
 from hjepa_pl.data.views import make_views
 from hjepa_pl.types import ConfigError
 
-VIEWS = ViewPlan(Augmenter(AugmentationConfig(), 16, (0.5,) * 3, (0.25,) * 3, seed=3), 2)
+VIEWS = ViewPlan((Makers(Augmenter(AugmentationConfig(), 16, (0.5,) * 3, (0.25,) * 3, seed=3)),), 2)
 
 
 def memory(n, side=16, channels=3, label=0):
@@ -122,7 +122,7 @@ def test_files_are_cropped_as_memory_is(files):
     shapes = FileImages([files.path(3)] * 12, files.labels, ["x"])
     same_bytes = ArrayImages(torch.stack([shapes.read(i, 3) for i in range(12)]), files.labels, ["x"])
     uncoloured = AugmentationConfig(jitter_prob=0, gray=0, solarize=0)
-    flat = ViewPlan(Augmenter(uncoloured, 16, (0.0,) * 3, (1.0,) * 3, seed=3), 2)
+    flat = ViewPlan((Makers(Augmenter(uncoloured, 16, (0.0,) * 3, (1.0,) * 3, seed=3)),), 2)
     views = []
     for images in (shapes, same_bytes):
         loader = make([images], 12, batch=12)

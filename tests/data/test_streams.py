@@ -19,7 +19,7 @@ from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets
 from hjepa_pl.data.mixture import EpochPlan
-from hjepa_pl.data.multicrop import ViewPlan
+from hjepa_pl.data.multicrop import Makers, ViewPlan
 from hjepa_pl.data.settings import DatasetConfig
 from hjepa_pl.data.shards import ShardImages, count_samples, list_shards, open_shards
 from hjepa_pl.data.storage import ArrayImages, FileImages
@@ -28,7 +28,7 @@ from hjepa_pl.data.tar_samples import read_shard
 from hjepa_pl.data.views import make_views
 from hjepa_pl.types import ConfigError
 
-VIEWS = ViewPlan(Augmenter(AugmentationConfig(), 8, (0.5,) * 3, (0.25,) * 3, seed=3), 2)
+VIEWS = ViewPlan((Makers(Augmenter(AugmentationConfig(), 8, (0.5,) * 3, (0.25,) * 3, seed=3)),), 2)
 
 
 def encoded(value, kind="PNG"):

@@ -1,5 +1,6 @@
 """Two gloo processes with half the batch each do what one does with the whole."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,9 @@ class Step(torch.nn.Module):
         self.module = HJEPALightningModule(**(SETTINGS | settings)).train()
 
     def forward(self, batch):
-        return self.module.compute(batch)[0]
+        loss, record = self.module.compute(batch)
+        self.shares = record.prediction_by_image()
+        return loss
 
 
 def batch_of(case: str, images: int, first: int = 0) -> ViewBatch:
@@ -108,7 +111,7 @@ def worker(rank: int, folder: str) -> None:
         wrapped = DistributedDataParallel(step)  # kept: its hooks go with it
         loss = wrapped(batch_of(case, 8, 8 * rank))
         loss.backward()
-        found[case] = (loss.detach(), gradients(step), {n: b.clone() for n, b in step.named_buffers()})
+        found[case] = (loss.detach(), gradients(step), {n: b.clone() for n, b in step.named_buffers()}, step.shares)
     half = IMAGES // 2
     found["terms"] = [term_of(config, slice(half * rank, half * (rank + 1))) for config in TERMS]
     torch.save(found, f"{folder}/{rank}.pt")
@@ -131,7 +134,8 @@ def test_gradients_of_two_halves_equal_those_of_the_whole(halves, case) -> None:
     ranks = [found[case] for found in halves]
     torch.testing.assert_close(torch.stack([r[0] for r in ranks]).mean(), loss.detach(), atol=1e-5, rtol=1e-5)
     expected = gradients(whole)
-    for _, found, buffers in ranks:
+    torch.testing.assert_close(torch.cat([r[3] for r in ranks]), whole.shares, atol=1e-5, rtol=1e-5)
+    for _, found, buffers, _ in ranks:
         assert found.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
@@ -154,17 +158,19 @@ def test_a_terms_value_and_gradient_over_two_halves_are_those_of_the_whole(halve
 SCRIPT = """
 import sys, torch, lightning.pytorch as pl
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
+from hjepa_pl.callbacks.metrics_csv import MetricsCSV
 torch.set_num_threads(1)
 pl.seed_everything(0)
 devices, batch = int(sys.argv[1]), int(sys.argv[2])
 module = HJEPALightningModule(
     encoder=dict(embed_dim=24, depth=2, num_heads=2, img_size=8, patch_size=2, in_chans=1),
     predictor=dict(embed_dim=24, depth=1, num_heads=2), projector=dict(hidden_dim=32, out_dim=16))
-data = MultiDatasetDataModule(datasets=[dict(name="digits")], batch_size=batch, views=2, epoch_size=192,
+data = MultiDatasetDataModule(batch_size=batch, views=2, epoch_size=192,
+    datasets=[dict(name="digits"), dict(name="digits_canvas", augmentation="jepa")],
     augmentation=dict(gray=0.0, jitter=[0.4, 0.4, 0.0, 0.0]))
 trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=1,
-    accumulate_grad_batches=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-    enable_model_summary=False, use_distributed_sampler=False)
+    accumulate_grad_batches=2, logger=MetricsCSV(sys.argv[3] + ".csv"), log_every_n_steps=1, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
 trainer.fit(module, data)
 assert module.ema.updates == trainer.global_step == 3
 if trainer.global_rank == 0:
@@ -184,6 +190,11 @@ def test_a_ddp_run_draws_and_trains_as_one_process_and_moves_the_target_once_a_s
         capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    tables = [list(csv.DictReader((tmp_path / f"{n}.pt.csv/metrics.csv").open())) for n in (1, 2)]
+    for one, two in zip(*tables, strict=True):  # the first step is before any difference in rounding
+        for name in ("digits", "digits_canvas"):
+            key = f"train/prediction/{name}"
+            assert float(one[key]) == pytest.approx(float(two[key]), rel=1e-5 if one["step"] == "0" else 1e-2)
     one, two, other = (torch.load(tmp_path / f) for f in ("1.pt", "2.pt", "2.pt.rank1"))
     for name in one:
         assert torch.equal(two[name], other[name]), name  # the ranks agree to the bit
