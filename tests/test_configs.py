@@ -16,7 +16,8 @@ from hjepa_pl.data.trees import imagenet100_classes
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(p for p in FOLDER.glob("**/*.yaml") if p.parent.name != "on")
-OBJECTIVES = [*sorted((FOLDER / "features").glob("*.yaml")), FOLDER / "cifar10.yaml", FOLDER / "lejepa.yaml"]
+FEATURES = sorted(p for p in (FOLDER / "features").glob("*.yaml") if p.stem != "shards")  # which is about data
+OBJECTIVES = [*FEATURES, FOLDER / "cifar10.yaml", FOLDER / "lejepa.yaml"]
 # What makes a config small enough for a laptop in CI: fewer images, and for ViT-H a narrow, shallow encoder.
 SMALL = {
     "ijepa": ["--model.init_args.encoder.embed_dim=64",
@@ -77,7 +78,9 @@ def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
     if "imagenet" in text:
         write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[:4])
     if "my_images" in text:
-        write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=4)
+        write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=4)  # 8 to train on
+    if "shards" in text:
+        assert main(["shards", "data/my_images", "data/shards/train-%06d.tar", "--per-shard=4"]) == 0
     name = yaml.safe_load(text)["experiment_name"]
     assert name == path.stem
     status = main([

@@ -7,26 +7,38 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tests.test_cli import TINY
 
-# Twelve batches an epoch; drop path, two sources and every random stream are on.
+# Twelve batches an epoch; drop path, two sets in memory, one in files with a worker, and every random stream are on.
 CONFIG = yaml.safe_load(yaml.safe_dump(TINY))
 CONFIG["trainer"] |= {"max_epochs": 4}
 CONFIG["model"]["init_args"]["encoder"]["drop_path_rate"] = 0.2
 CONFIG["data"]["init_args"] |= {
-    "datasets": [{"name": "digits", "weight": 0.7}, {"name": "digits_canvas", "weight": 0.3}],
+    "datasets": [
+        {"name": "digits", "weight": 0.5},
+        {"name": "digits_canvas", "weight": 0.3},
+        {"name": "folder", "root": "pictures", "weight": 0.2},
+    ],
+    "num_workers": 1,
     "epoch_size": 384,
     "probe": [{"name": "digits", "max_train": 100, "max_test": 50}],
 }
 
 
 def command(folder: Path, *more: str) -> list[str]:
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for i in range(50):  # of several sizes, so that they stay in files
+        pixels = np.random.default_rng(i).integers(0, 256, (12 + i % 3, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{i:02d}.png")
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(CONFIG))
+    path.write_text(yaml.safe_dump(CONFIG).replace("root: pictures", f"root: {pictures}"))
     return [sys.executable, "-m", "hjepa_pl", "fit", "--config", str(path), "--results_dir", str(folder / "out"), *more]
 
 

@@ -69,8 +69,8 @@ class EpochPlan:
         for i, count in enumerate(self.counts):
             if count == 0:
                 raise ConfigError(
-                    f"`datasets.weight={weights[i]:g}` of dataset number {i + 1} is not one image in an epoch of "
-                    f"{epoch_size}: raise the weight or epoch_size, or remove the dataset."
+                    f"`datasets.weight` of dataset number {i + 1} is {weights[i] / total:.2g} of the mixture, which is "
+                    f"not one image in an epoch of {epoch_size}: raise the weight or epoch_size, or remove the dataset."
                 )
 
     def _permutation(self, n: int, *key: int) -> np.ndarray:

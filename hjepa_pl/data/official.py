@@ -1,6 +1,7 @@
 """The datasets whose official files torchvision fetches, verifies and reads."""
 
 import contextlib
+import errno
 import os
 from http.client import HTTPException
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision import datasets as tv
+from torchvision.datasets.utils import extract_archive
 
+from hjepa_pl.data.fetch import fetch
 from hjepa_pl.data.locks import locked
 from hjepa_pl.data.storage import ArrayImages, check_split
 from hjepa_pl.types import ConfigError
@@ -38,18 +41,26 @@ def load_official(name: str, root: str, split: str) -> ArrayImages:
 
 
 def download_official(name: str, folder: str) -> None:
-    """Fetch and verify a dataset, if it is not there already.
+    """Fetch, verify and unpack a dataset, if it is not there already.
 
-    An archive that a killed download left is fetched again, since its sum is wrong. Of several processes one fetches,
-    and the others wait for it.
+    A download that was killed goes on where it ended (`fetch`), and what was unpacked in part is unpacked again, since
+    its sums are wrong. Of several processes one fetches, and the others wait for it.
     """
-    with contextlib.suppress(OSError):  # torchvision says it if it must write there
+    kind = OFFICIAL[name]
+    with contextlib.suppress(OSError):  # said below, if something must be written there
         os.makedirs(folder, exist_ok=True)
     try:
         with locked(os.path.join(folder, f".{name}.lock")):
-            OFFICIAL[name](folder, download=True)
-    # A transfer that breaks off is an HTTPException.
+            try:
+                kind(folder)
+            except RuntimeError:  # a file is missing, or its sum is wrong
+                archive = os.path.join(folder, kind.filename)
+                fetch(kind.url, archive, kind.tgz_md5)
+                extract_archive(archive, folder)
+                kind(folder)
     except (RuntimeError, OSError, HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # no matter of the network
         raise ConfigError(
             f"`root={folder}` (of {name}) lacks official files and fetching them failed ({error}): "
             f"run `{_download_command(name, folder)}` where there is a network."

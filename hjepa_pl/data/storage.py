@@ -1,6 +1,7 @@
 """Where images live: in memory as one uint8 tensor, or in files that are decoded when they are drawn."""
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ def decode(path: str, channels: int | None) -> Tensor:
         (C, H, W) uint8: turned as its EXIF tag says, transparent parts on white, 16 bits scaled to 8.
 
     Raises:
-        OSError: The file cannot be decoded.
+        OSError: The file cannot be decoded, be it only that its end is missing. (What no decoder tells: changed bytes
+            amid the data of a JPEG, which has no sums, and data that lack before its end marker.)
     """
     with open(path, "rb") as file:
         return decode_bytes(file.read(), channels)
@@ -122,7 +124,7 @@ def decode_bytes(content: bytes, channels: int | None) -> Tensor:
 
 
 def _plain_jpeg(content: bytes) -> int | None:
-    """Return the number of colour components of an 8-bit JPEG that has no EXIF orientation; None for all else."""
+    """Return the number of colour components of an 8-bit JPEG of sane size, not to be turned; None for all else."""
     if content[:2] != b"\xff\xd8":
         return None
     at = 2
@@ -134,7 +136,10 @@ def _plain_jpeg(content: bytes) -> int | None:
                 if image.getexif().get(_ORIENTATION, 1) != 1:
                     return None
         if marker in (0xC0, 0xC1, 0xC2):
-            return content[at + 9] if content[at + 4] == 8 else None
+            height, width = (int.from_bytes(content[at + i : at + i + 2], "big") for i in (5, 7))
+            # A header may promise gigabytes: above its limit Pillow takes over, and refuses them.
+            small = height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
+            return content[at + 9] if content[at + 4] == 8 and small else None
         at += 2 + length
     return None
 

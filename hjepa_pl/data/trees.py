@@ -2,8 +2,11 @@
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
+
+from timm.data import ImageNetInfo
 
 from hjepa_pl.types import ConfigError
 
@@ -47,7 +50,7 @@ def find_tree(name: str, root: str, split: str, classes: str | None = None) -> T
             f"`root={root}` (of imagenet100) lacks {len(missing)} of the 100 class folders in {base}, the first is "
             f"{missing[0]}: give the ImageNet folder with train/<wnid> and val/<wnid>, or use the name folder."
         )
-    return Tree(base, tuple(usual))
+    return Tree(base, tuple(usual), imagenet100_names())
 
 
 def split_folder(name: str, root: str, split: str, *, must: bool) -> str:
@@ -86,6 +89,13 @@ def own_splits(root: str) -> list[str]:
 def imagenet100_classes() -> list[str]:
     """Return the usual hundred ImageNet classes (CMC's list), in the order of their labels."""
     return files("hjepa_pl.data").joinpath("imagenet100.txt").read_text().split()
+
+
+@cache
+def imagenet100_names() -> tuple[str, ...]:
+    """Return what people call these hundred classes: the first of the names that timm lists for each."""
+    info = ImageNetInfo()
+    return tuple(info.label_name_to_description(wnid).split(",")[0] for wnid in imagenet100_classes())
 
 
 def read_classes(path: str) -> tuple[list[str], list[str]]:

@@ -165,7 +165,10 @@ def test_imagenet100_takes_its_classes_only(tmp_path):
     for root in ("big", "big/train"):
         images = load_dataset("imagenet100", str(tmp_path / root))
         assert images.labels.tolist() == list(range(100))
-        assert images.classes == classes
+        assert dict(zip(classes, images.classes, strict=True)).items() >= {
+            "n01558993": "robin", "n02085620": "Chihuahua", "n04111531": "rotisserie", "n07753275": "pineapple",
+        }.items()  # fmt: skip
+        assert len(set(images.classes)) == 100
     assert len(load_dataset("imagenet", str(tmp_path / "big"))) == 101
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match="lacks 100 of the 100 class folders"):

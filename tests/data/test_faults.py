@@ -1,6 +1,7 @@
-"""A real run over a folder in which a fiftieth of the files is damaged in twelve ways."""
+"""A real run over a folder in which a fiftieth of the files is damaged in sixteen ways."""
 
 import io
+import json
 import os
 import struct
 import zlib
@@ -10,11 +11,15 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from hjepa_pl.__main__ import main
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.faults import BAD_FILES, BadFile, BadFiles
+from hjepa_pl.data.storage import decode_bytes
 from hjepa_pl.types import ConfigError
+from tests.test_cli import TINY
 
 
 def picture(kind, seed, side=24, **kwargs):
@@ -40,6 +45,12 @@ def wrong_sum(content):
     return content[: at + 17] + b"\x00\x00\x00\x00" + content[at + 21 :]
 
 
+def giant(content):
+    """Let a JPEG's header promise 65,500 x 65,500 pixels, which would take 13 GB."""
+    at = content.index(b"\xff\xc0") + 5
+    return content[:at] + (65500).to_bytes(2, "big") * 2 + content[at + 4 :]
+
+
 DAMAGE = {
     "half.jpg": lambda i: (c := picture("JPEG", i))[: len(c) // 2],
     "header.jpg": lambda i: picture("JPEG", i)[:40],
@@ -52,6 +63,9 @@ DAMAGE = {
     "header.gif": lambda i: picture("GIF", i)[:13],
     "half.webp": lambda i: (c := picture("WEBP", i))[: len(c) // 2],
     "offset.tif": lambda i: picture("TIFF", i)[:4] + b"\xff\xff\xff\x7f" + picture("TIFF", i)[8:20],
+    "magic.jpg": lambda i: b"\x00\x01" + picture("JPEG", i)[2:],
+    "zeros.jpg": lambda i: bytes(2000 + i),
+    "bomb.jpg": lambda i: giant(picture("JPEG", i)),
     "deep.png": lambda i: (c := picture("deep", i))[: len(c) // 2],
     "gone.jpg": None,
 }
@@ -114,19 +128,61 @@ def fit(root, folder, **kwargs):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_hundred_damaged_files_of_many_kinds_among_five_thousand(tmp_path):
+def test_a_hundred_damaged_files_of_many_kinds_among_five_thousand(tmp_path, monkeypatch):
+    """`hjepa fit` twice, with a worker and without: status 0, every file named, the same weights to the bit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hjepa"])
     damaged = damaged_folder(tmp_path / "data", 4892, 100)  # 78 whole batches: every file is drawn
-    weights, named = fit(tmp_path / "data", tmp_path / "one")
+    config = yaml.safe_load(yaml.safe_dump(TINY))
+    config["data"]["init_args"] |= {
+        "datasets": [{"name": "folder", "root": str(tmp_path / "data")}],
+        "batch_size": 64, "epoch_size": None, "probe": [], "max_bad_fraction": 0.05,
+    }  # fmt: skip
+    config["model"]["init_args"] |= {"levels": [{"cell": "image"}]}
+    del config["model"]["init_args"]["predictor"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    runs = {}
+    for workers in (1, 0):
+        more = [f"--data.init_args.num_workers={workers}", f"--experiment_name=run{workers}"]
+        assert main(["fit", "--config", "c.yaml", *more]) == 0
+        run = tmp_path / f"results/run{workers}"
+        weights = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        runs[workers] = (weights, [line.split("\t") for line in (run / BAD_FILES).read_text().splitlines()])
+        assert json.loads((run / "summary.json").read_text())["bad_files"] == 100
+    weights, named = runs[1]
     assert len(named) == 100
     assert sorted(path for path, _, _ in named) == sorted(damaged)
     assert {dataset for _, dataset, _ in named} == {"folder"}
     reasons = Counter(reason for _, _, reason in named)
     assert reasons["it is empty"] == sum("empty" in p for p in damaged)
     assert reasons["it is gone"] == sum("gone" in p for p in damaged)
-    assert reasons["it is no image"] >= sum("text" in p or "page" in p for p in damaged)
-    again, named_again = fit(tmp_path / "data", tmp_path / "two", num_workers=0)
-    assert torch.equal(weights, again)
-    assert sorted(named_again) == sorted(named)
+    assert reasons["it is no image"] >= sum(any(k in p for k in ("text", "page", "magic", "zeros")) for p in damaged)
+    assert sum("exceeds limit" in reason for reason in reasons.elements()) == sum("bomb" in p for p in damaged)
+    assert sorted(runs[0][1]) == sorted(named)
+    assert weights.keys() == runs[0][0].keys()
+    assert not [name for name in weights if not torch.equal(weights[name], runs[0][0][name])]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "progressive", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
+def test_a_file_without_its_end_is_broken_and_not_filled_with_grey(kind):
+    """Cut anywhere, whoever decodes it, a file is refused, or has every pixel of the whole one.
+
+    (A PNG without its last sum or a GIF without its last mark has all its pixels.)
+    """
+    progressive = {"progressive": True} if kind == "progressive" else {}
+    content = picture("JPEG" if progressive else kind, 0, side=64, **progressive)
+    whole, complete = decode_bytes(content, 3), 0
+    cuts = {*range(1, 40), *range(len(content) - 40, len(content)), *range(0, len(content), len(content) // 40)}
+    for cut in cuts:
+        try:
+            assert torch.equal(decode_bytes(content[:cut], 3), whole)
+            complete += 1
+        except OSError:
+            continue
+    assert complete <= {"PNG": 22, "GIF": 2}.get(kind, 0)
+    if kind == "JPEG":  # which torchvision decodes; Pillow refuses it too
+        with pytest.raises(OSError, match="truncated"), Image.open(io.BytesIO(content[:-200])) as image:
+            image.load()
 
 
 @pytest.mark.filterwarnings("ignore")

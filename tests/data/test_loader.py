@@ -97,18 +97,23 @@ def test_a_trainer_that_stops_earlier_goes_on_from_there():
     assert steps == [(s // 5, s) for s in range(9)]
 
 
-def test_two_ranks_draw_what_one_would(files):
+@pytest.mark.parametrize("world", [2, 4])
+def test_several_ranks_draw_what_one_would(files, world):
+    """So they are disjoint, and together the epoch."""
     sets = [memory(20), files]
     one = list(make(sets, 24, batch=8))
-    ranks = [list(make(sets, 24, batch=4, world_size=2, rank=r)) for r in (0, 1)]
-    assert len(one) == len(ranks[0]) == 3
-    for batch, *halves in zip(one, *ranks, strict=True):
-        assert torch.equal(batch.label, torch.cat([h.label for h in halves]))
-        assert torch.equal(batch.counters.position, torch.cat([h.counters.position for h in halves]))
+    ranks = [list(make(sets, 24, batch=8 // world, world_size=world, rank=r)) for r in range(world)]
+    assert [len(r) for r in ranks] == [len(one)] * world == [3] * world
+    drawn = torch.cat([torch.stack([b.source, b.label]) for r in ranks for b in r], dim=1)
+    assert len(torch.unique(drawn, dim=1).T) == 24
+    for batch, *parts in zip(one, *ranks, strict=True):
+        for key in ("label", "source"):
+            assert torch.equal(getattr(batch, key), torch.cat([getattr(p, key) for p in parts]))
+        assert torch.equal(batch.counters.position, torch.cat([p.counters.position for p in parts]))
         whole = make_views(batch, VIEWS, 3)[0]
         for v in (0, 1):
-            parts = torch.cat([make_views(h, VIEWS, 3)[0][v] for h in halves])
-            torch.testing.assert_close(whole[v], parts, atol=1e-5, rtol=0)
+            together = torch.cat([make_views(p, VIEWS, 3)[0][v] for p in parts])
+            torch.testing.assert_close(whole[v], together, atol=1e-5, rtol=0)
 
 
 def test_workers_change_nothing(files):

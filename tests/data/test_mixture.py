@@ -9,6 +9,12 @@ def test_shares_are_exact():
     plan = EpochPlan([50, 30, 70], [0.5, 0.3, 0.2], 1000, seed=1)
     source, _ = plan.draw(3)
     assert np.bincount(source).tolist() == [500, 300, 200]
+    for size in (7, 384, 997, 113_001):  # no whole shares: to one sample, and all of the epoch
+        plan = EpochPlan([50, 30, 70], [0.5, 0.3, 0.2], size, seed=1)
+        for epoch in (0, 1):
+            counts = np.bincount(plan.draw(epoch)[0])
+            assert (abs(counts - np.array([0.5, 0.3, 0.2]) * size) < 1).all()
+            assert counts.sum() == size
     assert largest_remainder([1 / 3, 1 / 3, 1 / 3], 10) == [4, 3, 3]
     assert largest_remainder([0.1, 0.2, 0.7], 10) == [1, 2, 7]
     assert EpochPlan([5, 5], [3, 1], 8, seed=0).counts == [6, 2]
@@ -66,5 +72,7 @@ def test_refusals(sampling, weights, temperature, message):
 
 
 def test_a_weight_too_small_to_be_drawn_is_refused():
-    with pytest.raises(ConfigError, match="is not one image in an epoch of 10: raise the weight"):
+    with pytest.raises(
+        ConfigError, match=r"number 2 is 0\.001 of the mixture, .* not one image in an epoch of 10: raise"
+    ):
         EpochPlan([5, 5], [1000, 1], 10, seed=0)

@@ -20,6 +20,15 @@ def test_a_bar_is_shown_on_a_terminal_after_a_while(monkeypatch, terminal, patie
     assert bool(out.getvalue()) == seen
 
 
+def test_bytes_are_shown_with_their_unit_and_what_was_there_before(monkeypatch):
+    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    with waiting("Fetching x.tar", 3_000_000, console, start=1_000_000, count_bytes=True) as advance:
+        advance(500_000)
+    assert "1.5/3.0 MB" in out.getvalue()
+
+
 def test_other_ranks_are_silent(monkeypatch):
     monkeypatch.setattr(progress, "_PATIENCE", 0.0)
     monkeypatch.setattr(progress.rank_zero_only, "rank", 1)

@@ -1,0 +1,121 @@
+"""Data that cannot be meant, through the real command line: one sentence that names the mend, and status 2."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from hjepa_pl.__main__ import main
+from tests.data.test_streams import write_shards
+from tests.test_cli import TINY
+
+
+def tree(*classes, count=12):
+    """Write images of two sizes, which stay in files; the class "" lies directly in the split."""
+    for split in ("train", "val"):
+        for name in classes:
+            folder = Path("pictures", split, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                pixels = np.random.default_rng(i).integers(0, 256, (120 + i % 2, 120), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+
+
+def empty():
+    Path("pictures").mkdir()
+    Path("pictures/notes.txt").write_text("no image")
+
+
+def junk():
+    tree("cat", "dog")
+    for path in list(Path("pictures/train").rglob("*.png"))[::3]:
+        path.write_bytes(path.read_bytes()[:70])
+
+
+def shards(*numbers):
+    for n in numbers:
+        write_shards(Path(f"shards{n}"), shards=n, per_shard=16)
+
+
+FOLDER = "{name: folder, root: pictures}"
+CASES = {
+    "no images": (empty, f"datasets=[{FOLDER}]", "`root` (of folder) leads to pictures, which holds no image: "
+                  "point it at a folder with images."),
+    "too many bad files": (junk, f"datasets=[{FOLDER}]", "files cannot be decoded, more than max_bad_fraction=0.1: mend"
+                           " or remove pictures/train/"),
+    "one class": (lambda: tree("cat"), f"probe=[{FOLDER}]", "`probe` folder has images of one class only: give a set "
+                  "with two or more."),
+    "no labels": (lambda: tree(""), f"probe=[{FOLDER}]", "`probe` folder has images without a label: give a set with "
+                  "one folder a class."),
+    "other classes": (lambda: (tree("cat", "dog"), Path("pictures/val/cat").rename("pictures/val/emu")),
+                      f"probe=[{FOLDER}]", "`probe` folder has other classes in train than in test: give both"),
+    "weights by name": (None, "datasets={digits: 0.5, cifar10: 0.5}", "data.datasets must be a list, got"),
+    "a list of weights": (None, "weights=[0.5, 0.5]", "data does not accept 'weights'"),
+    "more weights than sets": (None, "datasets=[{name: digits, weight: [0.5, 0.5]}]",
+                               "data.datasets.weight must be a number"),
+    "a weight without a set": (None, "datasets=[{name: digits}, {weight: 2}]", "data.datasets lacks the key 'name'"),
+    "a weight of one set": (None, "datasets=[{name: digits, weight: 0.5}]", "`datasets.weight=0.5` does nothing with "
+                            "one dataset: remove it."),
+    "a weight of nothing": (None, "datasets=[{name: digits}, {name: fake, weight: 0}]",
+                            "`datasets.weight (of fake)=0.0` is refused: give a number above 0."),
+    "a weight too small": (None, "datasets=[{name: digits}, {name: digits_canvas, weight: 1.0e-6}]",
+                           "`datasets.weight` of dataset number 2 is 1e-06 of the mixture, which is not one image "
+                           "in an epoch of 128: raise the weight or epoch_size, or remove the dataset."),
+    "an unknown set": (None, "datasets=[{name: digits}, {name: stl11, weight: 2}]", "`name=stl11` is not a dataset:"),
+    "no shards": (lambda: Path("none").mkdir(), "datasets=[{name: webdataset, root: none}]",
+                  "`root=none` (of webdataset) leads to no shard: give tar files as"),
+    "fewer shards than workers": (lambda: shards(2), "datasets=[{name: webdataset, root: shards2}]",
+                                  "`datasets` (webdataset) has 2 shard(s), fewer than num_workers=3 x 1 process(es), "
+                                  "each of which reads shards of its own: lower num_workers to 2, or make more"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Return a function that starts `hjepa fit` in a folder of its own and returns its one sentence."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hjepa"])
+
+    def refused(*more):
+        Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+        assert main(["fit", "--config", "tiny.yaml", *more]) == 2
+        out, error = capfd.readouterr()
+        assert "Traceback" not in out + error
+        said = [line for line in error.splitlines() if line.startswith("hjepa: error: ")]
+        assert len(said) == 1, error
+        assert error.rstrip().endswith(said[0])
+        return said[0]
+
+    return refused
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_refused_in_one_sentence(run, case) -> None:
+    prepare, given, said = CASES[case]
+    if prepare is not None:
+        prepare()
+    workers = 3 if "webdataset" in given else 0
+    sentence = run(f"--data.init_args.{given}", *([f"--data.init_args.num_workers={workers}"] if workers else []))
+    assert said in sentence
+
+
+def test_a_folder_that_may_not_be_read(run) -> None:
+    with tempfile.TemporaryDirectory() as top:
+        os.chmod(top, 0o777)
+        os.chdir(top)
+        tree("cat")
+        Path("pictures/train/closed").mkdir(mode=0o000)
+        root = os.geteuid() == 0
+        if root:  # who may read all
+            os.seteuid(65534)
+        try:
+            said = run(f"--data.init_args.datasets=[{FOLDER}]")
+        finally:
+            if root:
+                os.seteuid(0)
+        assert "the folder pictures/train/closed may not be read: change its permissions, or move it away." in said
