@@ -91,7 +91,7 @@ def _draw(key: int, position: Tensor, n: int) -> Tensor:
     """Draw (n, B): an operation on rows of few columns would be several times slower than on few rows."""
     columns = torch.arange(n, device=position.device, dtype=torch.int64)[:, None] * 0x9E3779B1
     bits = _mix(hash_counters(key, position) ^ _mix(columns & _MASK))
-    return (bits >> 8).to(torch.float32) * 2.0**-24
+    return bits.bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24)
 
 
 _CACHED = 2**16

@@ -150,14 +150,13 @@ class BlockMasks(MaskGenerator):
         """Draw the blocks: their corners in patches, each (B, T), and the context (B, K) that is kept of the rest."""
         key = hash_int(self.seed, counters.epoch, Stream.BLOCK_PLACE)
         top, left = self._corners(key, counters.position, _CANDIDATES, shape)
-        fits = self._visible(top, left, shape).flatten(2).sum(dim=2) >= shape.visible  # (B, candidates)
-        first = fits.int().argmax(dim=1)
+        # One that always fits, for the images that no other does (about 6 in a million): all blocks at one place.
+        top, left = (torch.cat([x, x[:, :1, :1].expand(-1, 1, shape.blocks)], dim=1) for x in (top, left))
+        visible = self._visible(top, left, shape).flatten(2)
+        first = (visible.sum(dim=2) >= shape.visible).int().argmax(dim=1)
         row = torch.arange(len(first), device=first.device)
-        # Where none fits (about 6 images in a million), all blocks go to the place of the first, which always fits.
-        none = ~fits.any(dim=1, keepdim=True)
-        top, left = (torch.where(none, x[row, first, :1], x[row, first]) for x in (top, left))
-        visible = self._visible(top, left, shape)
-        return top, left, self._keep(visible.flatten(1), shape.visible, counters)
+        context = self._keep(visible[row, first], shape.visible, counters)
+        return top[row, first], left[row, first], context
 
 
 def _outside(value: float, bounds: tuple[float, float]) -> float:
