@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from hjepa_pl.data import MultiDatasetDataModule
-from hjepa_pl.data.batches import CleanRows
+from hjepa_pl.data.clean import CleanRows
 from hjepa_pl.data.storage import ArrayImages, FileImages
 from tests.benchmarks.memory import children, measured
 from tests.data.test_loader import make, same
