@@ -13,6 +13,7 @@ from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.erase import erase
 from hjepa_pl.data.rand_augment import rand_augment, three_augment
 from hjepa_pl.data.resize import apply_axes, axis_weights, clean_resize, crop_boxes
+from hjepa_pl.functional.constants import constant
 from hjepa_pl.functional.counters import Stream, hash_int, uniform
 from hjepa_pl.functional.sizes import ImgSize, sides
 from hjepa_pl.types import Counters
@@ -22,8 +23,7 @@ _ORDERS = tuple(permutations(range(4)))
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract the mean and divide by the deviation of each channel, (B, C, H, W) float32 in [0, 1]."""
-    middle = torch.tensor(mean, device=images.device)[:, None, None]
-    width = torch.tensor(std, device=images.device)[:, None, None]
+    middle, width = (constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
     return (images - middle).div_(width)
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hjepa_pl.functional.constants import constant
 from hjepa_pl.types import ConfigError
 
 # Nothing else decodes JPEG as fast; torchvision 0.29 announces that the function will move, and Pillow takes over then.
@@ -176,7 +177,7 @@ def adapt_channels(images: Tensor, channels: int) -> Tensor:
     if have == 1 and channels == 3:
         return images.expand(-1, 3, -1, -1)
     if have == 3 and channels == 1:
-        luma = torch.tensor(LUMA, device=images.device)
+        luma = constant(LUMA, images.device)
         gray = torch.einsum("bchw,c->bhw", images.float(), luma)[:, None]
         return gray if images.is_floating_point() else gray.add_(0.5).to(images.dtype)
     raise ConfigError(f"`in_chans={channels}` does not fit images of {have} channels: use 1 or 3.")
