@@ -1,7 +1,6 @@
 """What every pretraining module shares: the optimizer, schedules by progress, finite steps, sparse logging."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from hjepa_pl.functional.length import steps_per_epoch, total_steps
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.optim.budget import Progress, parse_duration
 from hjepa_pl.optim.groups import weight_decay_groups
@@ -29,8 +29,11 @@ class PretrainModule(pl.LightningModule):
         self.optimizer_config = optimizer
         self.budget = None if time_budget is None else parse_duration(time_budget)
         self.progress = Progress(math.inf, self.budget)
-        self._seconds_spent = 0.0
+        self.clock: dict[str, float] = {}
+        """`started` and `spent` of the next run's `Progress`, where its caller knows them."""
         self._validation_began = 0.0
+        self._epoch_ended: float | None = None
+        self._limit_val_batches: int | float = 1.0
         self._terms: list[dict[str, Tensor]] = []
 
     def trained_modules(self) -> list[nn.Module]:
@@ -48,23 +51,24 @@ class PretrainModule(pl.LightningModule):
         groups = weight_decay_groups(self.trained_modules(), config.weight_decay)
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
-    def total_steps(self) -> float:
-        """Return the optimizer steps of the whole run, infinite if only the clock ends it."""
-        trainer = self.trainer
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        ends = [float(n) for n in (trainer.max_steps,) if n > 0]
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            ends.append(trainer.max_epochs * per_epoch)
-        return min(ends, default=math.inf)
-
     def configure_callbacks(self) -> list[pl.Callback]:
         """Start the clock: this is the first hook of a run, before data is fetched or the untrained network judged."""
-        self.progress = Progress(math.inf, self.budget)
+        if self.budget is not None and (self.trainer.min_epochs or (self.trainer.min_steps or 0) > 0):
+            raise ConfigError(
+                f"trainer.min_epochs {self.trainer.min_epochs} and min_steps {self.trainer.min_steps} may not fit in "
+                "time_budget; remove them, or the budget."
+            )
+        self.progress = Progress(math.inf, self.budget, **self.clock)
+        self.clock, self._epoch_ended = {}, None
         return []
 
     def on_train_start(self) -> None:
-        """Fix the length of the run and of the warm-up."""
-        total = self.total_steps()
+        """Fix the length of the run and of the warm-up.
+
+        Raises:
+            ConfigError: If the run has no end, is over, or has no time for a step.
+        """
+        total = total_steps(self.trainer)
         if math.isinf(total) and self.budget is None:
             raise ConfigError("the run has no end: set trainer.max_epochs, trainer.max_steps or time_budget.")
         if self.trainer.global_step >= total:
@@ -72,9 +76,12 @@ class PretrainModule(pl.LightningModule):
                 f"the run is already complete at step {self.trainer.global_step} of {total:.0f}; "
                 "raise trainer.max_epochs to train on."
             )
-        self.progress.total_steps, self.progress.spent = total, self._seconds_spent
+        self.progress.total_steps = total
+        self.progress.refuse_no_time(self._agreed(self.progress.seconds))
+        self._limit_val_batches = self.trainer.limit_val_batches
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.warmup_share()
+        self.progress.pause_ended()
 
     def warmup_share(self) -> float:
         """Return the warm-up's share of the run.
@@ -85,7 +92,7 @@ class PretrainModule(pl.LightningModule):
         config, total = self.optimizer_config, self.progress.total_steps
         if config.warmup_epochs is None and config.warmup_steps is None:
             return 0.05
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        per_epoch = steps_per_epoch(self.trainer)
         steps = config.warmup_steps if config.warmup_steps is not None else (config.warmup_epochs or 0.0) * per_epoch
         if steps >= total:
             key = "warmup_steps" if config.warmup_steps is not None else "warmup_epochs"
@@ -119,27 +126,46 @@ class PretrainModule(pl.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Set the schedules, step, then do what follows a step: once for each step of the optimizer."""
-        share = self.progress.share(self.trainer.global_step)
-        if self.budget is not None and self.trainer.world_size > 1:
-            share = self.trainer.strategy.broadcast(share)  # one clock for all ranks, or their weights part
+        share = self._agreed(self.progress.share(self.trainer.global_step))
         self._apply_schedules(optimizer, share)  # type: ignore[arg-type]
-        last = self.trainer.global_step + 1 >= self.progress.total_steps or (self.budget is not None and share >= 1.0)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._terms.clear()
         self.after_optimizer_step(share)
-        if last:
+        self.progress.step_ended()
+        if share >= 1.0:
             # The figures of a run are those of its last weights: validate whatever the epoch's number.
             self.trainer.should_stop = True
             if self.trainer.check_val_every_n_epoch is not None:
                 self.trainer.check_val_every_n_epoch = 1
+        if self.budget is not None:
+            # A validation that would cross the bell gives way to training and the last one.
+            fits = share >= 1.0 or self._agreed(self.progress.fits_validation())
+            self.trainer.limit_val_batches = self._limit_val_batches if fits else 0
+
+    def _agreed(self, value: Any) -> Any:
+        """Return rank zero's value on every rank: a budget has one clock, or weights and numbers of steps part."""
+        return value if self.budget is None or self.trainer.world_size == 1 else self.trainer.strategy.broadcast(value)
+
+    # ------------------------------------------------------------------------------------------ the clock of a budget
 
     def on_validation_start(self) -> None:
-        """Time the validation: the last one has to fit in the budget."""
-        self._validation_began = time.monotonic()
+        """Time the validation, its loaders' start included: the last one has to fit in the budget."""
+        now = self.progress.seconds
+        mark = None if self.trainer.sanity_checking else self.progress.mark
+        self._validation_began = now if mark is None else mark
 
     def on_validation_end(self) -> None:
         """Keep back from the budget what a validation takes."""
-        self.progress.reserve = max(self.progress.reserve, time.monotonic() - self._validation_began)
+        took = self.progress.seconds - self._validation_began
+        if self.trainer.sanity_checking:
+            self.progress.rehearsal = took
+        else:
+            self.progress.validation_ended(took)
+            self.progress.pause_ended()
+
+    def on_train_epoch_end(self) -> None:
+        """Time the end of an epoch: checkpoints are written after this hook and before the next epoch's first."""
+        self._epoch_ended = self.progress.seconds
 
     def configure_gradient_clipping(
         self,
@@ -196,7 +222,10 @@ class PretrainModule(pl.LightningModule):
     # -------------------------------------------------------------------------------------------------- the checkpoint
 
     def on_train_epoch_start(self) -> None:
-        """Log the share of the epoch that each dataset of a mixture gives."""
+        """Log the share of the epoch that each dataset of a mixture gives; keep back what an epoch's end takes."""
+        if self._epoch_ended is not None:
+            self.progress.closing = max(self.progress.closing, self.progress.seconds - self._epoch_ended)
+        self.progress.pause_ended()
         shares = getattr(getattr(self.trainer, "datamodule", None), "share_drawn", None)
         if callable(shares):
             drawn = shares(self.trainer.current_epoch)
@@ -214,8 +243,9 @@ class PretrainModule(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the seconds that the run has taken, so that a time budget spans resumes, and what data it draws."""
+        """Store what the run's clock shows, so that a time budget spans resumes, and what data it draws."""
         checkpoint["hjepa_seconds"] = self.progress.seconds
+        checkpoint["hjepa_end"] = {"validation": self.progress.validation, "closing": self.progress.closing}
         checkpoint["hjepa_trainer"] = self.trainer_settings()
         settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
         if callable(settings):
@@ -228,5 +258,7 @@ class PretrainModule(pl.LightningModule):
             return super().load_from_checkpoint(*args, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the clock of the earlier run."""
-        self._seconds_spent = float(checkpoint.get("hjepa_seconds", 0.0))
+        """Take up the clock of the earlier run, and what its end will take: a resumed run has no sanity check."""
+        self.progress.spent = max(self.progress.spent, float(checkpoint.get("hjepa_seconds", 0.0)))
+        end = checkpoint.get("hjepa_end", {"validation": 0.0, "closing": 0.0})
+        self.progress.rehearsal, self.progress.closing = float(end["validation"]), float(end["closing"])

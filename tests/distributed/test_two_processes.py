@@ -167,6 +167,16 @@ trainer = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devic
     enable_model_summary=False, use_distributed_sampler=False)
 trainer.fit(module, data)
 assert module.ema.updates == trainer.global_step == 3
+if devices > 1:
+    # A budget, and a second rank whose own clock is a minute ahead: it counts rank zero's steps, or waits for ever.
+    module.budget, module.clock = 4.0, dict(spent=60.0 * trainer.global_rank)
+    again = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp", max_epochs=-1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False)
+    again.fit(module, data)
+    assert again.global_step > 3
+    assert again.optimizers[0].param_groups[0]["lr"] == module.optimizer_config.floor
+    print("steps", again.global_step, flush=True)
 if trainer.global_rank == 0:
     torch.save({k: v for k, v in module.state_dict().items()}, sys.argv[3])
 else:

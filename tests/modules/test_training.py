@@ -164,21 +164,6 @@ def test_a_batch_that_is_not_ours_is_refused(tmp_path) -> None:
         make_trainer(tmp_path).fit(make_module(), loader)
 
 
-def test_a_time_budget_ends_the_run_with_its_schedules_complete(tmp_path) -> None:
-    rates = []
-
-    class Spy(pl.Callback):
-        def on_train_batch_end(self, trainer, module, *args) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    module = make_module(time_budget="00:00:03", optimizer={"lr": 1e-3, "min_lr": 1e-6})
-    trainer = make_trainer(tmp_path, max_epochs=-1, callbacks=[Spy()])
-    trainer.fit(module, make_data())
-    assert 2.5 < module.progress.seconds < 6.0
-    assert rates[-1] < 2e-5
-    assert max(rates) > 9e-4
-
-
 def test_a_run_without_an_end_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="the run has no end"):
         make_trainer(tmp_path, max_epochs=-1).fit(make_module(), make_data())

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""A time budget over a run that is killed and resumed: how near its end is to the bell, and where its schedules end.
+
+    uv run python tests/benchmarks/budget.py [--budget 00:03:00] [--kill 70] [--cifar10 FOLDER] [--out FOLDER]
+
+Digits, and CIFAR-10 as a folder of class folders (train/, test/) if one is given. Each run is a process that gets
+SIGKILL after --kill seconds, and a second that resumes. Seconds are of the whole processes, from start to exit. Prints
+a Markdown table.
+"""
+
+import argparse
+import csv
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from hjepa_pl.optim.budget import parse_duration
+from hjepa_pl.optim.settings import OptimizerConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ALL = [
+    "--trainer.max_epochs=100000", "--trainer.log_every_n_steps=1", "--checkpoint.last_every_n_steps=10",
+    "--model.init_args.optimizer.weight_decay_end=0.1", "--model.init_args.ema.momentum_end=1.0",
+]  # fmt: skip
+"""The budget ends the run, not the epochs; weight decay and momentum have an end to be seen at."""
+
+
+def runs(cifar10: str | None) -> dict[str, list[str]]:
+    """Return the words after `hjepa fit` of each run."""
+    found = {"digits": ["--config", str(CONFIGS / "quickstart.yaml"), *ALL]}
+    if cifar10 is not None:
+        found["CIFAR-10"] = [
+            "--config", str(CONFIGS / "cifar10.yaml"), *ALL, "--trainer.accelerator=cpu", "--trainer.precision=32-true",
+            "--trainer.check_val_every_n_epoch=1", "--data.init_args.epoch_size=2048", "--data.init_args.batch_size=64",
+            "--model.init_args.encoder={embed_dim: 64, depth: 4, num_heads: 4, img_size: 32, patch_size: 4}",
+            f"--data.init_args.datasets=[{{name: folder, root: {cifar10}/train}}]",
+            f"--data.init_args.probe=[{{name: folder, root: {cifar10}, max_train: 1000, max_test: 500}}]",
+        ]  # fmt: skip
+    return found
+
+
+def timed(words: list[str], kill: float | None = None) -> float:
+    """Run a process, to its end or to a SIGKILL, and return the seconds that it was there."""
+    began = time.monotonic()
+    process = subprocess.Popen(words)
+    try:
+        status = process.wait(kill)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        status = process.wait()
+    if status != (0 if kill is None else -signal.SIGKILL):
+        raise SystemExit(f"status {status}: {' '.join(words)}")
+    return time.monotonic() - began
+
+
+def main() -> None:
+    """Run all and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", default="00:03:00")
+    parser.add_argument("--kill", type=float, default=70.0)
+    parser.add_argument("--cifar10")
+    parser.add_argument("--out", default=tempfile.mkdtemp())
+    options = parser.parse_args()
+    budget = parse_duration(options.budget)
+    rows = ["| run | budget | until SIGKILL | resumed | sum | of the budget | lr / lowest | weight decay | momentum |"]
+    rows.append("|" + "---|" * 9)
+    for name, words in runs(options.cifar10).items():
+        command = [sys.executable, "-m", "hjepa_pl", "fit", *words, f"--time_budget={options.budget}"]
+        command += [f"--results_dir={options.out}", f"--experiment_name={name}"]
+        first = timed(command, options.kill)
+        second = timed([*command, "--ckpt_path=last"])
+        run = Path(options.out) / name
+        checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        group = checkpoint["optimizer_states"][0]["param_groups"][0]
+        floor = OptimizerConfig(**checkpoint["hyper_parameters"]["optimizer"]).floor
+        with (run / "metrics.csv").open() as file:
+            momentum = [row["train/momentum"] for row in csv.DictReader(file) if row["train/momentum"]][-1]
+        spent = first + second
+        rows.append(
+            f"| {name} | {budget:.0f} s | {first:.1f} s | {second:.1f} s | {spent:.1f} s "
+            f"| {100 * spent / budget:.1f} % | {group['lr'] / floor:.6f} | {group['weight_decay']} | {momentum} |"
+        )
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
