@@ -100,8 +100,8 @@ class Progress(RichProgressBar):
 
     def _place(self, epoch: int) -> str:
         """Return "3/45" for the third of 45 epochs; without their number where the clock ends the run sooner."""
-        steps = self._pace.end(self.trainer, self._first_step).steps
-        return f"{epoch + 1}" if steps is None else f"{epoch + 1}/{math.ceil(steps / steps_per_epoch(self.trainer))}"
+        steps, each = self._pace.end(self.trainer, self._first_step).steps, steps_per_epoch(self.trainer)
+        return f"{epoch + 1}" if steps is None or math.isinf(each) else f"{epoch + 1}/{math.ceil(steps / each)}"
 
     def _update_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do nothing: Lightning's way reads every figure from the device after every batch."""

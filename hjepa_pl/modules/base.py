@@ -126,7 +126,7 @@ class PretrainModule(pl.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Set the schedules, step, then do what follows a step: once for each step of the optimizer."""
-        share = self._agreed(self.progress.share(self.trainer.global_step))
+        share, room = self._agreed((self.progress.share(self.trainer.global_step), self.progress.fits_validation()))
         self._apply_schedules(optimizer, share)  # type: ignore[arg-type]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._terms.clear()
@@ -139,8 +139,7 @@ class PretrainModule(pl.LightningModule):
                 self.trainer.check_val_every_n_epoch = 1
         if self.budget is not None:
             # A validation that would cross the bell gives way to training and the last one.
-            fits = share >= 1.0 or self._agreed(self.progress.fits_validation())
-            self.trainer.limit_val_batches = self._limit_val_batches if fits else 0
+            self.trainer.limit_val_batches = self._limit_val_batches if room or share >= 1.0 else 0
 
     def _agreed(self, value: Any) -> Any:
         """Return rank zero's value on every rank: a budget has one clock, or weights and numbers of steps part."""

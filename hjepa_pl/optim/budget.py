@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 import time
 from collections import deque
 
@@ -51,7 +52,8 @@ class Progress:
         self.closing = 0.0
         """Seconds that the end of an epoch takes, most of them for checkpoints."""
         self._validations: deque[float] = deque(maxlen=2)
-        self._step = 0.0
+        self._steps: deque[float] = deque(maxlen=5)
+        self._warm = False
         self.mark: float | None = None
         """Seconds of the run at which the latest step or pause ended."""
 
@@ -80,21 +82,28 @@ class Progress:
 
         It is exactly 1, the end of every schedule, for the last step: the one after which no other fits in the budget.
         """
+        if not self._fits_after_this_step(0.0):
+            return 1.0
         # Steps are counted at their end, so that the first one moves.
-        steps, now = (step + 1) / self.total_steps, self.seconds
-        ends = now if self.mark is None else max(now, self.mark + self._step)
-        return 1.0 if ends + self._step > self.usable else min(1.0, max(steps, now / self.usable))
+        return min(1.0, max((step + 1) / self.total_steps, self.seconds / self.usable))
 
     def fits_validation(self) -> bool:
-        """Return whether a validation now would leave time for a step after it, and for the end."""
-        return self.seconds + self.validation + self._step <= self.usable
+        """Return whether a validation after the step that is about to run leaves time for another step, and the end."""
+        return self._fits_after_this_step(self.validation)
+
+    def _fits_after_this_step(self, seconds: float) -> bool:
+        """Return whether something and one more step fit in after the step that is about to run."""
+        # The median: a stall, as when an epoch starts its workers, says nothing of the last steps.
+        step, now = statistics.median(self._steps or [0.0]), self.seconds
+        ends = now if self.mark is None else max(now, self.mark + step)
+        return ends + seconds + step <= self.usable
 
     def step_ended(self) -> None:
-        """Take the time of a step, as a mean that the latest ones rule."""
+        """Take the time of a step, but for the first, which compiles."""
         now = self.seconds
-        if self.mark is not None:
-            self._step += (now - self.mark - self._step) * (0.25 if self._step else 1.0)
-        self.mark = now
+        if self.mark is not None and self._warm:
+            self._steps.append(now - self.mark)
+        self.mark, self._warm = now, True
 
     def pause_ended(self) -> None:
         """Count the next step from here: what was before it was none of its own."""

@@ -4,12 +4,13 @@
     uv run python tests/benchmarks/budget.py [--budget 00:03:00] [--kill 70] [--cifar10 FOLDER] [--out FOLDER]
 
 Digits, and CIFAR-10 as a folder of class folders (train/, test/) if one is given. Each run is a process that gets
-SIGKILL after --kill seconds, and a second that resumes. Seconds are of the whole processes, from start to exit. Prints
-a Markdown table.
+SIGKILL after --kill seconds, or at its first checkpoint if that is later, and a second that resumes. Seconds are those
+of the whole processes, from start to exit. Prints a Markdown table.
 """
 
 import argparse
 import csv
+import math
 import signal
 import subprocess
 import sys
@@ -44,17 +45,16 @@ def runs(cifar10: str | None) -> dict[str, list[str]]:
     return found
 
 
-def timed(words: list[str], kill: float | None = None) -> float:
-    """Run a process, to its end or to a SIGKILL, and return the seconds that it was there."""
+def timed(words: list[str], kill: float = math.inf, saved: Path | None = None) -> float:
+    """Run a process to its end, or to a SIGKILL once there is a checkpoint; return the seconds that it was there."""
     began = time.monotonic()
-    process = subprocess.Popen(words)
-    try:
-        status = process.wait(kill)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        status = process.wait()
-    if status != (0 if kill is None else -signal.SIGKILL):
-        raise SystemExit(f"status {status}: {' '.join(words)}")
+    process = subprocess.Popen(words, stdout=sys.stderr)
+    while process.poll() is None:
+        if saved is not None and time.monotonic() - began > kill and saved.exists():
+            process.kill()
+        time.sleep(0.05)
+    if process.returncode != (0 if saved is None else -signal.SIGKILL):
+        raise SystemExit(f"status {process.returncode}: {' '.join(words)}")
     return time.monotonic() - began
 
 
@@ -67,25 +67,26 @@ def main() -> None:
     parser.add_argument("--out", default=tempfile.mkdtemp())
     options = parser.parse_args()
     budget = parse_duration(options.budget)
-    rows = ["| run | budget | until SIGKILL | resumed | sum | of the budget | lr / lowest | weight decay | momentum |"]
-    rows.append("|" + "---|" * 9)
+    print("| run | budget | until SIGKILL | resumed | sum | of the budget | lr / lowest | weight decay | momentum |")
+    print("|" + "---|" * 9, flush=True)
     for name, words in runs(options.cifar10).items():
         command = [sys.executable, "-m", "hjepa_pl", "fit", *words, f"--time_budget={options.budget}"]
         command += [f"--results_dir={options.out}", f"--experiment_name={name}"]
-        first = timed(command, options.kill)
-        second = timed([*command, "--ckpt_path=last"])
         run = Path(options.out) / name
-        checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        last = run / "checkpoints" / "last.ckpt"
+        first = timed(command, options.kill, last)
+        second = timed([*command, "--ckpt_path=last"])
+        checkpoint = torch.load(last, weights_only=True)
         group = checkpoint["optimizer_states"][0]["param_groups"][0]
         floor = OptimizerConfig(**checkpoint["hyper_parameters"]["optimizer"]).floor
         with (run / "metrics.csv").open() as file:
             momentum = [row["train/momentum"] for row in csv.DictReader(file) if row["train/momentum"]][-1]
         spent = first + second
-        rows.append(
+        print(
             f"| {name} | {budget:.0f} s | {first:.1f} s | {second:.1f} s | {spent:.1f} s "
-            f"| {100 * spent / budget:.1f} % | {group['lr'] / floor:.6f} | {group['weight_decay']} | {momentum} |"
+            f"| {100 * spent / budget:.1f} % | {group['lr'] / floor:.6f} | {group['weight_decay']} | {momentum} |",
+            flush=True,
         )
-    print("\n".join(rows))
 
 
 if __name__ == "__main__":

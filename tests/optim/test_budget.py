@@ -104,6 +104,12 @@ def test_the_larger_share_counts_and_the_last_step_is_known_before_it_runs() -> 
         time.sleep(0.2)
         slow.step_ended()
     assert slow.share(0) == 1.0
+    compiled = Progress(float("inf"), 3.0)
+    compiled.pause_ended()
+    for seconds in (1.4, 0.01):
+        time.sleep(seconds)
+        compiled.step_ended()
+        assert compiled.share(0) < 1.0  # a first step of half the budget is no measure of the others
 
 
 def test_a_budget_without_room_for_a_step_is_refused(tmp_path) -> None:
