@@ -39,6 +39,8 @@ def runs(cifar10: str | None) -> dict[str, list[str]]:
             "--config", str(CONFIGS / "cifar10.yaml"), *ALL, "--trainer.accelerator=cpu", "--trainer.precision=32-true",
             "--trainer.check_val_every_n_epoch=1", "--data.init_args.epoch_size=2048", "--data.init_args.batch_size=64",
             "--model.init_args.encoder={size: null, embed_dim: 64, depth: 4, num_heads: 4, img_size: 32}",
+            "--model.init_args.levels=[{cell: 1}, {cell: image}]",
+            "--model.init_args.predictor={embed_dim: 48, depth: 2, num_heads: 3}",
             f"--data.init_args.datasets=[{{name: folder, root: {cifar10}/train}}]",
             f"--data.init_args.probe=[{{name: folder, root: {cifar10}, max_train: 1000, max_test: 500}}]",
         ]  # fmt: skip
