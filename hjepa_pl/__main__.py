@@ -1,6 +1,5 @@
 """The `hjepa` command: a dispatcher that imports nothing heavy until it knows what is asked for."""
 
-import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -58,13 +57,5 @@ def main(args: Sequence[str] | None = None) -> int:
     return 2
 
 
-def command() -> int:
-    """Run the words of the command line as the whole of a process."""
-    status = main()
-    # The interpreter's last collection would go through every object of torch: 1.8 s, of which this leaves 0.3.
-    gc.freeze()
-    return status
-
-
 if __name__ == "__main__":
-    sys.exit(command())
+    sys.exit(main())

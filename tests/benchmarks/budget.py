@@ -25,7 +25,7 @@ from hjepa_pl.optim.settings import OptimizerConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = [
-    "--trainer.max_epochs=100000", "--trainer.log_every_n_steps=1", "--checkpoint.last_every_n_steps=10",
+    "--trainer.max_epochs=100000", "--trainer.log_every_n_steps=1", "--checkpoint.last_every_n_steps=5",
     "--model.init_args.optimizer.weight_decay_end=0.1", "--model.init_args.ema.momentum_end=1.0",
 ]  # fmt: skip
 """The budget ends the run, not the epochs; weight decay and momentum have an end to be seen at."""
