@@ -1,7 +1,11 @@
 """The `hjepa` command: a dispatcher that imports nothing heavy until it knows what is asked for."""
 
 import sys
+import time
 from collections.abc import Sequence
+
+_STARTED = time.monotonic()
+"""When the process began, or nearly: a time budget counts the seconds that imports take."""
 
 _LIGHTNING = {
     "fit": "pretrain a model",
@@ -43,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if argv[0] in _LIGHTNING:
         from hjepa_pl.cli import run
 
-        return run(argv)
+        return run(argv, _STARTED if args is None else time.monotonic())
     if argv[0] in _TOOLS:
         from importlib import import_module
 

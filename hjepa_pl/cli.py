@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from hjepa_pl.callbacks.clock import Clock, seconds_noted
 from hjepa_pl.callbacks.collapse import CollapseMonitor
 from hjepa_pl.callbacks.features import FeatureWriter
 from hjepa_pl.callbacks.probes import ProbeCallback
@@ -50,6 +51,8 @@ class HJEPACLI(LightningCLI):
 
     argv: ClassVar[Sequence[str]] = ()
     """The words of the command line, to tell a key from its beginning."""
+    started: ClassVar[float] = 0.0
+    """When the command was given, by `time.monotonic`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys that belong to a run rather than to model, data or Trainer."""
@@ -165,6 +168,8 @@ class HJEPACLI(LightningCLI):
                     "checkpoint does nothing with trainer.enable_checkpointing false; remove one of them."
                 )
             found += [SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder)), RunLog(str(self.folder))]
+            if getattr(self.model, "budget", None) is not None:
+                found.append(Clock(str(self.folder)))
             if config["enable_progress_bar"] is not False:
                 found.append(Progress())
         if probes and self.subcommand != "predict":
@@ -221,6 +226,11 @@ class HJEPACLI(LightningCLI):
             if self.subcommand == "fit":
                 limits = self.config["fit"]["trainer"]
                 refuse_complete(self.checkpoint, limits["max_epochs"], limits["max_steps"])
+        if self.subcommand == "fit" and isinstance(self.model, PretrainModule):
+            self.model.clock = {
+                "started": self.started,
+                "spent": seconds_noted(self.folder) if self._goes_on() else 0.0,
+            }
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
         check_trainer(self.trainer)
@@ -249,15 +259,20 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def run(args: Sequence[str]) -> int:
-    """Run a Lightning command; return 0, 1 for a run that had to stop, 2 for a refused setting."""
+def run(args: Sequence[str], started: float) -> int:
+    """Run a Lightning command; return 0, 1 for a run that had to stop, 2 for a refused setting.
+
+    Args:
+        args: The words of the command line.
+        started: When it was given, by `time.monotonic`: a time budget counts from there.
+    """
     for message in (
         ".*does not have many workers.*",  # sets in memory need none
         r"Found \d+ module\(s\) in eval mode.*",  # the target encoder always is
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch, nothing that a user could change
     ):
         warnings.filterwarnings("ignore", message=message)
-    HJEPACLI.argv = list(args[1:])
+    HJEPACLI.argv, HJEPACLI.started = list(args[1:]), started
     try:
         HJEPACLI(
             PretrainModule,

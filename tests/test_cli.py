@@ -169,6 +169,21 @@ def test_a_saved_config_is_a_fresh_start_with_the_keys_as_given(config) -> None:
     assert (kept["hyper_parameters"]["seed"], kept["hjepa_data"]["seed"]) == (5, 5)
 
 
+def test_a_resumed_run_has_spent_what_its_clock_says(config, capsys) -> None:
+    assert fit(config, "--time_budget=00:05:00") == 0
+    noted = Path("results/tiny/logs/clock.txt")
+    seconds = json.loads(Path("results/tiny/summary.json").read_text())["seconds"]
+    assert float(noted.read_text()) == pytest.approx(seconds, abs=1)
+    noted.write_text("299.0\n")
+    more = ["--ckpt_path=last", "--trainer.max_epochs=2"]
+    assert fit(config, *more, "--time_budget=00:05:00") == 2
+    sentence = capsys.readouterr().err
+    assert "time_budget 0:05:00 leaves no time to train" in sentence
+    assert "by earlier processes" in sentence
+    assert fit(config, *more, "--time_budget=00:30:00") == 0
+    assert json.loads(Path("results/tiny/summary.json").read_text())["seconds"] > 299
+
+
 def test_the_last_figures_are_those_of_the_last_weights(config) -> None:
     assert fit(config, "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2") == 0
     rows = Path("results/tiny/metrics.csv").read_text().splitlines()

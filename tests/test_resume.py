@@ -1,5 +1,6 @@
 """Kill -9 and resume: real processes, bit-identical weights."""
 
+import json
 import os
 import signal
 import subprocess
@@ -39,7 +40,8 @@ def command(folder: Path, *more: str) -> list[str]:
         Image.fromarray(pixels).save(pictures / f"{i:02d}.png")
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(CONFIG).replace("root: pictures", f"root: {pictures}"))
-    return [sys.executable, "-m", "hjepa_pl", "fit", "--config", str(path), "--results_dir", str(folder / "out"), *more]
+    run = ["--results_dir", str(folder / "out"), "--time_budget", "48:00:00"]  # long: the steps rule the schedules
+    return [sys.executable, "-m", "hjepa_pl", "fit", "--config", str(path), *run, *more]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -61,6 +63,7 @@ def environment() -> dict[str, str]:
 def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path, uninterrupted, where) -> None:
     steps = ["--checkpoint.last_every_n_steps=5"] if where == "mid-epoch" else []
     last = tmp_path / "out/tiny/checkpoints/last.ckpt"
+    began = time.monotonic()
     process = subprocess.Popen(
         command(tmp_path, *steps), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
     )
@@ -72,14 +75,19 @@ def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path, uninterrupted, 
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    there = time.monotonic() - began
     step = step_of(last)
     assert step < 48, "the run was over before it was killed"
     if where == "epoch end":
         assert step % 12 == 0
+    began = time.monotonic()
     resumed = subprocess.run(
         command(tmp_path, *steps, "--ckpt_path=last"), capture_output=True, text=True, timeout=200, env=environment()
     )
+    there += time.monotonic() - began
     assert resumed.returncode == 0, resumed.stderr
+    # Both processes count from their start, imports included (half of it): all but the way out and under two seconds.
+    assert 0.8 * there < json.loads((tmp_path / "out/tiny/summary.json").read_text())["seconds"] < there
     found = weights(tmp_path)
     assert found.keys() == uninterrupted.keys()
     different = [n for n in found if not torch.equal(found[n], uninterrupted[n])]

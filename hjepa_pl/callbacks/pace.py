@@ -1,30 +1,18 @@
 """How fast a run goes and how far it is: shared by the log and the progress bar."""
 
+import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+
+from hjepa_pl.functional.length import total_steps
 
 
 def images_in(batch: Any) -> int:
     """Return the number of images of a `ViewBatch` (0 for anything without labels)."""
     label = getattr(batch, "label", None)
     return 0 if label is None else len(label)
-
-
-def total_steps(trainer: pl.Trainer) -> int | None:
-    """Return the optimizer steps of the whole run, or None when nothing bounds it.
-
-    `trainer.estimated_stepping_batches` would give it too, but reading that before the loaders are made loses their
-    state on a resume (Lightning issue 20550).
-    """
-    limits = []
-    if trainer.max_steps > 0:
-        limits.append(trainer.max_steps)
-    batches = trainer.num_training_batches
-    if trainer.max_epochs is not None and trainer.max_epochs > 0 and 0 < batches < float("inf"):
-        limits.append(-(-int(batches) // trainer.accumulate_grad_batches) * trainer.max_epochs)
-    return min(limits) if limits else None
 
 
 def is_logging_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -35,10 +23,13 @@ def is_logging_step(trainer: pl.Trainer, batch_idx: int) -> bool:
     return stepped and trainer.global_step % every == 0
 
 
-def clock(seconds: float) -> str:
-    """Return seconds as h:mm:ss."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+class End(NamedTuple):
+    """What ends a run, as far as its speed tells."""
+
+    steps: int | None
+    """Optimizer steps of the whole run; None if the clock ends it sooner, or it is not known what does."""
+    seconds: float | None
+    """Seconds until then; None while the speed is unknown."""
 
 
 class Pace:
@@ -79,16 +70,17 @@ class Pace:
         self._mark = (self.images, self.seconds)
         return images / seconds if seconds > 0 else 0.0
 
-    def remaining(self, trainer: pl.Trainer, first_step: int) -> float | None:
-        """Return the seconds left at the mean speed since `first_step`, or None when that is unknown.
+    def end(self, trainer: pl.Trainer, first_step: int) -> End:
+        """Return what ends the run, at the mean speed since `first_step`: its last step, or its time budget.
 
-        A time budget (`module.progress` with `budget` and `seconds`) ends the run when it is spent, if not before.
+        A budget is `module.progress` with `budget` and `seconds`.
         """
-        limits = []
-        total, done = total_steps(trainer), trainer.global_step - first_step
-        if total is not None and done > 0:
-            limits.append((total - trainer.global_step) * self.seconds / done)
         progress = getattr(trainer.lightning_module, "progress", None)
-        if getattr(progress, "budget", None) is not None:
-            limits.append(progress.budget - progress.seconds)  # type: ignore[union-attr]
-        return max(0.0, min(limits)) if limits else None
+        total, done = total_steps(trainer), trainer.global_step - first_step
+        steps = None if math.isinf(total) else int(total)
+        by_steps = (total - trainer.global_step) * self.seconds / done if done > 0 else math.inf
+        if getattr(progress, "budget", None) is None:
+            return End(steps, None if math.isinf(by_steps) else max(0.0, by_steps))
+        left = max(0.0, progress.budget - progress.seconds)  # type: ignore[union-attr]
+        # At the very end both are near nothing, and the steps that are done are what ended it.
+        return End(steps, max(0.0, by_steps)) if by_steps <= left else End(None, left)

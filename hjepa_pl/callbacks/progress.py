@@ -1,5 +1,6 @@
 """The progress bar: where the run stands, how fast it goes and what each loss does."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +11,8 @@ from rich.progress import ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from hjepa_pl.callbacks.pace import Pace, clock, images_in, is_logging_step, total_steps
+from hjepa_pl.callbacks.pace import Pace, images_in, is_logging_step
+from hjepa_pl.functional.length import clock, steps_per_epoch
 from hjepa_pl.types import ConfigError
 
 _NOT_SHOWN = ("/lr", "/weight_decay", "/momentum", "/grad_norm", "_weighted")
@@ -78,8 +80,7 @@ class Progress(RichProgressBar):
         if self._plain or not self._facts.text:
             self._facts.text = self._describe(trainer)
         if self._plain:
-            epochs = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
-            print(f"epoch {trainer.current_epoch + 1}{epochs}  {self._facts.text}", flush=True)
+            print(f"epoch {self._place(trainer.current_epoch)}  {self._facts.text}", flush=True)
         self.refresh()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,19 +95,22 @@ class Progress(RichProgressBar):
             self._pace.resume()
 
     def _get_train_description(self, current_epoch: int) -> str:
-        epochs = self.trainer.max_epochs
-        # Counted from 1 here: "3/45" is the third of 45.
-        text = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs is not None and epochs > 0 else "")
+        text = f"Epoch {self._place(current_epoch)}"
         return f"{text:{len(self.validation_description)}}"
+
+    def _place(self, epoch: int) -> str:
+        """Return "3/45" for the third of 45 epochs; without their number where the clock ends the run sooner."""
+        steps, each = self._pace.end(self.trainer, self._first_step).steps, steps_per_epoch(self.trainer)
+        return f"{epoch + 1}" if steps is None or math.isinf(each) else f"{epoch + 1}/{math.ceil(steps / each)}"
 
     def _update_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do nothing: Lightning's way reads every figure from the device after every batch."""
 
     def _describe(self, trainer: pl.Trainer) -> str:
-        left = self._pace.remaining(trainer, self._first_step)
+        end = self._pace.end(trainer, self._first_step)
         parts = [f"{self._pace.recent_rate():.0f} img/s"]
-        if left is not None and total_steps(trainer) != trainer.global_step:
-            parts.append(f"{clock(left)} left")
+        if end.seconds is not None and end.steps != trainer.global_step:
+            parts.append(f"{clock(end.seconds)} left")
         figures = {
             name.removeprefix("train/"): float(value)
             for name, value in trainer.callback_metrics.items()

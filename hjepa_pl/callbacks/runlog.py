@@ -10,10 +10,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hjepa_pl.callbacks.collapse import CollapseMonitor
-from hjepa_pl.callbacks.pace import Pace, clock, images_in, is_logging_step, total_steps
+from hjepa_pl.callbacks.pace import Pace, images_in, is_logging_step
 from hjepa_pl.callbacks.probes import ProbeCallback
 from hjepa_pl.callbacks.provenance import device_name, git_hash, seed, versions, write_json
 from hjepa_pl.callbacks.report import online_is_better
+from hjepa_pl.functional.length import clock, total_steps
 from hjepa_pl.types import ConfigError
 
 
@@ -48,8 +49,15 @@ class RunLog(pl.Callback):
         self._first_step = trainer.global_step
         self._pace.resume()
         verb = f"resumed at step {trainer.global_step}" if trainer.global_step else "started"
-        total = total_steps(trainer) or "?"
-        self._write(trainer, f"{verb}: {total} steps, {device_name(trainer)} x {trainer.world_size}, {_version_line()}")
+        budget = getattr(getattr(pl_module, "progress", None), "budget", None)
+        total = total_steps(trainer)
+        length = [] if math.isinf(total) else [f"{total:.0f} steps"]
+        length += [] if budget is None else [clock(budget)]
+        self._write(
+            trainer,
+            f"{verb}: {' or '.join(length) or 'no end known'}, {device_name(trainer)} x {trainer.world_size}, "
+            f"{_version_line()}",
+        )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,12 +71,14 @@ class RunLog(pl.Callback):
             self._write(trainer, verdict)
         self._verdict = verdict
         losses = _figures(trainer, "train/") or {"loss": float(outputs["loss"])}
-        parts = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}/{total_steps(trainer) or '?'}"]
+        end = self._pace.end(trainer, self._first_step)
+        of = "" if end.steps is None else f"/{end.steps}"
+        parts = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}{of}"]
         parts += [f"{name} {value:.4g}" for name, value in losses.items()]
         if "lr" not in losses:
             parts.append(f"lr {float(trainer.optimizers[0].param_groups[0]['lr']):.3g}")
-        left = self._pace.remaining(trainer, self._first_step)
-        parts.append(f"{self._pace.recent_rate():.1f} images/s, {'?' if left is None else clock(left)} left")
+        left = "?" if end.seconds is None else clock(end.seconds)
+        parts.append(f"{self._pace.recent_rate():.1f} images/s, {left} left")
         self._write(trainer, "  ".join(parts))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -129,6 +139,9 @@ class RunLog(pl.Callback):
         if not trainer.is_global_zero:
             return
         spent = self._spent()
+        progress = getattr(trainer.lightning_module, "progress", None)
+        if progress is not None:
+            spent["seconds"] = progress.seconds  # one clock: what a budget counts, the process' start included
         rate = spent["images"] / spent["train_seconds"] if spent["train_seconds"] > 0 else 0.0
         probes: dict[str, float] = {}
         for callback in _all(trainer, ProbeCallback):

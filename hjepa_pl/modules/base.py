@@ -1,38 +1,32 @@
 """What every pretraining module shares: the optimizer, schedules by progress, finite steps."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import nn
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from hjepa_pl.functional.allocator import keep_freed_memory
+from hjepa_pl.functional.length import steps_per_epoch, total_steps
 from hjepa_pl.models.pretrained import weights_follow
-from hjepa_pl.modules.logs import SparseLogs
-from hjepa_pl.optim.budget import Progress, parse_duration
+from hjepa_pl.modules.finite import FiniteSteps
+from hjepa_pl.modules.run_clock import RunClock
 from hjepa_pl.optim.groups import weight_decay_groups
 from hjepa_pl.optim.schedules import cosine, warmup_cosine
 from hjepa_pl.optim.settings import OptimizerConfig
-from hjepa_pl.types import ConfigError, RunStopped
+from hjepa_pl.types import ConfigError
 
 
-class PretrainModule(SparseLogs):
+class PretrainModule(RunClock, FiniteSteps):
     """Base of the pretraining modules. A subclass gives `trained_modules`, a `training_step` and its own hooks."""
 
     def __init__(self, optimizer: OptimizerConfig, time_budget: str | None) -> None:
-        super().__init__()
+        super().__init__(time_budget)
         self.optimizer_config = optimizer
-        self.budget = None if time_budget is None else parse_duration(time_budget)
-        self.progress = Progress(math.inf, self.budget)
-        self._seconds_spent = 0.0
-        self._validation_began = 0.0
 
     def trained_modules(self) -> list[nn.Module]:
         """Return the modules whose parameters the optimizer gets."""
@@ -59,23 +53,13 @@ class PretrainModule(SparseLogs):
         groups = weight_decay_groups(self.trained_modules(), config.weight_decay)
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
-    def total_steps(self) -> float:
-        """Return the optimizer steps of the whole run, infinite if only the clock ends it."""
-        trainer = self.trainer
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        ends = [float(n) for n in (trainer.max_steps,) if n > 0]
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            ends.append(trainer.max_epochs * per_epoch)
-        return min(ends, default=math.inf)
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """Start the clock: this is the first hook of a run, before data is fetched or the untrained network judged."""
-        self.progress = Progress(math.inf, self.budget)
-        return []
-
     def on_train_start(self) -> None:
-        """Fix the length of the run and of the warm-up."""
-        total = self.total_steps()
+        """Fix the length of the run and of the warm-up.
+
+        Raises:
+            ConfigError: If the run has no end, is over, or has no time for a step.
+        """
+        total = total_steps(self.trainer)
         if math.isinf(total) and self.budget is None:
             raise ConfigError("the run has no end: set trainer.max_epochs, trainer.max_steps or time_budget.")
         if self.trainer.global_step >= total:
@@ -83,7 +67,7 @@ class PretrainModule(SparseLogs):
                 f"the run is already complete at step {self.trainer.global_step} of {total:.0f}; "
                 "raise trainer.max_epochs to train on."
             )
-        self.progress.total_steps, self.progress.spent = total, self._seconds_spent
+        self.begin_steps(total)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.warmup_share()
 
@@ -96,7 +80,7 @@ class PretrainModule(SparseLogs):
         config, total = self.optimizer_config, self.progress.total_steps
         if config.warmup_epochs is None and config.warmup_steps is None:
             return 0.05
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        per_epoch = steps_per_epoch(self.trainer)
         steps = config.warmup_steps if config.warmup_steps is not None else (config.warmup_epochs or 0.0) * per_epoch
         if steps >= total:
             key = "warmup_steps" if config.warmup_steps is not None else "warmup_epochs"
@@ -130,59 +114,13 @@ class PretrainModule(SparseLogs):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Set the schedules, step, then do what follows a step: once for each step of the optimizer."""
-        share = self.progress.share(self.trainer.global_step)
-        if self.budget is not None and self.trainer.world_size > 1:
-            share = self.trainer.strategy.broadcast(share)  # one clock for all ranks, or their weights part
+        share, room = self.agreed((self.progress.share(self.trainer.global_step), self.progress.fits_validation()))
         self._apply_schedules(optimizer, share)  # type: ignore[arg-type]
-        last = self.trainer.global_step + 1 >= self.progress.total_steps or (self.budget is not None and share >= 1.0)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._terms.clear()
         self.log_predictions()
         self.after_optimizer_step(share)
-        if last:
-            # The figures of a run are those of its last weights: validate whatever the epoch's number.
-            self.trainer.should_stop = True
-            if self.trainer.check_val_every_n_epoch is not None:
-                self.trainer.check_val_every_n_epoch = 1
-
-    def on_validation_start(self) -> None:
-        """Time the validation: the last one has to fit in the budget."""
-        self._validation_began = time.monotonic()
-
-    def on_validation_end(self) -> None:
-        """Keep back from the budget what a validation takes."""
-        self.progress.reserve = max(self.progress.reserve, time.monotonic() - self._validation_began)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Check that the step is finite, and clip with the same norm.
-
-        Raises:
-            RunStopped: If a loss term or gradient is not finite: before the optimizer, the EMA or a checkpoint has it.
-        """
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm(gradients)
-        if not bool(torch.isfinite(norm)):
-            self._stop_not_finite()
-        if gradient_clip_algorithm == "value" and gradient_clip_val:
-            # Lightning's own refuses fused optimizers under autocast, for the sake of loss scaling, which bf16 lacks.
-            clip_grad_value_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val or 0.0)
-        elif gradient_clip_val:
-            clip_grads_with_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val, norm)
-        if self._logs_now():
-            self.log("train/grad_norm", norm)
-
-    def _stop_not_finite(self) -> None:
-        bad = sorted({name for terms in self._terms for name, x in terms.items() if not torch.isfinite(x)})
-        raise RunStopped(
-            f"step {self.trainer.global_step}: {', '.join(bad) if bad else 'the gradient'} is not finite; "
-            "lower optimizer.lr, set trainer.gradient_clip_val, or use precision 32-true. "
-            "Neither the target encoder nor a checkpoint took this step."
-        )
+        self.end_step(share, room)
 
     # -------------------------------------------------------------------------------------------------- the checkpoint
 
@@ -197,8 +135,8 @@ class PretrainModule(SparseLogs):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the seconds that the run has taken, so that a time budget spans resumes, and what data it draws."""
-        checkpoint["hjepa_seconds"] = self.progress.seconds
+        """Store what data the run draws, and how."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["hjepa_trainer"] = self.trainer_settings()
         settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
         if callable(settings):
@@ -209,7 +147,3 @@ class PretrainModule(SparseLogs):
         """Load a checkpoint as Lightning does; what `encoder.pretrained` names is not read again, and may be gone."""
         with weights_follow():
             return super().load_from_checkpoint(*args, **kwargs)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the clock of the earlier run."""
-        self._seconds_spent = float(checkpoint.get("hjepa_seconds", 0.0))

@@ -156,7 +156,8 @@ def main() -> None:
             )
     title = (
         f"Training step, base: width {a.base_width}, depth 12, patch 16, {a.base_side} pixels, batch {a.base_batch}, "
-        f"one token level, predictor 192 x 4, {'bf16' if a.bf16 else 'fp32'}, {a.device}, {torch.get_num_threads()} threads"
+        f"one token level, predictor 192 x 4, {'bf16' if a.bf16 else 'fp32'}, {a.device}, "
+        f"{torch.get_num_threads()} threads"
     )
     with open(f"{a.out}.json", "w") as file:
         json.dump({"title": title, "torch": torch.__version__, "axes": found}, file, indent=1)

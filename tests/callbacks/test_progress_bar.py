@@ -2,10 +2,11 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import rich
-from callback_toy import fit
+from callback_toy import ToyModule, fit
 from rich.console import Console
 
 from hjepa_pl.callbacks import Progress
@@ -21,6 +22,24 @@ def test_off_a_terminal_one_plain_line_an_epoch(tmp_path: Path, capsys: pytest.C
     assert lines[1].startswith("epoch 2/2")
     for word in ("img/s", "loss ", "last_c1 "):
         assert word in lines[1]
+
+
+@pytest.mark.parametrize(("limits", "place"), [({"max_epochs": 400}, "2/2"), ({"max_epochs": -1}, "2/2")])
+def test_epochs_are_counted_to_where_max_steps_ends_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limits: dict[str, int], place: str
+) -> None:
+    fit(tmp_path, [Progress()], enable_progress_bar=True, max_steps=9, **limits)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert lines[-1].startswith(f"epoch {place}  ")
+
+
+def test_epochs_have_no_number_where_the_clock_ends_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Budgeted(ToyModule):
+        progress = SimpleNamespace(budget=60.0, seconds=59.9)
+
+    fit(tmp_path, [Progress()], Budgeted(), enable_progress_bar=True, max_epochs=100_000, max_time="00:00:00:01")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert lines[1].startswith("epoch 2  ")
 
 
 def test_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

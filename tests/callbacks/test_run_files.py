@@ -134,8 +134,23 @@ def test_time_left_obeys_the_budget(tmp_path: Path) -> None:
         progress = SimpleNamespace(budget=7200.0, seconds=3600.0)
 
     fit(tmp_path, [RunLog(str(tmp_path))], Budgeted(), max_epochs=-1, max_time="00:00:00:01")
-    assert "step 2/?" in (log := (tmp_path / "logs" / "train.log").read_text())
+    log = (tmp_path / "logs" / "train.log").read_text()
+    assert "started: 2:00:00, " in log
+    assert "step 2  loss" in log
     assert "1:00:00 left" in log
+
+
+def test_the_log_counts_towards_what_ends_the_run(tmp_path: Path) -> None:
+    class Budgeted(ToyModule):
+        progress = SimpleNamespace(budget=7200.0, seconds=7199.5)
+
+    fit(tmp_path, [RunLog(str(tmp_path))], Budgeted(), max_epochs=100_000, max_steps=4)
+    log = (tmp_path / "logs" / "train.log").read_text()
+    assert "started: 4 steps or 2:00:00, " in log
+    assert "step 4/4" in log
+    fit(tmp_path, [RunLog(str(tmp_path))], Budgeted(), max_epochs=100_000, max_time="00:00:00:01")
+    log = (tmp_path / "logs" / "train.log").read_text()
+    assert "step 2  loss" in log
 
 
 def test_diverged_figures_are_null_not_broken_json(tmp_path: Path) -> None:

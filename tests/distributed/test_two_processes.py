@@ -177,6 +177,16 @@ if trainer.global_rank == 0:
     torch.save({k: v for k, v in module.state_dict().items()}, sys.argv[3])
 else:
     torch.save({k: v for k, v in module.state_dict().items()}, sys.argv[3] + ".rank1")
+if devices > 1:
+    # A budget, and a second rank whose own clock is a minute ahead: it counts rank zero's steps, or waits for ever.
+    module.budget, module.clock = 4.0, dict(spent=60.0 * trainer.global_rank)
+    again = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp", max_epochs=-1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False)
+    again.fit(module, data)
+    assert again.global_step > 3
+    assert again.optimizers[0].param_groups[0]["lr"] == module.optimizer_config.floor
+    torch.save((again.global_step, module.state_dict()), sys.argv[3] + f".budget{again.global_rank}")
 """
 
 
@@ -201,3 +211,6 @@ def test_a_ddp_run_draws_and_trains_as_one_process_and_moves_the_target_once_a_s
         if two[name].is_floating_point():
             # AdamW divides by the gradient's size, which makes much of its rounding: near, not equal.
             torch.testing.assert_close(two[name], one[name], atol=2e-3, rtol=1e-2, msg=name)
+    (steps, mine), (others, theirs) = (torch.load(tmp_path / f"2.pt.budget{rank}") for rank in range(2))
+    assert steps == others
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)

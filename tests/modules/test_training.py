@@ -99,12 +99,24 @@ def test_biases_norms_and_tables_do_not_decay() -> None:
     assert all(id(p) in free for m in module.trained_modules() for p in m.parameters() if p.ndim == 1)
 
 
+class Queued(HJEPALightningModule):
+    """Judges steps as on a device with a queue: the optimizer passes over a bad one, the host hears of it later."""
+
+    def defers(self, optimizer, device) -> bool:
+        assert optimizer._step_supports_amp_scaling  # as CUDA's path asks
+        return True
+
+
+@pytest.mark.parametrize(("bad_step", "last_step"), [(3, 7), (7, 7)])
+@pytest.mark.parametrize("base", [HJEPALightningModule, Queued])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_stops_the_run_before_anything_takes_it(tmp_path, where) -> None:
-    class Broken(HJEPALightningModule):
+def test_a_step_that_is_not_finite_stops_the_run_before_anything_takes_it(
+    tmp_path, where, base, bad_step, last_step
+) -> None:
+    class Broken(base):
         def compute(self, batch):
             total, record = super().compute(batch)
-            if batch.counters.step == 3:
+            if batch.counters.step == bad_step:
                 if where == "loss":
                     record.terms["image"] = record.terms["image"] * torch.nan
                     total = total + record.terms["image"]
@@ -116,14 +128,20 @@ def test_a_step_that_is_not_finite_stops_the_run_before_anything_takes_it(tmp_pa
     saved = {}
 
     class Spy(pl.Callback):
-        def on_train_batch_end(self, trainer, module, *args) -> None:
-            saved.update({n: p.detach().clone() for n, p in module.named_parameters()})
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+            if batch.counters.step < bad_step:
+                saved.update({n: p.detach().clone() for n, p in module.named_parameters()})
 
-    with pytest.raises(RunStopped, match=r"step 3: .*(image|gradient).* is not finite; lower optimizer.lr"):
-        make_trainer(tmp_path, callbacks=[Spy()]).fit(module, make_data())
-    assert module.ema.updates == 3
+    trainer = make_trainer(tmp_path, callbacks=[Spy()])
+    with pytest.raises(RunStopped, match=rf"step {bad_step}: .*(image|gradient).* is not finite; lower optimizer.lr"):
+        trainer.fit(module, make_data())
+    heard_of = bad_step if base is HJEPALightningModule else min(bad_step + 1, last_step)
+    assert trainer.global_step <= heard_of + 1
+    target = {n for n in saved if n.startswith("target")}
     for name, parameter in module.named_parameters():
-        assert torch.equal(parameter, saved[name])
+        if base is HJEPALightningModule or name not in target:
+            assert torch.equal(parameter, saved[name]), name
+        assert torch.isfinite(parameter).all(), name
 
 
 def test_checkpoints_from_python_are_plain_and_rebuild_the_module(tmp_path) -> None:
@@ -155,7 +173,6 @@ def test_a_cpu_run_keeps_freed_memory_while_it_lasts(tmp_path) -> None:
     before, count = faults_of_filling(), Count()
     make_trainer(tmp_path, callbacks=[count]).fit(make_module(), make_data())
     assert count.faults < before / 2
-    assert faults_of_filling() > before / 2
 
 
 def faults_of_filling() -> int:
@@ -190,21 +207,6 @@ def test_a_batch_that_is_not_ours_is_refused(tmp_path) -> None:
     loader = torch.utils.data.DataLoader(torch.randn(32, 1, 8, 8), batch_size=16)
     with pytest.raises(ConfigError, match="the batch is a Tensor, not a ViewBatch"):
         make_trainer(tmp_path).fit(make_module(), loader)
-
-
-def test_a_time_budget_ends_the_run_with_its_schedules_complete(tmp_path) -> None:
-    rates = []
-
-    class Spy(pl.Callback):
-        def on_train_batch_end(self, trainer, module, *args) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    module = make_module(time_budget="00:00:03", optimizer={"lr": 1e-3, "min_lr": 1e-6})
-    trainer = make_trainer(tmp_path, max_epochs=-1, callbacks=[Spy()])
-    trainer.fit(module, make_data())
-    assert 2.5 < module.progress.seconds < 6.0
-    assert rates[-1] < 2e-5
-    assert max(rates) > 9e-4
 
 
 def test_a_run_without_an_end_is_refused(tmp_path) -> None:

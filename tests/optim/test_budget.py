@@ -1,0 +1,127 @@
+"""The clock of a time budget: real time, in runs of seconds, with a validation that takes a known one."""
+
+import time
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from hjepa_pl.callbacks.clock import Clock, seconds_noted
+from hjepa_pl.optim.budget import Progress
+from hjepa_pl.types import ConfigError
+from tests.modules.test_training import make_data, make_module, make_trainer
+
+BUDGET, PAUSE = 6.0, 0.6
+OPTIMIZER = {"lr": 1e-3, "min_lr": 1e-6, "weight_decay_end": 0.3}
+
+
+class Watch(pl.Callback):
+    """Makes each validation take PAUSE, and notes the schedules of each step and what was validated when."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, float]] = []
+        self.validated: list[int] = []
+
+    def on_train_batch_end(self, trainer, module, *args) -> None:
+        decay, _ = trainer.optimizers[0].param_groups
+        self.steps.append((decay["lr"], decay["weight_decay"]))
+
+    def on_validation_epoch_end(self, trainer, module) -> None:
+        time.sleep(PAUSE)
+        if not trainer.sanity_checking:
+            self.validated.append(trainer.global_step)
+
+
+def budgeted(tmp_path, watch, *callbacks, **trainer) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
+    module = make_module(time_budget="00:00:06", optimizer=OPTIMIZER, ema={"momentum": 0.9, "momentum_end": 1.0})
+    settings = {"max_epochs": -1, "callbacks": [watch, *callbacks], "num_sanity_val_steps": -1} | trainer
+    return (
+        make_trainer(tmp_path, use_distributed_sampler=False, **settings), module,
+        make_data(probe=[{"name": "digits", "max_train": 32, "max_test": 32}]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {},  # a validation an epoch, of which several would cross the bell
+        {"check_val_every_n_epoch": 1000},  # none but the last
+        {"check_val_every_n_epoch": None, "val_check_interval": 5, "accumulate_grad_batches": 2},
+    ],
+)
+def test_a_run_ends_inside_its_budget_with_every_schedule_at_its_end(tmp_path, trainer) -> None:
+    watch = Watch()
+    run, module, data = budgeted(tmp_path, watch, **trainer)
+    run.fit(module, data)
+    assert watch.steps[-1] == (1e-6, 0.3)
+    assert module.ema.momentum(1.0, module.progress.total_steps) == 1.0
+    assert max(rate for rate, _ in watch.steps) > 1e-4  # the peak, or what a busy machine hits of it
+    assert watch.validated[-1] == run.global_step
+    assert run.limit_val_batches == 1.0
+    # The last validation is as long as the one before. Beside 2 % there is a step, and what a busy core adds or takes.
+    assert 0.9 * BUDGET < module.progress.seconds < BUDGET + 0.3
+    if len(watch.validated) > 1:
+        # At least one step lies between two validations: none began that had to be the last and was not.
+        assert all(a < b for a, b in zip(watch.validated, watch.validated[1:], strict=False))
+
+
+def test_a_killed_run_has_spent_what_came_after_its_checkpoint_too(tmp_path) -> None:
+    class Killed(Exception):
+        """Stands for SIGKILL: nothing is written after it."""
+
+    class Kill(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args) -> None:
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "last.ckpt")
+            if module.progress.seconds > 4.0:
+                raise Killed
+
+    (tmp_path / "logs").mkdir()
+    run, module, data = budgeted(tmp_path, Watch(), Clock(str(tmp_path)), Kill(), check_val_every_n_epoch=1000)
+    with pytest.raises(Killed):
+        run.fit(module, data)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["hjepa_seconds"] < 3.0
+    assert 2.8 < seconds_noted(tmp_path) < 4.5
+    watch = Watch()
+    run, again, data = budgeted(tmp_path, watch, Clock(str(tmp_path)))
+    again.clock = {"started": time.monotonic(), "spent": seconds_noted(tmp_path)}
+    run.fit(again, data, ckpt_path=tmp_path / "last.ckpt")
+    assert again.progress.rehearsal > PAUSE  # the checkpoint's: a resumed run has no sanity check
+    assert 0.9 * BUDGET < again.progress.seconds < BUDGET + 0.3
+    assert time.monotonic() - again.progress.started < BUDGET - 2.8
+    assert watch.steps[-1] == (1e-6, 0.3)
+    assert seconds_noted(tmp_path) == pytest.approx(again.progress.seconds, abs=0.5)
+
+
+def test_the_larger_share_counts_and_the_last_step_is_known_before_it_runs() -> None:
+    clock = Progress(10, 1000.0, spent=400.0)
+    assert clock.share(0) == pytest.approx(400 / 990, abs=1e-3)
+    assert clock.share(6) == pytest.approx(0.7)
+    assert clock.share(9) == 1.0
+    slow = Progress(float("inf"), 1.0)
+    for _ in range(3):  # 0.2 s a step: the fifth would end at 1.0, after 0.99
+        assert slow.share(0) < 1.0
+        time.sleep(0.2)
+        slow.step_ended()
+    assert slow.share(0) == 1.0
+    compiled = Progress(float("inf"), 3.0)
+    compiled.pause_ended()
+    for seconds in (1.4, 0.01):
+        time.sleep(seconds)
+        compiled.step_ended()
+        assert compiled.share(0) < 1.0  # a first step of half the budget is no measure of the others
+
+
+def test_a_budget_without_room_for_a_step_is_refused(tmp_path) -> None:
+    clock = Progress(100, 10.0, spent=7.0)
+    clock.refuse_no_time(clock.seconds)
+    clock.rehearsal = 4.0
+    with pytest.raises(ConfigError, match=r"time_budget 0:00:10 .* takes 0:00:04; raise it well above 0:00:12."):
+        clock.refuse_no_time(clock.seconds)
+    run, module, data = budgeted(tmp_path, Watch(), min_epochs=3)
+    with pytest.raises(ConfigError, match=r"trainer.min_epochs 3 .* may not fit in time_budget"):
+        run.fit(module, data)
+    run, module, data = budgeted(tmp_path, Watch())
+    module.clock = {"started": time.monotonic() - 5.8}
+    with pytest.raises(ConfigError, match=r"time_budget 0:00:06 leaves no time to train: 0:00:0\d is spent"):
+        run.fit(module, data)
