@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""What each trick of the training step brings by itself: the step with all of them, and with one taken back.
+
+    uv run python tests/benchmarks/tricks.py --bf16
+    uv run python tests/benchmarks/tricks.py --bf16 --size tiny --img 32 --patch 4 --batch 64 \\
+        --pred-dim 192 --pred-depth 4
+
+All variants take turns in one process; a figure is the median over the rounds of (step without the trick / step with
+all). `compile` and cross-attention are not in the usual step: theirs is (usual step / step with it).
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from step import make_batch, timed_step
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from hjepa_pl import HJEPALightningModule
+from hjepa_pl.functional.allocator import keep_freed_memory
+from hjepa_pl.models.compiled import compile_blocks
+
+
+def whole_last_block(module: HJEPALightningModule) -> None:
+    """Let the predictor's last block compute all tokens."""
+    block: Any = module.predictor.blocks[-1]
+    block.forward = lambda x, first: Block.forward(block, x)[:, first:]
+
+
+def loop_ema(module: HJEPALightningModule) -> None:
+    """Move the target parameter by parameter."""
+
+    @torch.no_grad()
+    def update(context: nn.Module, target: nn.Module, momentum: float) -> None:
+        for mine, theirs in zip(target.parameters(), context.parameters(), strict=True):
+            mine.mul_(momentum).add_(theirs, alpha=1 - momentum)
+
+    module.ema.update = update
+
+
+def compiled(module: HJEPALightningModule) -> None:
+    """Compile the blocks."""
+    networks = (module.context_encoder, module.target_encoder, module.predictor)
+    compile_blocks(networks, True, next(module.parameters()).device)
+
+
+class Variant:
+    """The step with one trick taken back, or one added."""
+
+    def __init__(self, a: argparse.Namespace, *, change: Callable[[HJEPALightningModule], None] | None = None,
+                 keep: bool = True, optimizer: dict[str, bool] | None = None, encoder: dict[str, Any] | None = None,
+                 **predictor: Any) -> None:  # fmt: skip
+        torch.manual_seed(0)
+        self.a, self.keep = a, keep
+        base = {"size": a.size, "patch_size": a.patch, "img_size": a.img}
+        width = {"embed_dim": a.pred_dim, "depth": a.pred_depth, "num_heads": a.pred_dim // 64}
+        self.module = HJEPALightningModule(
+            encoder=base | (encoder or {}), levels=[{"cell": 1}], predictor=width | predictor
+        )
+        self.module.train().to(a.device)
+        if change is not None:
+            change(self.module)
+        self.optimizer = self.module.configure_optimizers()
+        if optimizer is not None:
+            self.optimizer = torch.optim.AdamW(self.optimizer.param_groups, **optimizer)
+        self.images = torch.randn(a.batch, 3, a.img, a.img, device=a.device)
+
+    def step(self) -> float:
+        """Make a step, of one and the same shape each time; return its seconds."""
+        if self.a.device == "cpu":
+            keep_freed_memory(self.keep)
+        return timed_step(self.module, self.optimizer, make_batch(self.images, 0), self.a.bf16)
+
+
+def main() -> None:
+    """Measure in turn and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--img", type=int, default=224)
+    parser.add_argument("--patch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pred-depth", type=int, default=6)
+    parser.add_argument("--pred-dim", type=int, default=384)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    a = parser.parse_args()
+    without = {
+        "freed memory is kept (CPU)": Variant(a, keep=False),
+        "last block of the predictor on queries only": Variant(a, change=whole_last_block),
+        "plain attention where it is the faster (bf16 on a CPU)": Variant(a, encoder={"attention": "flash"}),
+        "context computed once for all targets": Variant(a, targets="separate"),
+        "fused AdamW": Variant(a, optimizer={"foreach": False}),
+        "EMA of all tensors at once": Variant(a, change=loop_ema),
+    }
+    added = {"cross-attending predictor": Variant(a, attention="cross")}
+    if not a.no_compile:
+        added["compile: true"] = Variant(a, change=compiled)
+    usual, seconds = Variant(a), {name: [] for name in ("usual", *without, *added)}
+    for _ in range(a.rounds + 1):
+        for name, variant in {"usual": usual, **without, **added}.items():
+            seconds[name].append(variant.step())
+    print(
+        f"ViT-{a.size}/{a.patch} at {a.img}, batch {a.batch}, predictor {a.pred_dim} x {a.pred_depth}, bf16={a.bf16}, "
+        f"{a.device}, {torch.get_num_threads()} threads: {statistics.median(seconds['usual'][1:]) * 1e3:.0f} ms a step"
+    )
+    for name in (*without, *added):
+        pairs = zip(seconds[name][1:], seconds["usual"][1:], strict=True)
+        ratios = [x / y if name in without else y / x for x, y in pairs]
+        print(f"{name:56s} {statistics.median(ratios):.3f} x")
+
+
+if __name__ == "__main__":
+    main()
