@@ -22,7 +22,7 @@ from hjepa_pl.data.datasets import EMBEDDED, download_dataset
 from hjepa_pl.data.faults import BadFiles
 from hjepa_pl.data.folder import Reading
 from hjepa_pl.data.index import INDEX_CACHE
-from hjepa_pl.data.loader import TrainLoader, file_sets
+from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
 from hjepa_pl.data.mix import mix_views
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import MultiCropConfig, ViewPlan, view_plan
@@ -127,6 +127,11 @@ class MultiDatasetDataModule(LightningDataModule):
         return self._views.batches
 
     @property
+    def sets(self) -> LoadedSets:
+        """What is loaded, for those that look at the images themselves."""
+        return self._sets
+
+    @property
     def probe_splits(self) -> list[ProbeSplit]:
         """What each loader of the probe sets holds, in order; empty until they are loaded."""
         return self._sets.splits
@@ -170,6 +175,21 @@ class MultiDatasetDataModule(LightningDataModule):
             self._plan = plan_epoch(self, self._sets.train, surroundings.ranks(self.trainer)[1])
             self._views = replace(views, batches=self._batches(self._plan))
         self._check_workers(stage)
+
+    @property
+    def knows_epoch(self) -> bool:
+        """Whether `batches_per_epoch` is known."""
+        return self._views is not None
+
+    def planned_views(self) -> ViewPlan:
+        """Return which views are made, and how long an epoch is if `epoch_size` says so: what is known without data."""
+        self._take_geometry()
+        views = self._view_plan()
+        if self.epoch_size is not None:
+            world = surroundings.ranks(self.trainer)[1]
+            total = usable_size(self.epoch_size, self.batch_size, world)
+            self._views = views = replace(views, batches=total // (self.batch_size * world))
+        return views
 
     def _take_geometry(self) -> None:
         for key in ("img_size", "in_chans"):
