@@ -87,38 +87,34 @@ class StepCounter:
     Args:
         module: On the meta device; it is of no other use afterwards.
         views: Which views its batches have; the steps counted are those after any curriculum.
-        batch_size: Images of a batch.
         device: Whose kernels are taken.
         half: Whether a step runs under autocast to bfloat16.
     """
 
-    def __init__(
-        self, module: HJEPALightningModule, views: ViewPlan, batch_size: int, device: torch.device, half: bool
-    ) -> None:
-        self.module, self.views, self.batch_size = module, views, batch_size
-        self.device, self.half = device, half
+    def __init__(self, module: HJEPALightningModule, views: ViewPlan, device: torch.device, half: bool) -> None:
+        self.module, self.views, self.device, self.half = module, views, device, half
         self._fake = FakeTensorMode()
         with self._fake:
             module._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
         module.train()
 
-    def count(self, step: int = 0) -> StepCount:
-        """Return what a step takes; its number decides the sizes of the masks."""
+    def count(self, batch_size: int, step: int = 0) -> StepCount:
+        """Return what a step of so many images takes; its number decides the sizes of the masks."""
         configs = [c for c in (self.module.context_encoder.config, *self._predictor_config()) if c.grad_checkpointing]
-        flops, peak, seen = self._run(step)
+        flops, peak, seen = self._run(batch_size, step)
         if configs:
             # Once more without checkpointing, which computes twice what counts once.
             with _changed(configs, "grad_checkpointing", False):
-                flops = self._run(step)[0]
+                flops = self._run(batch_size, step)[0]
         return StepCount(flops, peak, *seen)
 
     def _predictor_config(self) -> list[Any]:
         return [] if self.module.predictor is None else [self.module.predictor.config]
 
-    def _run(self, step: int) -> tuple[int, int, tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]]:
+    def _run(self, batch_size: int, step: int) -> tuple[int, int, tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]]:
         module = self.module
-        with self._fake, _Passes(module, self.batch_size) as passes:
-            batch = empty_batch(module, self.views, self.batch_size, step, self.device)
+        with self._fake, _Passes(module, batch_size) as passes:
+            batch = empty_batch(module, self.views, batch_size, step, self.device)
             known = [*module.parameters(), *module.buffers(), *tree_iter(batch)]
             flops, peak = FlopCounterMode(display=False), PeakBytes(t for t in known if isinstance(t, Tensor))
             with flops, peak:

@@ -101,8 +101,8 @@ def _cost(cli: DryCLI, module: HJEPALightningModule, steps: float | None) -> lis
     batch_size, half = data.batch_size, str(trainer.precision) != "32-true"
     by_shape = steps_by_shape(module.masks)
     visible = {0 if shape is None else shape.visible: step for shape, step in by_shape.items()}
-    counter = StepCounter(module, views, batch_size, trainer.strategy.root_device, half)
-    counts = [counter.count(visible[n]) for n in sorted({min(visible), max(visible)})]
+    counter = StepCounter(module, views, trainer.strategy.root_device, half)
+    counts = [counter.count(batch_size, visible[n]) for n in sorted({min(visible), max(visible)})]
     flops = [count.flops for count in counts]
     step = _range([f * trainer.world_size * trainer.accumulate_grad_batches for f in flops], "FLOP")
     image = _range([f / batch_size for f in flops], "FLOP")

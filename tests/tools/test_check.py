@@ -73,7 +73,7 @@ def test_checkpointing_lessens_memory_and_changes_no_count(config) -> None:
         with scratch_folder() as scratch:
             cli = prepare(words, DryCLI, scratch)
         assert cli.views is not None
-        return StepCounter(cli.model, cli.views, 32, torch.device("cpu"), half=False).count()
+        return StepCounter(cli.model, cli.views, torch.device("cpu"), half=False).count(32)
 
     plain = count()
     less = count("--model.init_args.encoder.grad_checkpointing=true")
