@@ -14,6 +14,8 @@ _LIGHTNING = {
     "predict": "write a checkpoint's features of the training sets",
 }
 _TOOLS = {
+    "check": "say what a config amounts to, or why it is refused (hjepa check --help)",
+    "bench": "measure what a config's steps and run take on this machine (hjepa bench --help)",
     "shards": "make tar shards from a folder of images (hjepa shards --help)",
 }
 """Commands without Lightning: each is a module of `hjepa_pl.tools` with a function `run`."""

@@ -37,7 +37,7 @@ ALLOWED = {
         "keys",
         "resume",
     },
-    "tools": {"types", "data", "refusals"},
+    "tools": {"types", "functional", "masks", "models", "data", "modules", "callbacks", "refusals", "cli"},
     "__main__": {"cli", "tools"},
     "__init__": {"modules", "data"},
 }

@@ -20,7 +20,7 @@ from hjepa_pl.data.feed import Feed, workers_for
 from hjepa_pl.data.folder import Reading
 from hjepa_pl.data.geometry import Geometry, geometry
 from hjepa_pl.data.index import INDEX_CACHE
-from hjepa_pl.data.loader import TrainLoader
+from hjepa_pl.data.loader import TrainLoader, usable_size
 from hjepa_pl.data.multicrop import MultiCropConfig, ViewPlan, view_plan
 from hjepa_pl.data.numbers import check_number
 from hjepa_pl.data.plan import plan_epoch
@@ -100,6 +100,7 @@ class MultiDatasetDataModule(LightningDataModule):
         self._bad = BadFiles(max_bad_fraction, self._run_folder)
         self._sets = LoadedSets(self.seed, Reading(self._bad, index_cache))
         self._feed: Feed | None = None
+        self._planned: int | None = None
         check_settings(self)
 
     def _run_folder(self) -> str | None:
@@ -118,8 +119,20 @@ class MultiDatasetDataModule(LightningDataModule):
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches of an epoch, known once the training sets are loaded."""
+        """Global batches of an epoch, known once the training sets are loaded, or planned with an `epoch_size`."""
+        if self._feed is None and self._planned is not None:
+            return self._planned
         return self._loaded().views.batches
+
+    @property
+    def knows_epoch(self) -> bool:
+        """Whether `batches_per_epoch` is known."""
+        return self._feed is not None or self._planned is not None
+
+    @property
+    def sets(self) -> LoadedSets:
+        """What is loaded, for those that look at the images themselves."""
+        return self._sets
 
     @property
     def probe_splits(self) -> list[ProbeSplit]:
@@ -138,9 +151,8 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Load the datasets that a stage needs: `fit` and `predict` the mixture, all but `predict` the probe sets."""
-        for key in ("img_size", "in_chans"):
-            setattr(self, key, surroundings.encoder_geometry(self.trainer, key, getattr(self, key)))
-        self._geometry()  # may refuse, and so may the views: before anything is loaded
+        self._take_geometry()
+        # Before anything is loaded: it may refuse.
         views = self._view_plan() if stage in (None, "fit") else None
         if stage in (None, "fit", "predict"):
             self._sets.load_mixture(self.datasets, self.probe)
@@ -148,6 +160,21 @@ class MultiDatasetDataModule(LightningDataModule):
             self._sets.load_probes(self.probe)
         if views is not None:
             self._feed = self._make_feed(views)
+
+    def planned_views(self) -> ViewPlan:
+        """Return which views are made, and how long an epoch is if `epoch_size` says so: what is known without data."""
+        self._take_geometry()
+        views = self._view_plan()
+        if self.epoch_size is None:
+            return views
+        processes = surroundings.ranks(self.trainer)[1]
+        self._planned = usable_size(self.epoch_size, self.batch_size, processes) // (self.batch_size * processes)
+        return replace(views, batches=self._planned)
+
+    def _take_geometry(self) -> None:
+        for key in ("img_size", "in_chans"):
+            setattr(self, key, surroundings.encoder_geometry(self.trainer, key, getattr(self, key)))
+        self._geometry()  # may refuse
 
     def _geometry(self) -> Geometry:
         return geometry(self.img_size, self.in_chans, self.mean, self.std)

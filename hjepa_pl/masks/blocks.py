@@ -128,7 +128,9 @@ class BlockMasks(MaskGenerator):
     def _visible_percentile(self, height: int, width: int, count: int) -> int:
         """Return the 5th percentile of the number of visible patches, over 2,000 placements drawn with a fixed key."""
         shape = MaskShape(height, width, count, 0)
-        top, left = self._corners(hash_int(0, height, width, count), torch.arange(2000), 1, shape)
+        # On the host even where networks are made without storage: the table is needed before there is a device.
+        position = torch.arange(2000, device="cpu")
+        top, left = self._corners(hash_int(0, height, width, count), position, 1, shape)
         seen = self._visible(top, left, shape).sum(dim=(-1, -2)).flatten()
         return int(seen.sort().values[100])
 
