@@ -189,7 +189,7 @@ def forecast(trial: Trial) -> Forecast:
 
 
 def ceiling(module: Any, rows: int, device: torch.device, half: bool) -> tuple[float, str]:
-    """Measure matrix products of the shapes of the encoder's MLP.
+    """Measure matrix products: the faster of the encoder's MLP and of large squares.
 
     Args:
         module: With a `context_encoder`.
@@ -201,20 +201,21 @@ def ceiling(module: Any, rows: int, device: torch.device, half: bool) -> tuple[f
         Operations a second, the median of nine, and the shapes.
     """
     layers = [m for m in module.context_encoder.vit.blocks[0].mlp.modules() if isinstance(m, nn.Linear)]
-    width, hidden = layers[0].in_features, layers[0].out_features
-    kind = torch.bfloat16 if half else torch.float32
-    x, up = (torch.randn(shape, device=device, dtype=kind) for shape in ((rows, width), (width, hidden)))
-    down = torch.randn(hidden, width, device=device, dtype=kind)
+    kind, side = torch.bfloat16 if half else torch.float32, 8192 if device.type == "cuda" else 2048
+    shapes = [(rows, layers[0].in_features, layers[0].out_features), (side, side, side)]
+    rates = [statistics.median(_product_rate(shape, device, kind) for _ in range(9)) for shape in shapes]
+    m, k, n = shapes[rates.index(max(rates))]
+    return max(rates), f"{m:,} x {k:,} by {k:,} x {n:,} and back, {str(kind).removeprefix('torch.')}"
 
-    def rate() -> float:
-        """Repeat for a twentieth of a second: a clock has its grain, and a launch its price."""
-        done, began = 0, now(device)
-        while done == 0 or now(device) - began < 0.05:
-            for _ in range(4):
-                (x @ up) @ down
-            done += 4
-        return done * 4 * rows * width * hidden / (now(device) - began)
 
-    rate()
-    shown = f"{rows:,} x {width} by {width} x {hidden} and back, {str(kind).removeprefix('torch.')}"
-    return statistics.median(rate() for _ in range(9)), shown
+def _product_rate(shape: tuple[int, int, int], device: torch.device, kind: torch.dtype) -> float:
+    """Repeat a product and its way back for a twentieth of a second: a clock has its grain, and a launch its price."""
+    m, k, n = shape
+    x, up, down = (torch.randn(sides, device=device, dtype=kind) for sides in ((m, k), (k, n), (n, k)))
+    (x @ up) @ down
+    done, began = 0, now(device)
+    while done == 0 or now(device) - began < 0.05:
+        for _ in range(4):
+            (x @ up) @ down
+        done += 4
+    return done * 4 * m * k * n / (now(device) - began)
