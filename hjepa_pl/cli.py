@@ -234,7 +234,7 @@ class HJEPACLI(LightningCLI):
             }
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
-        check_trainer(self.trainer)
+        check_trainer(self.trainer, model.budget)
         check_data(self.datamodule, model, self.trainer.world_size)
         if self.subcommand == "fit":
             model.check_device(self.trainer)

@@ -72,7 +72,9 @@ def _complete(url: str, path: str) -> None:
         if broken is None and (total is None or have >= total):
             return
         if have <= before:
-            raise OSError(f"{url} broke off after {have:,} of {total:,} bytes, which are kept for the next try")
+            raise OSError(
+                f"{url} broke off after {have:,} of {total:,} bytes; the next try goes on there if the server can"
+            )
 
 
 def _transfer(url: str, path: str) -> int | None:

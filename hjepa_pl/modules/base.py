@@ -41,7 +41,7 @@ class PretrainModule(RunClock, FiniteSteps):
             keep_freed_memory()
 
     def teardown(self, stage: str) -> None:
-        """Give it back."""
+        """Give it back. Lightning does not come here after an error: `keep_freed_memory(False)` does it by hand."""
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory(False)
 

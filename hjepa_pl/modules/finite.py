@@ -108,5 +108,5 @@ def _stopped(step: int, terms: list[dict[str, Tensor]]) -> RunStopped:
     return RunStopped(
         f"step {step}: {', '.join(bad) if bad else 'the gradient'} is not finite; "
         "lower optimizer.lr, set trainer.gradient_clip_val, or use precision 32-true. "
-        "Neither the target encoder nor a checkpoint took this step."
+        "No weight that is trained and no checkpoint took this step."
     )

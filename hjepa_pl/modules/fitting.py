@@ -24,8 +24,12 @@ class Model(Protocol):
         """Return the masks of local crops of a grid."""
 
 
-def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse precisions under which the model does not learn, and what the data module does itself."""
+def check_trainer(trainer: pl.Trainer, budget: float | None = None) -> None:
+    """Refuse precisions under which the model does not learn, what the data module does itself, and unkept budgets."""
+    for key in ("min_epochs", "min_steps"):
+        least = getattr(trainer, key)
+        if budget is not None and least:
+            raise ConfigError(f"trainer.{key} {least} may not fit in time_budget; remove it, or the budget.")
     precision = str(trainer.precision)
     if precision in ("bf16-true", "16-true"):
         raise ConfigError(

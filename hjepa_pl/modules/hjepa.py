@@ -12,7 +12,7 @@ from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.compiled import Compile, compile_blocks
+from hjepa_pl.models.compiled import compile_blocks
 from hjepa_pl.models.levels import LevelConfig, split_levels
 from hjepa_pl.models.recipe import Geometry, measure
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
@@ -62,7 +62,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         time_budget: str | None = None,
         seed: int | None = None,
         experimental: bool = False,
-        compile: Compile = False,
+        compile: bool = False,
     ) -> None:
         """Check the settings, then make the networks. Each settings object may also be a mapping of its fields.
 
@@ -86,7 +86,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             experimental: Allow token levels without a moving average, which collapse unless a regulariser on stream
                 'tokens' holds them.
             compile: Fuse the operations of each transformer block (`torch.compile`) when training starts, which costs
-                half a minute there; 'reduce-overhead' adds CUDA graphs.
+                half a minute there.
 
         Raises:
             ConfigError: If a setting is out of range or does not go with another, before any weight is made.
@@ -196,12 +196,13 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
     def setup(self, stage: str) -> None:
         """Refuse a Trainer or data that does not go with the model."""
         super().setup(stage)
-        check_trainer(self.trainer)
+        check_trainer(self.trainer, self.budget)
         if stage == "fit":
             check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
             self.check_device(self.trainer)
-            networks = (self.context_encoder, self.target_encoder, self.predictor)
-            compile_blocks(networks, self.compiled, self.trainer.strategy.root_device)
+            if self.compiled:
+                networks = (self.context_encoder, self.target_encoder, self.predictor)
+                compile_blocks(networks, self.trainer.strategy.root_device)
 
     def on_train_start(self) -> None:
         """Fix the length of the run, and refuse a curriculum of crops that it would not reach the end of."""

@@ -24,11 +24,6 @@ class RunClock(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Start the clock: this is the first hook of a run, before data is fetched or the untrained network judged."""
-        if self.budget is not None and (self.trainer.min_epochs or (self.trainer.min_steps or 0) > 0):
-            raise ConfigError(
-                f"trainer.min_epochs {self.trainer.min_epochs} and min_steps {self.trainer.min_steps} may not fit in "
-                "time_budget; remove them, or the budget."
-            )
         self.progress = Progress(math.inf, self.budget, **self.clock)
         self.clock, self._epoch_ended = {}, None
         return []
@@ -40,7 +35,9 @@ class RunClock(pl.LightningModule):
             ConfigError: If the budget has no time for a step.
         """
         self.progress.total_steps = total
-        self.progress.refuse_no_time(self.agreed(self.progress.seconds))
+        refusal = self.agreed(self.progress.refusal())
+        if refusal is not None:
+            raise ConfigError(refusal)
         self._limit_val_batches = self.trainer.limit_val_batches
         self.progress.pause_ended()
 

@@ -113,19 +113,13 @@ class Progress:
         """Take the time of a validation in training."""
         self._validations.append(seconds)
 
-    def refuse_no_time(self, seconds: float) -> None:
-        """Refuse a budget that the start has used up.
-
-        Args:
-            seconds: Of the run so far, by rank zero's clock.
-
-        Raises:
-            ConfigError: If not even one step is left.
-        """
+    def refusal(self) -> str | None:
+        """Return why a budget that the start has used up is refused; None if there is time for a step."""
+        seconds = self.seconds
         if self.budget is None or seconds < self.usable:
-            return
+            return None
         earlier = f" ({clock(self.spent)} of it by earlier processes)" if self.spent else ""
-        raise ConfigError(
+        return (
             f"time_budget {clock(self.budget)} leaves no time to train: {clock(seconds)} is spent before the first "
             f"step{earlier}, and the end, a validation and checkpoints, takes {clock(self.ending)}; "
             f"raise it well above {clock(math.ceil((seconds + self.ending) / 0.99))}."

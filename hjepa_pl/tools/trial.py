@@ -201,7 +201,7 @@ def ceiling(module: Any, rows: int, device: torch.device, half: bool) -> tuple[f
         Operations a second, the median of nine, and the shapes.
     """
     layers = [m for m in module.context_encoder.vit.blocks[0].mlp.modules() if isinstance(m, nn.Linear)]
-    kind, side = torch.bfloat16 if half else torch.float32, 8192 if device.type == "cuda" else 2048
+    kind, side = torch.bfloat16 if half else torch.float32, 8192 if device.type == "cuda" else 1024
     shapes = [(rows, layers[0].in_features, layers[0].out_features), (side, side, side)]
     rates = [statistics.median(_product_rate(shape, device, kind) for _ in range(9)) for shape in shapes]
     m, k, n = shapes[rates.index(max(rates))]
@@ -212,10 +212,11 @@ def _product_rate(shape: tuple[int, int, int], device: torch.device, kind: torch
     """Repeat a product and its way back for a twentieth of a second: a clock has its grain, and a launch its price."""
     m, k, n = shape
     x, up, down = (torch.randn(sides, device=device, dtype=kind) for sides in ((m, k), (k, n), (n, k)))
+    many = 4 if device.type == "cuda" else 1  # to look at the clock is to wait for the device
     (x @ up) @ down
     done, began = 0, now(device)
     while done == 0 or now(device) - began < 0.05:
-        for _ in range(4):
+        for _ in range(many):
             (x @ up) @ down
-        done += 4
+        done += many
     return done * 4 * m * k * n / (now(device) - began)

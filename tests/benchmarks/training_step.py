@@ -52,7 +52,7 @@ def main() -> None:
     optimizer = module.configure_optimizers()
     if a.compile:
         networks = (module.context_encoder, module.target_encoder, module.predictor)
-        compile_blocks(networks, True, device)
+        compile_blocks(networks, device)
     if device.type == "cpu":
         keep_freed_memory()
     images = torch.randn(a.batch, 3, a.img, a.img, device=device)

@@ -44,7 +44,7 @@ def loop_ema(module: HJEPALightningModule) -> None:
 def compiled(module: HJEPALightningModule) -> None:
     """Compile the blocks."""
     networks = (module.context_encoder, module.target_encoder, module.predictor)
-    compile_blocks(networks, True, next(module.parameters()).device)
+    compile_blocks(networks, next(module.parameters()).device)
 
 
 class Variant:

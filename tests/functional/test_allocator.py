@@ -17,8 +17,8 @@ def resident():
 
 def cost():
     before = faults()
-    for _ in range(60):  # an aligned block needs a little more than one that was freed: a few are made at first
-        torch.empty(4 << 20, dtype=torch.uint8).fill_(1)
+    for _ in range(20):  # an aligned block needs a little more than one that was freed: a few are made at first
+        torch.empty(40 << 20, dtype=torch.uint8).fill_(1)
     return faults() - before
 
 assert keep_freed_memory(False)
@@ -35,6 +35,6 @@ def test_the_pages_of_freed_tensors_are_used_again_and_given_back_at_the_end() -
     # A process of its own: what it says is said to the whole process.
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     first, kept, after, given_back = (int(x) for x in run.stdout.split())
-    assert kept < first / 4
-    assert after > 4 * kept
-    assert given_back >= 4  # MiB: a tensor's
+    assert kept < first / 2
+    assert after > 2 * kept
+    assert given_back >= 40  # MiB: a tensor's

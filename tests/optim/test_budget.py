@@ -1,5 +1,6 @@
 """The clock of a time budget: real time, in runs of seconds, with a validation that takes a known one."""
 
+import re
 import time
 
 import lightning.pytorch as pl
@@ -114,12 +115,11 @@ def test_the_larger_share_counts_and_the_last_step_is_known_before_it_runs() -> 
 
 def test_a_budget_without_room_for_a_step_is_refused(tmp_path) -> None:
     clock = Progress(100, 10.0, spent=7.0)
-    clock.refuse_no_time(clock.seconds)
+    assert clock.refusal() is None
     clock.rehearsal = 4.0
-    with pytest.raises(ConfigError, match=r"time_budget 0:00:10 .* takes 0:00:04; raise it well above 0:00:12."):
-        clock.refuse_no_time(clock.seconds)
+    assert re.search(r"time_budget 0:00:10 .* takes 0:00:04; raise it well above 0:00:12.", clock.refusal())
     run, module, data = budgeted(tmp_path, Watch(), min_epochs=3)
-    with pytest.raises(ConfigError, match=r"trainer.min_epochs 3 .* may not fit in time_budget"):
+    with pytest.raises(ConfigError, match=r"trainer.min_epochs 3 may not fit in time_budget"):
         run.fit(module, data)
     run, module, data = budgeted(tmp_path, Watch())
     module.clock = {"started": time.monotonic() - 5.8}
