@@ -4,6 +4,7 @@ import math
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa_pl.functional.counters import Stream, hash_int, uniform
@@ -142,10 +143,9 @@ class BlockMasks(MaskGenerator):
 
     def _visible(self, top: Tensor, left: Tensor, shape: MaskShape) -> Tensor:
         """Return which patches no block covers: (..., H, W) booleans for corners (..., T)."""
-        rows, columns = (torch.arange(n, device=top.device) for n in self.grid)
-        inside_y = (rows >= top[..., None]) & (rows < top[..., None] + shape.height)  # (..., T, H)
-        inside_x = (columns >= left[..., None]) & (columns < left[..., None] + shape.width)  # (..., T, W)
-        covered = inside_y.float().transpose(-1, -2) @ inside_x.float()  # number of blocks on each patch
+        sides = zip((top, left), self.grid, (shape.height, shape.width), strict=True)
+        inside_y, inside_x = (F.embedding(corner, _inside(n, size, top.device)) for corner, n, size in sides)
+        covered = inside_y.transpose(-1, -2) @ inside_x  # number of blocks on each patch
         return covered == 0
 
     def _place(self, shape: MaskShape, counters: Counters) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,6 +159,13 @@ class BlockMasks(MaskGenerator):
         row = torch.arange(len(first), device=first.device)
         context = self._keep(visible[row, first], shape.visible, counters)
         return top[row, first], left[row, first], context
+
+
+def _inside(length: int, size: int, device: torch.device) -> Tensor:
+    """Return which places of an axis a block of `size` covers from each corner: (corners, places) float32, 1 or 0."""
+    place = torch.arange(length, device=device)
+    offset = place - place[:, None]
+    return ((offset >= 0) & (offset < size)).float()
 
 
 def _outside(value: float, bounds: tuple[float, float]) -> float:
