@@ -5,8 +5,8 @@
     uv run python tests/benchmarks/tricks.py --bf16 --size tiny --img 32 --patch 4 --batch 64 \\
         --pred-dim 192 --pred-depth 4
 
-The step with all and the one with one taken back take turns; a figure is the median over the rounds of (step without the
-trick / step with all). `compile` and cross-attention are not in the usual step: theirs is (usual step / step with it).
+The step with all and the one with one taken back take turns; a figure is the median over the rounds of (step without
+the trick / step with all). `compile` and cross-attention are not in the usual step: theirs is (usual / with it).
 """
 
 import argparse
