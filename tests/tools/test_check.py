@@ -13,6 +13,7 @@ from hjepa_pl.__main__ import main
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.tools.configs import DryCLI, prepare, scratch_folder
 from hjepa_pl.tools.counting import PeakBytes, StepCounter, count_table
+from hjepa_pl.tools.text import scaled
 from tests.conftest import make_batch
 from tests.test_cli import REFUSED, TINY
 
@@ -100,13 +101,8 @@ def test_the_predictor_s_tokens_are_those_of_its_blocks(config, more) -> None:
 
 def test_sizes_that_leave_as_much_visible_count_each(config, capsys) -> None:
     """Of the same number of visible patches, blocks of other sizes have more to predict."""
-    words = [
-        "--config",
-        str(config),
-        "--model.init_args.encoder.img_size=12",
-        "--model.init_args.encoder.depth=1",
-        "--model.init_args.masks.max_visible=0.4",
-    ]
+    keys = {"encoder.img_size": 12, "encoder.depth": 1, "masks.max_visible": 0.4}
+    words = ["--config", str(config), *(f"--model.init_args.{key}={value}" for key, value in keys.items())]
     with scratch_folder() as scratch:
         cli = prepare(words, DryCLI, scratch)
     assert len({shape.visible for shape in cli.model.masks.shapes}) == 1
@@ -117,7 +113,7 @@ def test_sizes_that_leave_as_much_visible_count_each(config, capsys) -> None:
     assert main(["check", *words]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert f"compute {min(flops):.3g} to {max(flops):.3g} MFLOP an image" in out
-    assert f"about {table.flops * 4 / 1e9:.3g} GFLOP the run" in out
+    assert f"about {scaled(table.flops * 4, 'FLOP')} the run" in out
 
 
 def test_what_the_memory_count_says_is_what_tensors_take() -> None:
