@@ -14,7 +14,9 @@ reaches, memory, the largest batch that fits, and how long the configured run wi
 
   --steps N      measure N steps (default 30, or those of a minute)
   --sweep AXES   also measure other values, each by itself: batch, precision, compile; several with commas
-  --json         print one JSON object and nothing else"""
+  --json         print one JSON object and nothing else
+
+Exit status 0, 1 for a run that had to stop, 2 for a config or key that is refused."""
 
 _STEPS, _SECONDS = 30, 60.0
 
