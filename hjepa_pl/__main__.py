@@ -18,7 +18,7 @@ _TOOLS = {
     "bench": "measure what a config's steps and run take on this machine (hjepa bench --help)",
     "shards": "make tar shards from a folder of images (hjepa shards --help)",
 }
-"""Commands without Lightning: each is a module of `hjepa_pl.tools` with a function `run`."""
+"""Commands beside Lightning's own: each is a module of `hjepa_pl.tools` with a function `run`."""
 
 _HELP = """usage: hjepa COMMAND [--config FILE.yaml] [--key=value ...]
 

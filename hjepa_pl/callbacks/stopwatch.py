@@ -1,111 +1,14 @@
-"""How long a run's steps, epochs and validations take, and which parts a step's time goes to."""
+"""How long a run's steps, epochs and validations take."""
 
 import time
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.profilers import Profiler
-from torch import nn
 
 from hjepa_pl.callbacks.pace import images_in
-
-_PARTS = {
-    "train_dataloader_next": "data",
-    "batch_to_device": "data",
-    "training_step": "training_step",
-    "backward": "backward",
-    "optimizer_step": "optimizer_step",
-}
-"""What Lightning profiles, by the end of the action's name."""
-
-
-def now(device: torch.device) -> float:
-    """Return the time in seconds, when the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
-
-
-class Parts(Profiler):
-    """Sums the seconds of a step's parts while it is the Trainer's profiler; each part waits for the device.
-
-    Attributes:
-        seconds: Of each part; those of target encoder, predictor and EMA are within those of Lightning's hooks.
-    """
-
-    def __init__(self, module: Any, device: torch.device) -> None:
-        super().__init__()
-        self.seconds: dict[str, float] = {}
-        self._device = device
-        self._began: dict[str, list[float]] = {}
-        self._module = module
-        self._hooks: list[Any] = []
-
-    def start(self, action_name: str) -> None:
-        """Begin a part, if the action is one."""
-        part = _PARTS.get(action_name.rpartition(".")[2])
-        if part is not None:
-            self._start(part)
-
-    def stop(self, action_name: str) -> None:
-        """End it."""
-        part = _PARTS.get(action_name.rpartition(".")[2])
-        if part is not None:
-            self._stop(part)
-
-    def _start(self, part: str) -> None:
-        self._began.setdefault(part, []).append(now(self._device))
-
-    def _stop(self, part: str) -> None:
-        began = self._began.get(part, [])
-        if not began:  # it began before the first measured step
-            return
-        first = began.pop()
-        if not began:  # a part within itself counts once
-            self.seconds[part] = self.seconds.get(part, 0.0) + now(self._device) - first
-
-    def install(self) -> None:
-        """Time the networks and the moving average too."""
-        for name, part in (("target_encoder", "target"), ("predictor", "predictor")):
-            network = getattr(self._module, name, None)
-            if isinstance(network, nn.Module):
-                self._hooks.append(network.register_forward_pre_hook(lambda *_, p=part: self._start(p)))
-                self._hooks.append(network.register_forward_hook(lambda *_, p=part: self._stop(p)))
-        ema = getattr(self._module, "ema", None)
-        if ema is not None:
-            update = ema.update
-
-            def timed(*args: Any) -> None:
-                self._start("ema")
-                update(*args)
-                self._stop("ema")
-
-            ema.update = timed
-
-    def remove(self) -> None:
-        """Take the timers off."""
-        for hook in self._hooks:
-            hook.remove()
-        if getattr(self._module, "ema", None) is not None:
-            del self._module.ema.update
-
-    def shares(self, wall: float) -> dict[str, float]:
-        """Return the share of each part in so many seconds; they sum to 1 with `other`."""
-        took = {p: self.seconds.get(p, 0.0) for p in (*_PARTS.values(), "target", "predictor", "ema")}
-        parts = {
-            "data": took["data"],
-            "forward": took["training_step"] - took["target"] - took["predictor"],
-            "target": took["target"],
-            "predictor": took["predictor"],
-            "backward": took["backward"],
-            "optimizer": took["optimizer_step"] - took["training_step"] - took["backward"] - took["ema"],
-            "ema": took["ema"],
-        }
-        parts["other"] = wall - sum(parts.values())
-        return {name: seconds / wall for name, seconds in parts.items()}
+from hjepa_pl.callbacks.parts import Parts, now
+from hjepa_pl.functional.length import end_after_step
 
 
 class Stopwatch(pl.Callback):
@@ -189,7 +92,7 @@ class Stopwatch(pl.Callback):
 
     def _measured(self, trainer: Any, module: pl.LightningModule) -> None:
         if not self.part_steps:
-            self._stop(trainer)
+            end_after_step(trainer)
             return
         self._parts = Parts(module, self._device(trainer))
         self._parts.install()
@@ -202,18 +105,13 @@ class Stopwatch(pl.Callback):
             return
         assert self._parts is not None
         self._close_parts(at)
-        self._stop(trainer)
+        end_after_step(trainer)
 
     def _close_parts(self, at: float) -> None:
         """Take the shares; what lies between is a step each, or the end of an epoch."""
         if self._parts is not None and not self.shares:
             self.shares = self._parts.shares(at - self._parts_began - self._validation)
             self._parts.remove()
-
-    def _stop(self, trainer: pl.Trainer) -> None:
-        trainer.should_stop = True
-        if trainer.check_val_every_n_epoch is not None:
-            trainer.check_val_every_n_epoch = 1
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the next step be the first of an epoch, unless each is."""

@@ -1,4 +1,4 @@
-"""How long a run is: in steps by the Trainer's limits, and seconds in words."""
+"""How long a run is: in steps by the Trainer's limits, how it ends sooner, and seconds in words."""
 
 import math
 from typing import Any
@@ -20,6 +20,13 @@ def total_steps(trainer: Any) -> float:
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         ends.append(trainer.max_epochs * steps_per_epoch(trainer))
     return min(ends, default=math.inf)
+
+
+def end_after_step(trainer: Any) -> None:
+    """Let a run end after the step in hand, with a validation of its last weights whatever the epoch's number."""
+    trainer.should_stop = True
+    if trainer.check_val_every_n_epoch is not None:
+        trainer.check_val_every_n_epoch = 1
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from hjepa_pl.functional.length import end_after_step
 from hjepa_pl.optim.budget import Progress, parse_duration
 from hjepa_pl.types import ConfigError
 
@@ -50,10 +51,7 @@ class RunClock(pl.LightningModule):
         """
         self.progress.step_ended()
         if share >= 1.0:
-            # The figures of a run are those of its last weights: validate whatever the epoch's number.
-            self.trainer.should_stop = True
-            if self.trainer.check_val_every_n_epoch is not None:
-                self.trainer.check_val_every_n_epoch = 1
+            end_after_step(self.trainer)
         if self.budget is not None:
             # A validation that would cross the bell gives way to training and the last one.
             self.trainer.limit_val_batches = self._limit_val_batches if room or share >= 1.0 else 0

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from hjepa_pl.types import ConfigError
+from hjepa_pl.types import ConfigError, RunStopped
 
 _HELP = """usage: hjepa bench --config CONFIG [--key=value ...] [--json] [--sweep AXES] [--steps N]
 
@@ -14,21 +14,25 @@ reaches, memory, the largest batch that fits, and how long the configured run wi
 
   --steps N      measure N steps (default 30, or those of a minute)
   --sweep AXES   also measure other values, each by itself: batch, precision, compile; several with commas
-  --json         print one JSON object and nothing else"""
+  --json         print one JSON object and nothing else
+
+Exit status 0, 1 for a run that had to stop, 2 for a config or key that is refused."""
 
 _STEPS, _SECONDS = 30, 60.0
 
 
 def run(args: Sequence[str]) -> int:
-    """Measure a config; return 0, or 2 if it or a key is refused."""
+    """Measure a config; return 0, 1 for a run that had to stop, 2 if it or a key is refused."""
     if any(word in ("-h", "--help") for word in args):
         print(_HELP)
         return 0
     # Not at the top: --help shall not wait for Lightning.
     import torch
 
-    from hjepa_pl.tools.configs import fail, layers, refuse_other_files, sentence, sort_words
-    from hjepa_pl.tools.findings import Question, bench, shown
+    from hjepa_pl.tools.configs import fail, layers, sentence
+    from hjepa_pl.tools.findings import Question, bench
+    from hjepa_pl.tools.wording import shown
+    from hjepa_pl.tools.words import sort_words
 
     try:
         words = sort_words(args, {"--json": False, "--sweep": True, "--steps": True})
@@ -36,12 +40,9 @@ def run(args: Sequence[str]) -> int:
             raise ConfigError(f"'{words.paths[0]}' belongs to no key; a config is given by --config.")
         if not layers(words.fit):
             raise ConfigError("name a config, as in hjepa bench --config configs/quickstart.yaml.")
-        for path in layers(words.fit):
-            try:
-                refuse_other_files(path)
-            except ConfigError as error:
-                raise ConfigError(f"--config {path}: {error}") from None
         found = bench(Question(words.fit, _steps(words.own.get("--steps")), _axes(words.own.get("--sweep"))))
+    except RunStopped as error:
+        return fail("bench", "", str(error), 1)
     except torch.OutOfMemoryError:
         return fail("bench", "", "a batch does not fit into the device's memory; halve data.init_args.batch_size.")
     except Exception as error:
@@ -61,11 +62,10 @@ def _steps(given: str | None) -> tuple[int, float]:
 
 
 def _axes(given: str | None) -> tuple[str, ...]:
-    from hjepa_pl.tools.findings import AXES, refuse_axis
+    from hjepa_pl.tools.findings import AXES
 
     axes = () if given is None else tuple(dict.fromkeys(given.split(",")))
     for axis in axes:
         if axis not in AXES:
             raise ConfigError(f"--sweep '{axis}' is no axis; {', '.join(AXES)} are.")
-        refuse_axis(axis)
     return axes

@@ -1,13 +1,46 @@
-"""The largest batch that fits: found by trial on a CUDA device, by the counted memory elsewhere."""
+"""Memory: what a step needs, what is free, and the largest batch that fits."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from hjepa_pl.data.multicrop import ViewPlan
-from hjepa_pl.tools.counting import StepCounter, empty_batch, memory_of
+from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.tools.counting import StepCounter, empty_batch, sizes_of
+
+
+def parameters_of(network: nn.Module | None) -> int:
+    """Return the number of parameters, shared ones once."""
+    return 0 if network is None else sum(p.numel() for p in network.parameters())
+
+
+class Memory(NamedTuple):
+    """Bytes that a step of one process needs on its device."""
+
+    weights: int
+    """Of the trained networks, in 32 bits, with their buffers."""
+    target: int
+    """Of the moving averages."""
+    adam: int
+    """Two moments of every trained parameter."""
+    images: int
+    """The views, in 32 bits."""
+    step: int
+    """Gradients and activations: the most that is alive at a time."""
+
+
+def memory_of(module: HJEPALightningModule, views: ViewPlan, batch_size: int, peak: int) -> Memory:
+    """Return what a step needs, given the most that is alive in it (`StepCount.peak`)."""
+    trained = list({id(p): p for net in module.trained_modules() for p in net.parameters()}.values())
+    held = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    target = 4 * (parameters_of(module.target_encoder) + parameters_of(module.target_pyramid))
+    pixels = sum(height * width for height, width in sizes_of(views)) * module.in_chans
+    adam = 8 * sum(p.numel() for p in trained if p.requires_grad)
+    return Memory(held - target, target, adam, 4 * pixels * batch_size, peak)
 
 
 def largest(fits: Callable[[int], bool], start: int, most: int = 2**20) -> int:
@@ -77,11 +110,45 @@ def by_count(counter: StepCounter, views: ViewPlan, batch_size: int, step: int, 
     return max(0, int((available - one) / each) + batch_size)
 
 
-def available_memory() -> int | None:
-    """Return the bytes of this machine's memory that are free for use; None where the system does not say."""
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory that are free for use, by the machine and by the process's control groups.
+
+    Args:
+        root: Folder that holds `proc` and `sys`.
+
+    Returns:
+        The bytes; None where the system does not say.
+    """
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([*free, *_left_in_groups(root)], default=None)
+
+
+_GROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Of control groups of version 2 and 1: folder, limit, use, and what of the use is cache that gives way."""
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """Return what the limits of the process's control groups leave, those of the groups around them included."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        for kind in set(kinds.split(",")) & set(_GROUPS):
+            base, limit, use, cache = _GROUPS[kind]
+            group = Path(path.lstrip("/"))
+            for folder in dict.fromkeys((group, *group.parents)):
+                # A container sees its own group as the root, whatever the path: what is missing is passed over.
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                    at = root / base / folder
+                    most, used = int((at / limit).read_text()), int((at / use).read_text())
+                    stat = dict(entry.split() for entry in (at / "memory.stat").read_text().splitlines())
+                    yield max(0, most - used + int(stat.get(cache, 0)))

@@ -8,9 +8,10 @@ from hjepa_pl.types import ConfigError
 _HELP = """usage: hjepa check CONFIG_OR_FOLDER... [--data] [--key=value ...]
 
 Refuses each config that `hjepa fit` would refuse, in the same words, and prints a table of the others: parameters,
-levels, masks, tokens, steps, operations, memory. No image is read, nothing is written, networks get no storage. Of a
-folder, every *.yaml with an experiment_name is a run; the others are layers to read after one:
-`hjepa check RUN.yaml --config LAYER.yaml`. Keys are those of fit, for every config given.
+levels, masks, tokens, steps, operations, memory. Nothing is written, networks get no storage, and no image is read but
+of the sets that the package brings along (digits and fake). Of a folder, every *.yaml with an experiment_name is a run;
+the others are layers to read after one: `hjepa check RUN.yaml --config LAYER.yaml`. Keys are those of fit, for every
+config given.
 
   --data   also look at the images, sample them and time the loader (nothing is downloaded)
 
@@ -23,13 +24,12 @@ def run(args: Sequence[str]) -> int:
         print(_HELP)
         return 0
     # Not at the top: --help shall not wait for Lightning.
-    from hjepa_pl.tools.configs import fail, find_configs, layers, refuse_other_files, sentence, sort_words
+    from hjepa_pl.tools.configs import fail, find_configs, layers, refuse_other_files, sentence
+    from hjepa_pl.tools.words import sort_words
 
     try:
         words = sort_words(args, {"--data": False})
         above = layers(words.fit)
-        for path in above:
-            _named(path, refuse_other_files)
         if not words.paths and not above:
             raise ConfigError("name a config or a folder of configs, as in hjepa check configs/quickstart.yaml.")
     except ConfigError as error:
@@ -54,14 +54,6 @@ def run(args: Sequence[str]) -> int:
         for path in others:
             print(f"{path}: not a run (no experiment_name); a layer for hjepa check RUN.yaml --config {path}\n")
     return status
-
-
-def _named(path: str, check: object) -> None:
-    """Let a refusal of a file name the file."""
-    try:
-        check(path)  # type: ignore[operator]
-    except ConfigError as error:
-        raise ConfigError(f"--config {path}: {error}") from None
 
 
 def _check(label: str, words: list[str], *, data: bool) -> int:

@@ -4,10 +4,10 @@ import logging
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -24,53 +24,6 @@ from hjepa_pl.types import ConfigError, RunStopped
 
 _YAML = (".yaml", ".yml")
 _WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-
-
-class Words(NamedTuple):
-    """A command line, sorted."""
-
-    paths: list[str]
-    """Those that are no key."""
-    own: dict[str, str]
-    """The tool's own keys; a flag has the value ''."""
-    fit: list[str]
-    """The keys of `hjepa fit`, with their values."""
-
-
-def sort_words(args: Sequence[str], own: Mapping[str, bool]) -> Words:
-    """Tell a tool's own keys from those of fit.
-
-    Args:
-        args: The words.
-        own: The tool's keys; whether each takes a value.
-
-    Raises:
-        ConfigError: If one of the tool's keys lacks its value.
-    """
-    found, rest = Words([], {}, []), list(args)
-    while rest:
-        word = rest.pop(0)
-        name, given, value = word.partition("=")
-        if name in own and own[name] and not given and not rest:
-            raise ConfigError(f"{name} lacks its value.")
-        if own.get(name):
-            found.own[name] = value if given else rest.pop(0)
-        elif word in own:
-            found.own[word] = ""
-        elif not word.startswith("-"):
-            found.paths.append(word)
-        else:
-            found.fit.append(word)
-            if not given and rest and not rest[0].startswith("--"):
-                found.fit.append(rest.pop(0))
-    return found
-
-
-def layers(words: Sequence[str]) -> list[str]:
-    """Return the files that are given by --config among words for fit."""
-    pairs = zip(words, [*words, ""][1:], strict=True)
-    named = [(w.partition("=")[2] or after) for w, after in pairs if w.partition("=")[0] in ("--config", "-c")]
-    return [path for path in named if path]
 
 
 def find_configs(path: str) -> tuple[list[str], list[str]]:
@@ -126,6 +79,22 @@ def refuse_other_files(path: str) -> None:
         return  # the parser says where
     if not isinstance(tree, dict):
         raise ConfigError("this is no config: a YAML mapping of keys was expected.")
+
+
+def layers(words: Sequence[str]) -> list[str]:
+    """Return the files that are given by --config among words for fit.
+
+    Raises:
+        ConfigError: If one of them is no config; the sentence names it.
+    """
+    pairs = zip(words, [*words, ""][1:], strict=True)
+    named = [(w.partition("=")[2] or after) for w, after in pairs if w.partition("=")[0] in ("--config", "-c")]
+    for path in filter(None, named):
+        try:
+            refuse_other_files(path)
+        except ConfigError as error:
+            raise ConfigError(f"--config {path}: {error}") from None
+    return [path for path in named if path]
 
 
 @contextmanager
@@ -235,7 +204,7 @@ def prepare(words: Sequence[str], kind: type[ToolCLI], scratch: str) -> Any:
     return start(["fit", *words], kind)
 
 
-def fail(tool: str, place: str, said: str) -> int:
-    """Print a refusal and return the status for it."""
+def fail(tool: str, place: str, said: str, status: int = 2) -> int:
+    """Print a refusal, or what else ended a tool, and return its exit status."""
     print(f"{tool}: {place}: {said}" if place else f"hjepa {tool}: error: {said}", file=sys.stderr)
-    return 2
+    return status

@@ -1,12 +1,13 @@
 """What a step costs, counted without computing it: operations, memory and tokens."""
 
+import statistics
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -15,19 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.masks import MaskGenerator, MaskShape
 from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.tools.passes import Encoded, Passes
 from hjepa_pl.types import Counters, ViewBatch
 
 _LATE = 10**12
 """A step after every curriculum of local crops."""
-
-
-class Encoded(NamedTuple):
-    """One pass of an encoder over all images of a batch."""
-
-    images: int
-    """Views or crops that it is given, of one image."""
-    tokens: int
-    """Patches of each that it computes on."""
 
 
 class StepCount(NamedTuple):
@@ -113,7 +106,7 @@ class StepCounter:
 
     def _run(self, batch_size: int, step: int) -> tuple[int, int, tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]]:
         module = self.module
-        with self._fake, _Passes(module, batch_size) as passes:
+        with self._fake, Passes(module, batch_size) as passes:
             batch = empty_batch(module, self.views, batch_size, step, self.device)
             known = [*module.parameters(), *module.buffers(), *tree_iter(batch)]
             flops, peak = FlopCounterMode(display=False), PeakBytes(t for t in known if isinstance(t, Tensor))
@@ -125,15 +118,19 @@ class StepCounter:
                 if module.ema is not None:
                     module.move_target(0.5)
             module.zero_grad(set_to_none=True)
-        return flops.get_total_flops(), peak.peak, passes.found()
+        return flops.get_total_flops(), peak.peak, passes.found
+
+
+def sizes_of(views: ViewPlan) -> list[tuple[int, int]]:
+    """Return the height and width of each view and crop of an image, after any curriculum."""
+    return [augmenter.img_size for augmenter, _ in views.at(_LATE)]
 
 
 def empty_batch(
     module: HJEPALightningModule, views: ViewPlan, images: int, step: int, device: torch.device
 ) -> ViewBatch:
     """Return a batch of the shapes that the data would make, after any curriculum; its pixels mean nothing."""
-    sizes = [augmenter.img_size for augmenter, _ in views.at(_LATE)]
-    made = tuple(torch.zeros(images, module.in_chans, *size, device=device) for size in sizes)
+    made = tuple(torch.zeros(images, module.in_chans, *size, device=device) for size in sizes_of(views))
     label = torch.zeros(images, dtype=torch.int64, device=device)
     counters = Counters(0, step, torch.arange(images, device=device))
     boxes = None
@@ -154,70 +151,41 @@ def steps_by_shape(masks: MaskGenerator | None) -> dict[MaskShape | None, int]:
     return {shape: found[shape] for shape in masks.shapes}
 
 
-def parameters_of(network: nn.Module | None) -> int:
-    """Return the number of parameters, shared ones once."""
-    return 0 if network is None else sum(p.numel() for p in network.parameters())
+class TableCount(NamedTuple):
+    """What the steps of a run take: one for each row of the masks' table, of which every step draws one."""
+
+    steps: list[int]
+    """A step that has the row's sizes."""
+    counts: list[StepCount]
+
+    @property
+    def flops(self) -> float:
+        """Of a step of one process, on average."""
+        return statistics.fmean(c.flops for c in self.counts)
+
+    @property
+    def tokens(self) -> float:
+        """Of an image, on average."""
+        return statistics.fmean(c.tokens for c in self.counts)
+
+    @property
+    def peak(self) -> int:
+        """Most bytes alive in any of the steps."""
+        return max(c.peak for c in self.counts)
+
+    @property
+    def heaviest(self) -> int:
+        """The step that needs most memory."""
+        return max(zip(self.counts, self.steps, strict=True), key=lambda pair: pair[0].peak)[1]
 
 
-class Memory(NamedTuple):
-    """Bytes that a step of one process needs on its device."""
-
-    weights: int
-    """Of the trained networks, in 32 bits, with their buffers."""
-    target: int
-    """Of the moving averages."""
-    adam: int
-    """Two moments of every trained parameter."""
-    images: int
-    """The views, in 32 bits."""
-    step: int
-    """Gradients and activations: the most that is alive at a time."""
-
-
-def memory_of(module: HJEPALightningModule, views: ViewPlan, batch_size: int, peak: int) -> Memory:
-    """Return what a step needs, given the most that is alive in it (`StepCount.peak`)."""
-    trained = list({id(p): p for net in module.trained_modules() for p in net.parameters()}.values())
-    held = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    target = 4 * (parameters_of(module.target_encoder) + parameters_of(module.target_pyramid))
-    pixels = sum(a.img_size[0] * a.img_size[1] for a, _ in views.at(_LATE)) * module.in_chans
-    adam = 8 * sum(p.numel() for p in trained if p.requires_grad)
-    return Memory(held - target, target, adam, 4 * pixels * batch_size, peak)
-
-
-class _Passes:
-    """Notes the tokens of every pass of the encoders and the predictor."""
-
-    def __init__(self, module: HJEPALightningModule, batch_size: int) -> None:
-        self.module, self.batch_size = module, batch_size
-        self._encoded: dict[str, list[Encoded]] = {"context": [], "target": []}
-        self._predicted = 0
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> "_Passes":
-        for name, net in (("context", self.module.context_encoder), ("target", self.module.target_encoder)):
-            if net is not None:
-                self._hooks.append(net.register_forward_hook(self._encodes(name)))
-        if self.module.predictor is not None:
-            self._hooks.append(self.module.predictor.register_forward_hook(self._predicts))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _encodes(self, name: str) -> Callable[..., None]:
-        def note(net: nn.Module, args: Any, out: dict[Any, Tensor]) -> None:
-            images, tokens = next(iter(out.values())).shape[:2]
-            self._encoded[name].append(Encoded(images // self.batch_size, tokens))
-
-        return note
-
-    def _predicts(self, net: nn.Module, args: Any, out: tuple[Tensor, ...]) -> None:
-        context = args[0].shape[1] * args[0].shape[0]
-        self._predicted += (context + sum(x.shape[0] * x.shape[1] for x in out)) // self.batch_size
-
-    def found(self) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]:
-        return tuple(self._encoded["context"]), tuple(self._encoded["target"]), self._predicted
+def count_table(counter: StepCounter, batch_size: int) -> TableCount:
+    """Count a step for each row of the masks' table; rows that are alike are counted once."""
+    masks = counter.module.masks
+    by_shape = steps_by_shape(masks)
+    counted = {shape: counter.count(batch_size, step) for shape, step in by_shape.items()}
+    rows = [None] if masks is None else masks.shapes
+    return TableCount([by_shape[r] for r in rows], [counted[r] for r in rows])
 
 
 @contextmanager

@@ -1,14 +1,18 @@
 """What a config says, in a table: parameters, levels, masks, tokens, run, operations and memory."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from hjepa_pl.functional.length import steps_per_epoch
 from hjepa_pl.masks import MaskGenerator
 from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.tools.capacity import memory_of, parameters_of
 from hjepa_pl.tools.configs import DryCLI
-from hjepa_pl.tools.counting import Encoded, StepCount, StepCounter, memory_of, parameters_of, steps_by_shape
+from hjepa_pl.tools.counting import StepCount, StepCounter, count_table, steps_by_shape
+from hjepa_pl.tools.passes import Encoded
 from hjepa_pl.tools.text import memory, row, scaled, span, table
 from hjepa_pl.types import Counters, Masks
 
@@ -77,7 +81,7 @@ def _masks(module: HJEPALightningModule) -> list[str]:
 def _run(cli: DryCLI, steps: float | None) -> str:
     trainer, data = cli.trainer, cli.datamodule
     images = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-    batches, epochs = cli.batches(), trainer.max_epochs
+    epochs = trainer.max_epochs
     budget = cli.config["fit"]["time_budget"]
     end = f", at most {budget}" if budget is not None else ""
     if steps is None:
@@ -87,31 +91,27 @@ def _run(cli: DryCLI, steps: float | None) -> str:
             f"{length} of (images of the mixture) / {images:,} steps{limit}{end}: how many images there are is known "
             "with --data, or with data.init_args.epoch_size"
         )
-    assert batches is not None
-    per_epoch = -(-batches // trainer.accumulate_grad_batches)
-    if steps == float("inf"):
-        return f"epochs of {per_epoch:,} steps of {images:,} images, until the clock ends it{end}"
-    return f"{steps:,.0f} steps of {images:,} images, {per_epoch:,} an epoch{end}"
+    per_epoch = steps_per_epoch(trainer)
+    if steps == math.inf:
+        return f"epochs of {per_epoch:,.0f} steps of {images:,} images, until the clock ends it{end}"
+    return f"{steps:,.0f} steps of {images:,} images, {per_epoch:,.0f} an epoch{end}"
 
 
 def _cost(cli: DryCLI, module: HJEPALightningModule, steps: float | None) -> list[str]:
-    """Return tokens, operations and memory, counted for the masks that leave the most and the fewest visible."""
+    """Return tokens, operations and memory, counted for all sizes of the masks."""
     data, trainer, views = cli.datamodule, cli.trainer, cli.views
     assert views is not None
     batch_size, half = data.batch_size, str(trainer.precision) != "32-true"
-    by_shape = steps_by_shape(module.masks)
-    visible = {0 if shape is None else shape.visible: step for shape, step in by_shape.items()}
-    counter = StepCounter(module, views, trainer.strategy.root_device, half)
-    counts = [counter.count(batch_size, visible[n]) for n in sorted({min(visible), max(visible)})]
-    flops = [count.flops for count in counts]
-    step = _range([f * trainer.world_size * trainer.accumulate_grad_batches for f in flops], "FLOP")
-    image = _range([f / batch_size for f in flops], "FLOP")
-    total = "" if steps in (None, float("inf")) else f", about {_whole_run(cli, flops, steps)} the run"
-    need = memory_of(module, views, batch_size, max(count.peak for count in counts))
+    counted = count_table(StepCounter(module, views, trainer.strategy.root_device, half), batch_size)
+    batches = trainer.world_size * trainer.accumulate_grad_batches
+    step = _range([c.flops * batches for c in counted.counts], "FLOP")
+    image = _range([c.flops / batch_size for c in counted.counts], "FLOP")
+    whole = "" if steps in (None, math.inf) else f", about {scaled(counted.flops * batches * steps, 'FLOP')} the run"
+    need = memory_of(module, views, batch_size, counted.peak)
     where = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
     return [
-        row("tokens/image", _tokens(counts)),
-        row("compute", f"{image} an image, {step} a step{total} (forward and backward; hjepa bench measures seconds)"),
+        row("tokens/image", _tokens(counted.counts)),
+        row("compute", f"{image} an image, {step} a step{whole} (forward and backward; hjepa bench measures seconds)"),
         row(
             "memory",
             f"about {memory(sum(need))}{where} at batch {batch_size}, an estimate: weights {memory(need.weights)}, "
@@ -120,11 +120,6 @@ def _cost(cli: DryCLI, module: HJEPALightningModule, steps: float | None) -> lis
             "beside is not in it)",
         ),
     ]
-
-
-def _whole_run(cli: DryCLI, flops: Sequence[int], steps: float | None) -> str:
-    images = cli.trainer.world_size * cli.trainer.accumulate_grad_batches
-    return scaled(sum(flops) / len(flops) * images * float(steps or 0), "FLOP")
 
 
 def _range(values: Sequence[float], unit: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -10,8 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from hjepa_pl.callbacks.parts import now
 from hjepa_pl.callbacks.provenance import device_name
-from hjepa_pl.callbacks.stopwatch import Stopwatch, now
+from hjepa_pl.callbacks.stopwatch import Stopwatch
+from hjepa_pl.functional.length import steps_per_epoch
 from hjepa_pl.tools.configs import ToolCLI, prepare, scratch_folder
 from hjepa_pl.types import ConfigError
 
@@ -22,6 +25,8 @@ class Trial(NamedTuple):
     """What a timed run showed."""
 
     device: str
+    device_type: str
+    """'cpu', 'cuda' or 'mps'."""
     precision: str
     batch_size: int
     """Images of an optimizer step, accumulated ones included."""
@@ -72,7 +77,7 @@ class BenchCLI(ToolCLI):
     watch: ClassVar[Stopwatch]
 
     def _watchers(self, config: dict[str, Any], options: Any) -> list[Any]:
-        config["enable_progress_bar"] = False
+        config["enable_progress_bar"] = config["enable_model_summary"] = False
         return [*super()._watchers(config, options), self.watch]
 
 
@@ -140,31 +145,36 @@ def _read(cli: BenchCLI, watch: Stopwatch, peak: int) -> Trial:
             f"the run ends after {trainer.global_step} steps, of which {WARMUP} warm it up; give it more, by "
             "trainer.max_epochs or data.init_args.epoch_size."
         )
-    batches = int(trainer.num_training_batches)
-    per_epoch = -(-batches // trainer.accumulate_grad_batches)
+    per_epoch = int(steps_per_epoch(trainer))
     epochs = cli.model.progress.total_steps / per_epoch
     return Trial(
         device_name(trainer),
+        trainer.strategy.root_device.type,
         str(trainer.precision),
         watch.images * trainer.accumulate_grad_batches,
         watch,
         peak,
         epochs,
         per_epoch,
-        _validations(cli, epochs, batches),
+        _validations(cli, epochs),
         cli.model.budget,
     )
 
 
-def _validations(cli: BenchCLI, epochs: float, batches: int) -> float:
-    """Return how often the whole run validates; at its end it does in any case."""
-    if not any(cli.trainer.num_val_batches):
+def _validations(cli: BenchCLI, epochs: float) -> float:
+    """Return how often the whole run validates, as Lightning counts its batches; at its end it does in any case."""
+    trainer = cli.trainer
+    if not any(trainer.num_val_batches):
         return 0
-    every = cli.config["fit"]["trainer"]["check_val_every_n_epoch"]
-    per = batches // int(cli.trainer.val_check_batch or batches)
     if epochs == float("inf"):
-        return float("inf")
-    return max(1, -(-epochs // every) * per) if every else max(1, epochs * per)
+        return epochs
+    every = cli.config["fit"]["trainer"]["check_val_every_n_epoch"]  # the Trainer's own is 1 by now
+    batches = int(trainer.num_training_batches)
+    check = int(trainer.val_check_batch or batches)
+    if every is None:
+        return math.ceil(epochs * batches / check)
+    at_end = epochs % every == 0 and batches % check == 0
+    return epochs // every * (batches // check) + (not at_end)
 
 
 def forecast(trial: Trial) -> Forecast:

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hjepa_pl.__main__ import main
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.tools.configs import DryCLI, prepare, scratch_folder
-from hjepa_pl.tools.counting import PeakBytes, StepCounter
+from hjepa_pl.tools.counting import PeakBytes, StepCounter, count_table
+from hjepa_pl.tools.text import scaled
 from tests.conftest import make_batch
 from tests.test_cli import REFUSED, TINY
 
@@ -79,6 +80,40 @@ def test_checkpointing_lessens_memory_and_changes_no_count(config) -> None:
     less = count("--model.init_args.encoder.grad_checkpointing=true")
     assert less.flops == plain.flops
     assert less.peak < 0.8 * plain.peak
+
+
+SEPARATE = ["--model.init_args.predictor.targets=separate"]
+CROPS = [
+    "--data.init_args.multicrop={local_views: 2, local_size: 4}",
+    "--model.init_args.masks.strategy=global_with_local_context",
+]
+
+
+@pytest.mark.parametrize("more", [[], SEPARATE, CROPS], ids=["joint", "separate", "crops"])
+def test_the_predictor_s_tokens_are_those_of_its_blocks(config, more) -> None:
+    with scratch_folder() as scratch:
+        cli = prepare(["--config", str(config), *more], DryCLI, scratch)
+    seen: list[int] = []
+    cli.model.predictor.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0][..., 0].numel()))
+    counted = StepCounter(cli.model, cli.views, torch.device("cpu"), half=False).count(32)
+    assert seen == [32 * counted.predictor]
+
+
+def test_sizes_that_leave_as_much_visible_count_each(config, capsys) -> None:
+    """Of the same number of visible patches, blocks of other sizes have more to predict."""
+    keys = {"encoder.img_size": 12, "encoder.depth": 1, "masks.max_visible": 0.4}
+    words = ["--config", str(config), *(f"--model.init_args.{key}={value}" for key, value in keys.items())]
+    with scratch_folder() as scratch:
+        cli = prepare(words, DryCLI, scratch)
+    assert len({shape.visible for shape in cli.model.masks.shapes}) == 1
+    table = count_table(StepCounter(cli.model, cli.views, torch.device("cpu"), half=False), 32)
+    assert len(table.counts) == len(cli.model.masks.shapes)
+    flops = [c.flops / 32e6 for c in table.counts]
+    assert min(flops) < table.flops / 32e6 < max(flops)
+    assert main(["check", *words]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"compute {min(flops):.3g} to {max(flops):.3g} MFLOP an image" in out
+    assert f"about {scaled(table.flops * 4, 'FLOP')} the run" in out
 
 
 def test_what_the_memory_count_says_is_what_tensors_take() -> None:
