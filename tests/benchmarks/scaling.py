@@ -103,13 +103,13 @@ def draw(found: dict[str, list[dict[str, Any]]], title: str, path: str) -> None:
         flops = [r["gflop_per_s"] * r["ms"] for r in rows]  # MFLOP a step
         by_flops = [ms[0] * f / flops[0] for f in flops]
         if name == "levels":
-            ax.bar(values, ms, color="tab:blue")
-            ax.tick_params(axis="x", rotation=20)
+            ax.bar([v.replace(" ", "\n", 1) for v in values], ms, color="tab:blue")
         else:
             ax.plot(values, ms, "o-", label="measured")
             ax.plot(values, by_flops, "--", color="gray", label="as the FLOPs grow")
             ax.set(xscale="log", yscale="log")
             ax.set_xticks(values, [str(v) for v in values], minor=False)
+            ax.set_yticks(ms, [f"{v:.0f}" for v in ms])
             ax.minorticks_off()
             ax.legend(frameon=False)
         ax.set(title=name, ylabel="ms a step")
