@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 
 from hjepa_pl.types import ConfigError, RunStopped
@@ -26,6 +27,7 @@ def run(args: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in args):
         print(_HELP)
         return 0
+    began = time.perf_counter()
     # Not at the top: --help shall not wait for Lightning.
     import torch
 
@@ -34,13 +36,15 @@ def run(args: Sequence[str]) -> int:
     from hjepa_pl.tools.wording import shown
     from hjepa_pl.tools.words import sort_words
 
+    imports = time.perf_counter() - began
     try:
         words = sort_words(args, {"--json": False, "--sweep": True, "--steps": True})
         if words.paths:
             raise ConfigError(f"'{words.paths[0]}' belongs to no key; a config is given by --config.")
         if not layers(words.fit):
             raise ConfigError("name a config, as in hjepa bench --config configs/quickstart.yaml.")
-        found = bench(Question(words.fit, _steps(words.own.get("--steps")), _axes(words.own.get("--sweep"))))
+        steps, axes = _steps(words.own.get("--steps")), _axes(words.own.get("--sweep"))
+        found = bench(Question(words.fit, steps, axes, imports))
     except RunStopped as error:
         return fail("bench", "", str(error), 1)
     except torch.OutOfMemoryError:

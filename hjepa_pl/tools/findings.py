@@ -1,5 +1,6 @@
 """What `hjepa bench` finds out about a config, as plain values."""
 
+import time
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ class Question(NamedTuple):
     """To measure: how many, and for how many seconds at most."""
     sweep: tuple[str, ...]
     """Axes along which other values are measured too."""
+    imports: float = 0.0
+    """Seconds that a command takes to import what it needs."""
 
 
 class Twin(NamedTuple):
@@ -35,12 +38,16 @@ class Twin(NamedTuple):
     views: Any
     batch_size: int
     table: TableCount
+    prepared: float
+    """Seconds that it took to read the config and make its objects, the first time in the process."""
 
 
 def count(words: list[str]) -> Twin:
     """Count a config's steps on networks without storage."""
+    began = time.perf_counter()
     with scratch_folder() as scratch:
         cli: DryCLI = prepare(words, DryCLI, scratch)
+    prepared = time.perf_counter() - began
     if not isinstance(cli.model, HJEPALightningModule) or cli.views is None:
         raise ConfigError(
             f"bench measures HJEPALightningModule with MultiDatasetDataModule, not {type(cli.model).__name__} with "
@@ -48,7 +55,7 @@ def count(words: list[str]) -> Twin:
         )
     half, batch_size = str(cli.trainer.precision) != "32-true", cli.datamodule.batch_size
     counter = StepCounter(cli.model, cli.views, cli.trainer.strategy.root_device, half)
-    return Twin(counter, cli.views, batch_size, count_table(counter, batch_size))
+    return Twin(counter, cli.views, batch_size, count_table(counter, batch_size), prepared)
 
 
 def bench(asked: Question) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def bench(asked: Question) -> dict[str, Any]:
     found["ceiling"] = {"flops_per_second": after["ceiling"][0], "product": after["ceiling"][1]}
     found["utilisation"] = found["flops_per_second"] / after["ceiling"][0]
     found["largest_batch"] = after.get("largest")
-    found["run"] = _of_run(trial)
+    found["run"] = _of_run(trial, asked.imports + twin.prepared)
     found["other_precision"] = _other(asked.words, trial)
     found["sweep"] = [
         {"axis": axis, "value": value, **_tried([*asked.words, key])}
@@ -108,8 +115,8 @@ def _of_trial(trial: Trial, twin: Twin) -> dict[str, Any]:
     }
 
 
-def _of_run(trial: Trial) -> dict[str, Any]:
-    expected, endless = forecast(trial), trial.epochs == float("inf")
+def _of_run(trial: Trial, before: float) -> dict[str, Any]:
+    expected, endless = forecast(trial, before), trial.epochs == float("inf")
     budget = trial.budget
     found: dict[str, Any] = {
         "epochs": None if endless else trial.epochs,

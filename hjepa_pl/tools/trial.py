@@ -177,8 +177,8 @@ def _validations(cli: BenchCLI, epochs: float) -> float:
     return epochs // every * (batches // check) + (not at_end)
 
 
-def forecast(trial: Trial) -> Forecast:
-    """Return what the whole run would take.
+def forecast(trial: Trial, before: float = 0.0) -> Forecast:
+    """Return what the whole run would take, from the command; `before` are the seconds until the Trainer sets it up.
 
     Steps count at their mean without the quickest and the slowest tenth: masks of several sizes make it another figure
     than the median, and what disturbed a few of them should not be laid to all.
@@ -195,7 +195,7 @@ def forecast(trial: Trial) -> Forecast:
     shared = validation * trial.validations / trial.epochs if trial.epochs < float("inf") else 0.0
     epoch = trial.steps_per_epoch * mean + end + shared
     checks = validation * trial.validations if validation else 0.0
-    return Forecast(watch.started + slow, epoch, steps * mean, trial.epochs * end, checks)
+    return Forecast(before + watch.started + slow, epoch, steps * mean, trial.epochs * end, checks)
 
 
 def ceiling(module: Any, rows: int, device: torch.device, half: bool) -> tuple[float, str]:

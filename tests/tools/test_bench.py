@@ -187,6 +187,7 @@ def test_a_forecast_adds_up_what_was_timed() -> None:
     assert expected.validations == pytest.approx(20)
     assert expected.epoch == pytest.approx(100 + 2 + 1)
     assert expected.total == pytest.approx(12 + 2000 + 40 + 20)
+    assert forecast(run, before=7.0).total == pytest.approx(expected.total + 7)  # imports and objects
 
 
 @pytest.mark.parametrize("limit", [1, 2, 31, 32, 33, 100, 5000])
