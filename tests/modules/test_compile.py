@@ -32,6 +32,7 @@ def compiler() -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_it_computes_the_same_and_compiles_no_more_once_the_shapes_are_seen() -> None:
     plain, fused = HJEPALightningModule(**SETTINGS), HJEPALightningModule(**SETTINGS, compile=True)
@@ -79,6 +80,7 @@ def test_the_key_reaches_the_blocks_of_a_run(tmp_path) -> None:
     assert found[1] >= 9
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_told_so(tmp_path) -> None:
     script = """
 import torch

@@ -56,6 +56,7 @@ def test_one_json_object_with_figures_that_go_together(config, capsys) -> None:
     assert found["other_precision"]["step_ms"] > 0
 
 
+@pytest.mark.slow
 def test_what_is_printed_reads_in_80_columns(config, capsys) -> None:
     small = ["--steps=3", "--sweep=batch", "--data.init_args.probe=[]", "--time_budget=00:10:00"]
     assert main(["bench", "--config", str(config), "--trainer.max_epochs=100000", *small]) == 0
@@ -97,6 +98,7 @@ def test_bad_input_is_one_sentence(config, capsys, arguments, said) -> None:
 PLUGIN = "--trainer.plugins={class_path: lightning.pytorch.plugins.MixedPrecision, init_args: {precision: bf16-mixed, device: cpu}}"  # noqa: E501
 
 
+@pytest.mark.slow
 def test_a_precision_that_is_refused_costs_no_measurement(config, capsys, recwarn) -> None:
     more = ["--steps=2", "--data.init_args.probe=[]", "--trainer.accumulate_grad_batches=2", PLUGIN]
     found = bench(Question(["--config", str(config), *more[1:]], (2, 60.0), ()))
@@ -118,6 +120,7 @@ def test_a_run_that_diverges_ends_as_fit_ends(config, capsys) -> None:
     assert "is not finite" in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
