@@ -211,7 +211,7 @@ def ceiling(module: Any, rows: int, device: torch.device, half: bool) -> tuple[f
         Operations a second, the median of nine, and the shapes.
     """
     layers = [m for m in module.context_encoder.vit.blocks[0].mlp.modules() if isinstance(m, nn.Linear)]
-    kind, side = torch.bfloat16 if half else torch.float32, 8192 if device.type == "cuda" else 1024
+    kind, side = torch.bfloat16 if half else torch.float32, 8192 if device.type == "cuda" else 2048
     shapes = [(rows, layers[0].in_features, layers[0].out_features), (side, side, side)]
     rates = [statistics.median(_product_rate(shape, device, kind) for _ in range(9)) for shape in shapes]
     m, k, n = shapes[rates.index(max(rates))]
