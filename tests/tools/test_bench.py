@@ -29,6 +29,7 @@ def config(tmp_path, monkeypatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_one_json_object_with_figures_that_go_together(config, capsys) -> None:
     more = ["--json", "--steps", "4", "--time_budget=01:00:00"]
     assert main(["bench", "--config", str(config), *more]) == 0
