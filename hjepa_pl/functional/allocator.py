@@ -14,7 +14,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
     """Keep freed memory in this process for the next tensor, rather than give it back to the system.
 
     glibc maps every tensor above 32 MiB anew, and gives most others back, and the system clears their pages one fault
-    at a time: a seventh of a ViT-S step on a CPU (`tests/benchmarks/tricks.py`). torch has no cache of its own there,
+    at a time: a tenth of a ViT-S step on a CPU (`tests/benchmarks/tricks.py`). torch has no cache of its own there,
     as it has on an accelerator.
 
     Args:

@@ -33,6 +33,8 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: If one is refused by itself.
     """
     settings = dict(given)
+    if not isinstance(settings["compile"], bool):
+        raise ConfigError(f"compile {settings['compile']!r} is refused; give true or false.")
     for key, kind in _PARTS.items():
         if settings[key] is not None or key not in _OPTIONAL:
             settings[key] = from_plain(kind, settings[key], key)

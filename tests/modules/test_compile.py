@@ -80,6 +80,11 @@ def test_the_key_reaches_the_blocks_of_a_run(tmp_path) -> None:
     assert found[1] >= 9
 
 
+def test_what_is_neither_true_nor_false_is_refused() -> None:
+    with pytest.raises(ConfigError, match="compile 'reduce-overhead' is refused; give true or false"):
+        HJEPALightningModule(**SETTINGS, compile="reduce-overhead")
+
+
 @pytest.mark.slow
 def test_a_machine_without_a_compiler_is_told_so(tmp_path) -> None:
     script = """
