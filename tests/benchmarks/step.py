@@ -1,11 +1,24 @@
 """The step that the benchmarks time: what the Trainer runs, without the Trainer."""
 
+import argparse
 import time
 
 import torch
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.types import Counters, ViewBatch
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes of encoder, predictor and batch, and where and in what precision they run."""
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--img", type=int, default=224)
+    parser.add_argument("--patch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pred-depth", type=int, default=6)
+    parser.add_argument("--pred-dim", type=int, default=384)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--device", default="cpu")
 
 
 def make_batch(images: torch.Tensor, number: int, views: int = 1, crops: int = 0, crop_size: int = 96) -> ViewBatch:

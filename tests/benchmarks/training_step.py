@@ -13,7 +13,7 @@ import argparse
 import statistics
 
 import torch
-from step import make_batch, timed_step
+from step import add_sizes, make_batch, timed_step
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.functional.allocator import keep_freed_memory
@@ -23,20 +23,13 @@ from hjepa_pl.models.compiled import compile_blocks
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="small")
-    parser.add_argument("--img", type=int, default=224)
-    parser.add_argument("--patch", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--pred-depth", type=int, default=6)
-    parser.add_argument("--pred-dim", type=int, default=384)
+    add_sizes(parser)
     parser.add_argument("--pred-heads", type=int, default=6)
     parser.add_argument("--attention", choices=("self", "cross"), default="self")
     parser.add_argument("--visible", type=int, default=67, help="visible patches an image")
     parser.add_argument("--block", type=int, nargs=2, default=(5, 6), help="rows and columns of the 4 target blocks")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from step import make_batch, timed_step
+from step import add_sizes, make_batch, timed_step
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -78,15 +78,8 @@ class Variant:
 def main() -> None:
     """Measure in turn and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="small")
-    parser.add_argument("--img", type=int, default=224)
-    parser.add_argument("--patch", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--pred-depth", type=int, default=6)
-    parser.add_argument("--pred-dim", type=int, default=384)
+    add_sizes(parser)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-compile", action="store_true")
     a = parser.parse_args()
     without: dict[str, dict[str, Any]] = {
