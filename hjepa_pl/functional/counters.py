@@ -87,11 +87,19 @@ def uniform(key: int, position: Tensor, n: int) -> Tensor:
     return _draw(key, position, n).T.contiguous()
 
 
-def _draw(key: int, position: Tensor, n: int) -> Tensor:
+def bits(key: int, position: Tensor, n: int) -> Tensor:
+    """Draw 32 bits n times for each sample: (B, n) int64; what `uniform` makes its numbers of."""
+    return _bits(key, position, n).T.contiguous()
+
+
+def _bits(key: int, position: Tensor, n: int) -> Tensor:
     """Draw (n, B): an operation on rows of few columns would be several times slower than on few rows."""
     columns = torch.arange(n, device=position.device, dtype=torch.int64)[:, None] * 0x9E3779B1
-    bits = _mix(hash_counters(key, position) ^ _mix(columns & _MASK))
-    return bits.bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24)
+    return _mix(hash_counters(key, position) ^ _mix(columns & _MASK))
+
+
+def _draw(key: int, position: Tensor, n: int) -> Tensor:
+    return _bits(key, position, n).bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24)
 
 
 _CACHED = 2**16

@@ -131,34 +131,34 @@ class BlockMasks(MaskGenerator):
         shape = MaskShape(height, width, count, 0)
         # On the host even where networks are made without storage: the table is needed before there is a device.
         position = torch.arange(2000, device="cpu")
-        top, left = self._corners(hash_int(0, height, width, count), position, 1, shape)
-        seen = self._visible(top, left, shape).sum(dim=(-1, -2)).flatten()
-        return int(seen.sort().values[100])
+        corners = self._corners(hash_int(0, height, width, count), position, 1, shape)
+        hidden = self._covered(corners, shape).clamp_(max=1).sum(dim=-1).flatten()
+        return self.grid[0] * self.grid[1] - int(hidden.sort(descending=True).values[100])
 
-    def _corners(self, key: int, position: Tensor, candidates: int, shape: MaskShape) -> tuple[Tensor, Tensor]:
-        """Draw corners in patches, each (B, candidates, T), uniform over all places on the grid of cells."""
+    def _corners(self, key: int, position: Tensor, candidates: int, shape: MaskShape) -> Tensor:
+        """Draw corners (2, B, candidates, T) in patches, rows and columns, uniform over all places on the grid."""
         u = uniform(key, position, candidates * shape.blocks * 2).reshape(len(position), candidates, shape.blocks, 2)
         places = [(g - size) // self.cell + 1 for g, size in zip(self.grid, (shape.height, shape.width), strict=True)]
-        return tuple((u[..., i] * n).long().clamp_(max=n - 1) * self.cell for i, n in enumerate(places))  # type: ignore[return-value]
+        return torch.stack([(u[..., i] * n).long().clamp_(max=n - 1).mul_(self.cell) for i, n in enumerate(places)])
 
-    def _visible(self, top: Tensor, left: Tensor, shape: MaskShape) -> Tensor:
-        """Return which patches no block covers: (..., H, W) booleans for corners (..., T)."""
-        sides = zip((top, left), self.grid, (shape.height, shape.width), strict=True)
-        inside_y, inside_x = (F.embedding(corner, _inside(n, size, top.device)) for corner, n, size in sides)
-        covered = inside_y.transpose(-1, -2) @ inside_x  # number of blocks on each patch
-        return covered == 0
+    def _covered(self, corners: Tensor, shape: MaskShape) -> Tensor:
+        """Return how many blocks lie on each patch: (..., N) float32 for corners (2, ..., T)."""
+        sides = zip(corners, self.grid, (shape.height, shape.width), strict=True)
+        inside_y, inside_x = (F.embedding(corner, _inside(n, size, corner.device)) for corner, n, size in sides)
+        return (inside_y.transpose(-1, -2) @ inside_x).flatten(-2)
 
     def _place(self, shape: MaskShape, counters: Counters) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the blocks: their corners in patches, each (B, T), and the context (B, K) that is kept of the rest."""
         key = hash_int(self.seed, counters.epoch, Stream.BLOCK_PLACE)
-        top, left = self._corners(key, counters.position, _CANDIDATES, shape)
+        corners = self._corners(key, counters.position, _CANDIDATES, shape)
         # One that always fits, for the images that no other does (about 6 in a million): all blocks at one place.
-        top, left = (torch.cat([x, x[:, :1, :1].expand(-1, 1, shape.blocks)], dim=1) for x in (top, left))
-        visible = self._visible(top, left, shape).flatten(2)
-        first = (visible.sum(dim=2) >= shape.visible).int().argmax(dim=1)
-        row = torch.arange(len(first), device=first.device)
-        context = self._keep(visible[row, first], shape.visible, counters)
-        return top[row, first], left[row, first], context
+        corners = torch.cat([corners, corners[:, :, :1, :1].expand(-1, -1, 1, shape.blocks)], dim=2)
+        covered = self._covered(corners, shape)
+        fits = covered.clamp(max=1).sum(dim=2) <= covered.shape[2] - shape.visible
+        row, first = torch.arange(len(fits), device=fits.device), fits.int().argmax(dim=1)
+        context = self._keep(covered[row, first] == 0, shape.visible, counters)
+        top, left = corners[:, row, first]
+        return top, left, context
 
 
 def _inside(length: int, size: int, device: torch.device) -> Tensor:
