@@ -59,8 +59,9 @@ def run(args: Sequence[str]) -> int:
 def _check(label: str, words: list[str], *, data: bool) -> int:
     """Check one config, and print its table."""
     from hjepa_pl.data.datasets import EMBEDDED
-    from hjepa_pl.tools.configs import DryCLI, fail, prepare, scratch_folder, sentence
+    from hjepa_pl.tools.configs import fail, sentence
     from hjepa_pl.tools.describe import describe
+    from hjepa_pl.tools.dry import DryCLI, prepare, scratch_folder
 
     lines: list[str] = []
     with scratch_folder() as scratch:

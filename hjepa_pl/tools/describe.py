@@ -10,8 +10,8 @@ from hjepa_pl.functional.length import steps_per_epoch
 from hjepa_pl.masks import MaskGenerator
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.tools.capacity import memory_of, parameters_of
-from hjepa_pl.tools.configs import DryCLI
 from hjepa_pl.tools.counting import StepCount, StepCounter, count_table, steps_by_shape
+from hjepa_pl.tools.dry import DryCLI
 from hjepa_pl.tools.passes import Encoded
 from hjepa_pl.tools.text import memory, row, scaled, span, table
 from hjepa_pl.types import Counters, Masks

@@ -7,8 +7,9 @@ import torch
 
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.tools.capacity import available_memory, by_count, by_trial
-from hjepa_pl.tools.configs import DryCLI, prepare, scratch_folder, sentence
+from hjepa_pl.tools.configs import sentence
 from hjepa_pl.tools.counting import StepCounter, TableCount, count_table
+from hjepa_pl.tools.dry import DryCLI, prepare, scratch_folder
 from hjepa_pl.tools.trial import BenchCLI, Trial, ceiling, forecast, measure
 from hjepa_pl.types import ConfigError
 

@@ -14,7 +14,7 @@ from hjepa_pl.data.faults import BAD_FILES, reason
 from hjepa_pl.data.shards import ShardImages, local_path
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
 from hjepa_pl.data.tar_samples import read_shard
-from hjepa_pl.tools.configs import DryCLI
+from hjepa_pl.tools.dry import DryCLI
 from hjepa_pl.tools.text import duration, row
 from hjepa_pl.types import ConfigError
 

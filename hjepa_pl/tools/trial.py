@@ -15,7 +15,7 @@ from hjepa_pl.callbacks.parts import now
 from hjepa_pl.callbacks.provenance import device_name
 from hjepa_pl.callbacks.stopwatch import Stopwatch
 from hjepa_pl.functional.length import steps_per_epoch
-from hjepa_pl.tools.configs import ToolCLI, prepare, scratch_folder
+from hjepa_pl.tools.dry import ToolCLI, prepare, scratch_folder
 from hjepa_pl.types import ConfigError
 
 WARMUP = 3

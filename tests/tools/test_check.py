@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa_pl.__main__ import main
 from hjepa_pl.modules.hjepa import HJEPALightningModule
-from hjepa_pl.tools.configs import DryCLI, prepare, scratch_folder
 from hjepa_pl.tools.counting import PeakBytes, StepCounter, count_table
+from hjepa_pl.tools.dry import DryCLI, prepare, scratch_folder
 from hjepa_pl.tools.text import scaled
 from tests.conftest import make_batch
 from tests.test_cli import REFUSED, TINY
