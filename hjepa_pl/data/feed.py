@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import Trainer
 
 import hjepa_pl.data.surroundings as surroundings
-from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.faults import BadFiles
 from hjepa_pl.data.loader import TrainLoader, file_sets
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import ViewPlan
+from hjepa_pl.data.reader import FileReader
 from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import FileImages, Images
 from hjepa_pl.data.streams import fitting_workers, tell_streams

@@ -8,9 +8,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hjepa_pl.data.batches import Draw, FileDraws, FileReader, FileRows, RawBatch, memory_groups
+from hjepa_pl.data.batches import Draw, FileRows, RawBatch, memory_groups
 from hjepa_pl.data.faults import ATTEMPTS, BadFile, BadFiles
 from hjepa_pl.data.mixture import EpochPlan
+from hjepa_pl.data.reader import FileDraws, FileReader
 from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import ArrayImages, FileImages, Images
 from hjepa_pl.data.streams import ShardStream, lane_places, lanes_of

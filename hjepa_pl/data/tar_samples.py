@@ -6,12 +6,11 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from torch import Tensor
 from webdataset.gopen import gopen, set_options
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from hjepa_pl.data.decode import Encoded
 from hjepa_pl.data.shards import image_suffix
-from hjepa_pl.data.storage import decode_bytes
 from hjepa_pl.types import ConfigError
 
 _FAULTS = (OSError, tarfile.TarError, EOFError, ValueError, zlib.error)
@@ -26,9 +25,9 @@ class Sample(NamedTuple):
     label: int
     """-1 where there is none."""
 
-    def read(self, channels: int | None) -> Tensor:
-        """Decode it to (C, H, W) uint8; `OSError` if it is broken."""
-        return decode_bytes(self.content, channels)
+    def open(self) -> Encoded:
+        """Return the image; `OSError` if it is none."""
+        return Encoded(self.content)
 
 
 def read_shard(shard: str) -> Iterator[Sample]:

@@ -101,7 +101,7 @@ def _of_shards(images: ShardImages, broken: dict[str, str]) -> list[Tensor]:
     for i in range(count):
         for _, sample in zip(range(_FILES // _SHARDS), read_shard(local[i * len(local) // count]), strict=False):
             try:
-                found.append(sample.read(None)[:1])
+                found.append(sample.open().pixels(None)[:1])
             except OSError as error:
                 broken[sample.path] = reason(error)
     return found

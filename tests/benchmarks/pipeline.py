@@ -27,8 +27,9 @@ from torchvision.transforms import v2
 
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import AugmentationConfig
-from hjepa_pl.data.batches import Draw, FileReader, RawBatch, RawGroup
+from hjepa_pl.data.batches import Draw, RawBatch, RawGroup
 from hjepa_pl.data.multicrop import Makers, ViewPlan
+from hjepa_pl.data.reader import FileReader
 from hjepa_pl.data.storage import FileImages
 from hjepa_pl.data.views import make_views
 from hjepa_pl.functional.allocator import keep_freed_memory

@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +8,14 @@ from PIL import Image
 from torchvision import datasets as tv
 
 from hjepa_pl.data.datasets import load_dataset
-from hjepa_pl.data.storage import ArrayImages, FileImages, adapt_channels, decode, stratified
+from hjepa_pl.data.decode import Encoded
+from hjepa_pl.data.storage import ArrayImages, FileImages, adapt_channels, stratified
 from hjepa_pl.data.trees import imagenet100_classes
 from hjepa_pl.types import ConfigError
+
+
+def decode(path, channels):
+    return Encoded(Path(path).read_bytes()).pixels(channels)
 
 
 def save(path, size=(8, 8), value=0, mode="RGB", **kwargs):

@@ -7,10 +7,10 @@ from PIL import Image
 
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import AugmentationConfig
-from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets, usable_size
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import Makers, ViewPlan
+from hjepa_pl.data.reader import FileReader
 from hjepa_pl.data.storage import ArrayImages, FileImages
 from hjepa_pl.data.views import make_views
 from hjepa_pl.types import ConfigError

@@ -10,10 +10,10 @@ from PIL import Image
 from hjepa_pl.data import MultiCropConfig, MultiDatasetDataModule
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import AugmentationConfig
-from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import view_plan
+from hjepa_pl.data.reader import FileReader
 from hjepa_pl.data.storage import ArrayImages, FileImages
 from hjepa_pl.data.views import make_views
 from hjepa_pl.resume import refuse_other_settings
@@ -135,9 +135,10 @@ def test_workers_change_nothing(files):
 
 def test_global_views_are_those_without_multicrop(tmp_path):
     sets = [{"name": "fake"}, {"name": "folder", "root": photographs(tmp_path)}, {"name": "digits"}]
-    given = {"datasets": sets, "augmentation": {}, "in_chans": 3, "img_size": 16, "views": 2, "epoch_size": 64}
+    # Of a size that no photograph is decoded smaller for, which all views of it would share.
+    given = {"datasets": sets, "augmentation": {}, "in_chans": 3, "img_size": 96, "views": 2, "epoch_size": 64}
     batches = []
-    for multicrop in (None, {"local_size": 8}):
+    for multicrop in (None, {"local_size": 48}):
         data = digits(**given, multicrop=multicrop, num_workers=0)
         data.setup("fit")
         raw = next(iter(data.train_dataloader()))
@@ -145,11 +146,11 @@ def test_global_views_are_those_without_multicrop(tmp_path):
     without, beside = batches
     assert without.local_views == ()
     assert without.boxes is None
-    assert [tuple(v.shape) for v in beside.local_views] == [(64, 3, 8, 8)] * 6
+    assert [tuple(v.shape) for v in beside.local_views] == [(64, 3, 48, 48)] * 6
     assert beside.boxes.shape == (8, 64, 4)
     for a, b in zip(without.views, beside.views, strict=True):
         assert torch.equal(a, b)
-    augmenter = Augmenter(data.augmentation, 16, *data.statistics(), seed=0)
+    augmenter = Augmenter(data.augmentation, 96, *data.statistics(), seed=0)
     group = raw.groups[0]  # of `fake`, in memory
     counters = raw.counters._replace(position=raw.counters.position[group.rows])
     for v in (0, 1):

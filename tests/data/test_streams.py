@@ -16,10 +16,10 @@ from PIL import Image
 
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import AugmentationConfig
-from hjepa_pl.data.batches import FileReader
 from hjepa_pl.data.loader import TrainLoader, file_sets
 from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import Makers, ViewPlan
+from hjepa_pl.data.reader import FileReader
 from hjepa_pl.data.settings import DatasetConfig
 from hjepa_pl.data.shards import ShardImages, count_samples, list_shards, open_shards
 from hjepa_pl.data.storage import ArrayImages, FileImages
@@ -251,7 +251,7 @@ def test_kinds_of_images_and_labels(tmp_path):
     keys = [s.path.split("x.tar/")[1] for s in samples]
     assert keys == ["0", "1", "2", "3", "4", "p", "sub/a", "sub/b", "odd"]
     assert [s.label for s in samples] == [-1] * 6 + [3, 12, -1]
-    assert all(s.read(3).shape[0] == 3 for s in samples)
+    assert all(s.open().pixels(3).shape[0] == 3 for s in samples)
     assert count_samples([str(tmp_path / "x.tar")]) == 9
 
 

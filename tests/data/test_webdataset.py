@@ -62,7 +62,7 @@ def test_shards_hold_the_folders_bytes_and_labels(photographs, tmp_path, capsys)
     assert sorted(set(wanted.values())) == [-1, 0, 1, 2]
     for i in range(46):  # and so the same images
         sample = next(s for s in samples if s.content == Path(files.path(i)).read_bytes())
-        assert torch.equal(sample.read(3), files.read(i, 3))
+        assert torch.equal(sample.open().pixels(3), files.read(i, 3))
     assert [s.label for s in samples] != sorted(s.label for s in samples)
     info = json.loads((tmp_path / "out/train.json").read_text())
     assert info["classes"] == ["a", "b.c", "sub"]

@@ -1,0 +1,154 @@
+"""Large photographs are decoded no larger than their views need, and let go one after the other."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hjepa_pl.data.augment import Augmenter
+from hjepa_pl.data.augmentation import AugmentationConfig
+from hjepa_pl.data.batches import Draw
+from hjepa_pl.data.decode import SHRINKS, Encoded
+from hjepa_pl.data.multicrop import view_plan
+from hjepa_pl.data.reader import FileReader
+from hjepa_pl.data.storage import FileImages
+from hjepa_pl.types import Counters
+
+PLAIN = AugmentationConfig(jitter=(0, 0, 0, 0), gray=0.0, blur=0.0, solarize=0.0, crop_scale=(0.3, 1.0))
+
+
+def scene(height, width, seed=0):
+    """A picture with edges and soft parts, as photographs have: soft colours, and light in several sizes."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width, 3))
+    for side, weight, colours in ((4, 30, 3), (16, 40, 1), (48, 20, 1)):
+        rough = Image.fromarray(rng.integers(0, 256, (side, side, colours), dtype=np.uint8).repeat(3 // colours, 2))
+        total += (np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC), dtype=float) - 128) * weight / 64
+    return Image.fromarray((total + 128).clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image, mode="RGB", turn=None, **kwargs):
+    exif = Image.Exif()
+    if turn is not None:
+        exif[0x0112] = turn
+    out = io.BytesIO()
+    image.convert(mode).save(out, "JPEG", quality=95, exif=exif, **kwargs)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("by", SHRINKS)
+@pytest.mark.parametrize(
+    ("keys", "channels"),
+    [({}, 3), ({"progressive": True}, 3), ({"mode": "L"}, None), ({}, 1), ({"mode": "CMYK"}, 3), ({"turn": 6}, 3)],
+    ids=str,
+)
+def test_a_smaller_jpeg_is_the_mean_of_the_whole_ones_squares(by, keys, channels) -> None:
+    content = jpeg(scene(200, 336) if "turn" in keys else scene(195, 330), **keys)
+    encoded = Encoded(content)
+    assert encoded.most_shrink == 8
+    assert (encoded.height, encoded.width) == ((336, 200) if "turn" in keys else (195, 330))
+    whole, small = Encoded(content).pixels(channels), encoded.pixels(channels, by)
+    assert whole.shape[1:] == (encoded.height, encoded.width)
+    assert small.shape == (len(whole), *(-(-side // by) for side in whole.shape[1:]))
+    means = torch.nn.functional.avg_pool2d(whole.float(), by)
+    part = small[:, : means.shape[1], : means.shape[2]].float()
+    assert (part - means).abs().mean() < 1.5
+    assert (part - means.flip(-1)).abs().mean() > 5
+
+
+def test_what_is_no_jpeg_is_as_large_as_it_is() -> None:
+    out = io.BytesIO()
+    scene(40, 50).save(out, "PNG")
+    assert Encoded(out.getvalue()).most_shrink == 1
+
+
+def test_a_turned_one_is_decoded_smaller_where_its_sides_are_multiples() -> None:
+    turned = (Encoded(jpeg(scene(h, w), turn=3)) for h, w in ((24, 32), (20, 32), (18, 20), (19, 32)))
+    assert [t.most_shrink for t in turned] == [8, 4, 2, 1]
+
+
+@pytest.fixture
+def shrinks(monkeypatch):
+    """By what the images of a test are decoded smaller."""
+    seen, plain = [], Encoded.pixels
+
+    def pixels(self, channels, shrink=1):
+        seen.append(shrink)
+        return plain(self, channels, shrink)
+
+    monkeypatch.setattr(Encoded, "pixels", pixels)
+    return seen
+
+
+def read(paths, size, augmentation=PLAIN, whole_size=None):
+    files = FileImages([str(p) for p in paths], torch.arange(len(paths)), ["x"])
+    plan = view_plan(None, Augmenter(augmentation, size, (0.0,) * 3, (1.0,) * 3, seed=3), 2, None)
+    n = len(paths)
+    draw = Draw(torch.zeros(n, dtype=torch.int64), torch.arange(n), Counters(0, 0, torch.arange(n)))
+    return FileReader([files], plan, 3).read(draw)
+
+
+@pytest.mark.parametrize("turn", [None, 8])
+def test_views_of_large_photographs_are_those_of_the_whole_ones(tmp_path, shrinks, turn) -> None:
+    paths = [tmp_path / f"{i}.jpg" for i in range(20)]  # more than are read at once
+    for i, path in enumerate(paths):
+        path.write_bytes(jpeg(scene((301 if turn is None else 304) + 20 * i, 500, seed=i), turn=turn))
+    found = read(paths, 32)
+    assert found.label.tolist() == list(range(20))
+    group = found.groups[0]
+    assert set(shrinks) == {2, 4}
+    for i, path in enumerate(paths):
+        image = Encoded(path.read_bytes()).pixels(3)
+        sides = torch.tensor(image.shape[1:]).repeat(2)
+        for view, box in zip(group.images, group.boxes, strict=True):
+            edges = box[i] * sides
+            flip = bool(edges[1] > edges[3])
+            top, left, bottom, right = edges.round().int().tolist()
+            assert (edges - edges.round()).abs().max() < 1e-3
+            left, right = min(left, right), max(left, right)
+            cut = image[None, :, top:bottom, left:right]
+            expected = torch.nn.functional.interpolate(cut, size=(32, 32), mode="bilinear", antialias=True)[0]
+            expected = expected.flip(-1) if flip else expected
+            assert (view[i].int() - expected.int()).abs().float().mean() < 1.0
+            assert (view[i].flip(-1).int() - expected.int()).abs().float().mean() > 4
+
+
+def test_photographs_that_are_hardly_larger_than_the_view_are_decoded_whole(tmp_path, shrinks) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(scene(375, 500)))
+    read([tmp_path / "a.jpg"], 224)
+    whole = AugmentationConfig(preset="none")
+    read([tmp_path / "a.jpg"], 32, whole)
+    assert shrinks == [1, 1]
+
+
+def test_one_that_breaks_off_while_it_is_decoded_smaller_is_replaced(tmp_path, shrinks) -> None:
+    paths = [tmp_path / f"{i}.jpg" for i in range(6)]
+    for i, path in enumerate(paths):
+        content = jpeg(scene(400, 500, seed=i))
+        path.write_bytes(content[: len(content) // 2] if i in (1, 4) else content)
+    found = read(paths, 32)
+    assert {b.path for b in found.broken} >= {str(paths[1]), str(paths[4])}
+    stand_in = int(found.label[1])
+    assert stand_in not in (1, 4)
+    assert found.label.tolist()[::2] != found.label.tolist()[1::2]
+    # The stand-in is what the row shows: alone, at the row's place in the run, it gives the same view.
+    files = FileImages([str(p) for p in paths], torch.arange(6), ["x"])
+    plan = view_plan(None, Augmenter(PLAIN, 32, (0.0,) * 3, (1.0,) * 3, seed=3), 2, None)
+    draw = Draw(torch.zeros(1, dtype=torch.int64), torch.tensor([stand_in]), Counters(0, 0, torch.tensor([1])))
+    alone = FileReader([files], plan, 3).read(draw).groups[0]
+    for view, same in zip(found.groups[0].images, alone.images, strict=True):
+        assert torch.equal(view[1], same[0])
+    assert torch.equal(found.groups[0].boxes[:, 1], alone.boxes[:, 0])
+
+
+def test_a_clean_image_of_bytes_is_that_of_floats() -> None:
+    from hjepa_pl.data.resize import clean_resize
+
+    for shape in ((301, 500), (500, 301), (90, 40)):
+        image = torch.from_numpy(np.array(scene(*shape))).permute(2, 0, 1)[None]
+        for size in (64, (48, 96)):
+            floats = clean_resize(image.float(), size)
+            assert clean_resize(image, size).dtype == torch.uint8
+            assert (clean_resize(image, size) - floats).abs().max() <= 1.6
