@@ -94,8 +94,10 @@ class Encoded:
                 if shrink > 1:
                     wide, high = image.size  # of the file, before it is turned
                     image.draft("L" if channels == 1 else image.mode, (wide // shrink, high // shrink))
-                array = _to_eight_bits(ImageOps.exif_transpose(image), channels)
-        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+                ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is turned
+                array = _to_eight_bits(image, channels)
+        # Colours stay beside each other in memory, as torchvision leaves them too.
+        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
 @contextmanager
@@ -143,7 +145,8 @@ def _to_eight_bits(image: Any, channels: int | None) -> np.ndarray:
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
         image = image.convert("L" if gray else "RGB")
     gray = channels == 1 or (channels is None and image.mode in ("L", "1"))
-    return np.array(image.convert("L" if gray else "RGB"))
+    mode = "L" if gray else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def _scale_deep(values: np.ndarray) -> np.ndarray:

@@ -2,18 +2,20 @@
 """Images per second and core of the input pipeline, beside the usual ones at equal augmentation, all taking turns.
 
     uv run python tests/benchmarks/pipeline.py cifar [--size 224]
-    uv run python tests/benchmarks/pipeline.py photographs --folder FOLDER
+    uv run python tests/benchmarks/pipeline.py photographs --folder FOLDER [--enlarge 8 --batch 24]
 
 `cifar`: random 32-pixel images in memory; random resized crop, flip, colour jitter (all four, always) and
 normalisation, in ours by the batch and in torchvision's v2 transforms by the image (from PIL and from tensors).
 `photographs`: files of a folder; random resized crop, flip and normalisation: ours, timm's loader, torchvision's
-ImageFolder (PIL) with v2, and torchvision's decoder with v2. One thread, no worker processes.
+ImageFolder (PIL) with v2, and torchvision's decoder with v2; with `--enlarge` files of a batch with sides so many times
+as long, as a camera's are. One thread, no worker processes.
 """
 
 import argparse
 import glob
 import os
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -76,11 +78,30 @@ def cifar(a: argparse.Namespace) -> dict[str, Callable[[], int]]:
     return {"ours": batched, "torchvision v2, PIL": by_image(pictures), "torchvision v2, tensors": by_image(images)}
 
 
+def enlarged(paths: list[str], times: int, folder: str) -> str:
+    """Write larger copies of files, in one class folder."""
+    os.makedirs(os.path.join(folder, "all"))
+    for i, path in enumerate(paths):
+        with Image.open(path) as image:
+            sides = tuple(side * times for side in image.size)
+            large = image.convert("RGB").resize(sides, Image.Resampling.LANCZOS)
+            large.save(os.path.join(folder, "all", f"{i}.jpg"), quality=92)
+    return folder
+
+
+def files_of(folder: str) -> list[str]:
+    """Return all files under a folder."""
+    return sorted(p for p in glob.glob(os.path.join(folder, "**", "*"), recursive=True) if os.path.isfile(p))
+
+
 def photographs(a: argparse.Namespace) -> dict[str, Callable[[], int]]:
     """Return what reads one batch of files, by name."""
     from torchvision.io import decode_image
 
-    paths = sorted(p for p in glob.glob(os.path.join(a.folder, "**", "*"), recursive=True) if os.path.isfile(p))
+    paths = files_of(a.folder)
+    if a.enlarge > 1:
+        a.folder = enlarged(paths[: a.batch], a.enlarge, a.scratch)
+        paths = files_of(a.folder)
     paths = (paths * (a.batch // len(paths) + 1))[: a.batch]
     theirs, ours = transform(a.size, False), plan(a.size, False)
     label = torch.zeros(a.batch, dtype=torch.int64)
@@ -134,18 +155,24 @@ def photographs(a: argparse.Namespace) -> dict[str, Callable[[], int]]:
 
 
 def main() -> None:
-    """Measure in turn and print medians and ratios."""
+    """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("cifar", "photographs"))
     parser.add_argument("--folder")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--enlarge", type=int, default=1)
     a = parser.parse_args()
     a.batch = a.batch or (256 if a.what == "cifar" else 100)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*decoding and encoding capabilities of TorchVision.*")
-    runs = {"cifar": cifar, "photographs": photographs}[a.what](a)
+    with tempfile.TemporaryDirectory() as a.scratch:
+        compare(a, {"cifar": cifar, "photographs": photographs}[a.what](a))
+
+
+def compare(a: argparse.Namespace, runs: dict[str, Callable[[], int]]) -> None:
+    """Let them take turns, and print medians and ratios."""
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(a.rounds + 1):
         for name, run in runs.items():
