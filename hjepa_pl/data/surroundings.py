@@ -62,15 +62,20 @@ def processed_batches(trainer: Trainer | None) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
 
-def batch_limit(trainer: Trainer | None, batches: int) -> int | None:
-    """Return at how many of an epoch's batches the trainer stops, None without one."""
-    if trainer is None:
-        return None
+def refuse_overfit(trainer: Trainer) -> None:
+    """Refuse a Trainer that would take the same few batches in an order of its own."""
     overfit = getattr(trainer, "overfit_batches", 0)
     if overfit:
         raise ConfigError(
             f"`trainer.overfit_batches={overfit}` is refused: the order of images comes from the epoch's plan; "
             "set epoch_size, or a dataset's fraction, instead."
         )
+
+
+def batch_limit(trainer: Trainer | None, batches: int) -> int | None:
+    """Return at how many of an epoch's batches the trainer stops, None without one."""
+    if trainer is None:
+        return None
+    refuse_overfit(trainer)
     limit = trainer.limit_train_batches
     return limit if isinstance(limit, int) else int(batches * limit)

@@ -183,6 +183,10 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
         (["list.yaml"], "check: list.yaml: this is no config"),
         (["tiny.yaml", "--config", "nowhere.yaml"], "hjepa check: error: --config nowhere.yaml: there is no file"),
         (["tiny.yaml", "--model.init_args.optimizer.warmup_epochs=4"], "as long as the run of 4; shorten it"),
+        (
+            ["tiny.yaml", "--data.init_args.datasets=[{name: folder, root: .}]", "--trainer.overfit_batches=2"],
+            "is refused",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(config, capsys, arguments, said) -> None:
