@@ -21,10 +21,10 @@ from hjepa_pl.types import Counters
 _ORDERS = tuple(permutations(range(4)))
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], *, in_place: bool = False) -> Tensor:
     """Subtract the mean and divide by the deviation of each channel, (B, C, H, W) float32 in [0, 1]."""
     middle, width = (constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
-    return (images - middle).div_(width)
+    return (images.sub_(middle) if in_place else images - middle).div_(width)
 
 
 class Crop(NamedTuple):
@@ -113,8 +113,8 @@ class Augmenter:
         return self._erase(apply_axes(images, rows, columns), counters, view)
 
     def finish(self, images: Tensor, counters: Counters, view: int) -> Tensor:
-        """Make one view of what is already cropped and flipped; shapes as in `view`."""
-        images = normalise(self._recolour(images, counters, view), self.mean, self.std)
+        """Make one view of what is already cropped and flipped, and given up; shapes as in `view`."""
+        images = normalise(self._recolour(images, counters, view), self.mean, self.std, in_place=True)
         blur = self._blur(counters, view)
         return self._erase(images if blur is None else apply_axes(images, *blur), counters, view)
 

@@ -2,25 +2,15 @@
 
 import io
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-
-# Nothing else decodes JPEG as fast; torchvision 0.29 announces that the function will move, and Pillow takes over then.
-warnings.filterwarnings("ignore", message=".*decoding and encoding capabilities of TorchVision are deprecated.*")
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    if not hasattr(torch.ops.image, "decode_jpeg"):  # torchvision was built without libjpeg
-        decode_jpeg = None
-except ImportError:
-    decode_jpeg = None
 
 SHRINKS = (8, 4, 2)
 """By what a JPEG can be made smaller while it is decoded."""
@@ -29,7 +19,7 @@ _UPRIGHT, _LYING = 1, (5, 6, 7, 8)  # how the camera was held
 
 
 class _Header(NamedTuple):
-    """Of a JPEG that torchvision decodes as it is meant to be seen: 8 bits, of sane size, not to be turned."""
+    """Of a JPEG that libjpeg decodes as it is meant to be seen: 8 bits, of sane size, not to be turned."""
 
     components: int
     height: int
@@ -57,7 +47,7 @@ class Encoded:
         with _only_os_errors():
             if not content:
                 raise OSError("it is empty")
-            self._plain = _plain_jpeg(content) if decode_jpeg is not None else None
+            self._plain = _plain_jpeg(content)
             if self._plain is not None:
                 self.height, self.width, self.most_shrink = self._plain.height, self._plain.width, max(SHRINKS)
                 return
@@ -85,19 +75,21 @@ class Encoded:
                 amid the data of a JPEG, which has no sums, and data that lack before its end marker.)
         """
         with _only_os_errors():
-            if self._plain is not None and shrink == 1:
-                gray = channels == 1 or (channels is None and self._plain.components == 1)
-                # Faster than Pillow, and the same numbers.
-                buffer = torch.frombuffer(bytearray(self._content), dtype=torch.uint8)
-                return decode_jpeg(buffer, ImageReadMode.GRAY if gray else ImageReadMode.RGB)
-            with self._image or Image.open(io.BytesIO(self._content)) as image:
-                if shrink > 1:
-                    wide, high = image.size  # of the file, before it is turned
-                    image.draft("L" if channels == 1 else image.mode, (wide // shrink, high // shrink))
-                ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is turned
-                array = _to_eight_bits(image, channels)
-        # Colours stay beside each other in memory, as torchvision leaves them too.
-        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+            array = None if self._plain is None else _fast(self._content, self._plain, channels, shrink)
+            if array is None:
+                array = self._slow(channels, shrink)
+        # Colours stay beside each other in memory.
+        return torch.from_numpy(array.transpose(2, 0, 1))
+
+    def _slow(self, channels: int | None, shrink: int) -> np.ndarray:
+        """Decode by Pillow: (H, W, C)."""
+        with self._image or Image.open(io.BytesIO(self._content)) as image:
+            if shrink > 1:
+                wide, high = image.size  # of the file, before it is turned
+                image.draft("L" if channels == 1 else image.mode, (wide // shrink, high // shrink))
+            ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is turned
+            array = _to_eight_bits(image, channels)
+        return array[..., None] if array.ndim == 2 else array
 
 
 @contextmanager
@@ -132,6 +124,22 @@ def _plain_jpeg(content: bytes) -> _Header | None:
             return _Header(content[at + 9], height, width) if usual and small else None
         at += 2 + length
     return None
+
+
+def _fast(content: bytes, header: _Header, channels: int | None, shrink: int) -> np.ndarray | None:
+    """Decode by libjpeg-turbo, with Pillow's numbers and faster: (H, W, C), or None for what Pillow shall judge.
+
+    Raises:
+        OSError: The end is missing.
+    """
+    colours = "GRAY" if channels == 1 or (channels is None and header.components == 1) else "RGB"
+    least = {"min_height": -(-header.height // shrink), "min_width": -(-header.width // shrink)}
+    try:
+        return simplejpeg.decode_jpeg(content, colours, min_factor=shrink, **least)
+    except ValueError as error:
+        if "Premature end" in str(error):
+            raise OSError("image file is truncated") from None
+        return None  # a warning that others pass over, or an error that they explain better
 
 
 def _to_eight_bits(image: Any, channels: int | None) -> np.ndarray:

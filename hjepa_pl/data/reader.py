@@ -17,7 +17,7 @@ from hjepa_pl.data.storage import FileImages
 from hjepa_pl.data.streams import ShardStream
 from hjepa_pl.functional.counters import Stream, hash_int
 
-_AT_ONCE = 16
+_AT_ONCE = 32
 """Files whose bytes are in memory at a time, and whose crops are drawn together."""
 _GAP = 2
 """How much smaller than decoded a view must be, for the decoder to leave out the rest: then no eye sees it (Pillow's

@@ -92,11 +92,11 @@ def read(paths, size, augmentation=PLAIN, whole_size=None):
 
 @pytest.mark.parametrize("turn", [None, 8])
 def test_views_of_large_photographs_are_those_of_the_whole_ones(tmp_path, shrinks, turn) -> None:
-    paths = [tmp_path / f"{i}.jpg" for i in range(20)]  # more than are read at once
+    paths = [tmp_path / f"{i}.jpg" for i in range(40)]  # more than are read at once
     for i, path in enumerate(paths):
-        path.write_bytes(jpeg(scene((301 if turn is None else 304) + 20 * i, 500, seed=i), turn=turn))
+        path.write_bytes(jpeg(scene((301 if turn is None else 304) + 8 * i, 500, seed=i), turn=turn))
     found = read(paths, 32)
-    assert found.label.tolist() == list(range(20))
+    assert found.label.tolist() == list(range(40))
     group = found.groups[0]
     assert set(shrinks) == {2, 4}
     for i, path in enumerate(paths):
