@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-_PACKAGES = ("hjepa_pl", "torch", "torchvision", "lightning", "timm")
+_PACKAGES = ("hjepa_pl", "torch", "torchvision", "lightning", "timm", "numpy", "Pillow", "simplejpeg")
 
 
 @cache

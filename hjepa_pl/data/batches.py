@@ -9,6 +9,9 @@ from torch import Tensor
 from hjepa_pl.data.storage import ArrayImages
 from hjepa_pl.types import Counters
 
+AT_ONCE = 32
+"""Files whose bytes are in memory at a time, and whose crops are drawn together."""
+
 
 class RawGroup(NamedTuple):
     """Images of one size within a batch that are augmented in one way."""

@@ -26,14 +26,14 @@ class _Header(NamedTuple):
     width: int
 
 
-class Encoded:
-    """An image file that is not decoded yet.
+class ImageFile:
+    """The bytes of an image file, not decoded yet.
 
     Args:
         content: The bytes of the file.
 
     Attributes:
-        height: Of the image as it is meant to be seen, in pixels.
+        height: Of the image in pixels, as far as its header tells; a turned one may have it as its width.
         width: Likewise.
         most_shrink: By how much smaller it can be decoded: 1, or one of `SHRINKS`.
 
@@ -52,14 +52,17 @@ class Encoded:
                 self.height, self.width, self.most_shrink = self._plain.height, self._plain.width, max(SHRINKS)
                 return
             self._image = image = Image.open(io.BytesIO(content))
-            held = image.getexif().get(_ORIENTATION, _UPRIGHT)
-            self.width, self.height = reversed(image.size) if held in _LYING else image.size
-            # What rounding adds to a side lies at its end in the file, and at its beginning where the image is turned.
-            exact = (s for s in SHRINKS if held == _UPRIGHT or (image.width % s == 0 and image.height % s == 0))
-            self.most_shrink = next(exact, 1) if image.format in ("JPEG", "MPO") else 1
+            (self.width, self.height), self.most_shrink = image.size, 1
+            if image.format in ("JPEG", "MPO"):  # of others, not all tell how they are turned before they are decoded
+                held = image.getexif().get(_ORIENTATION, _UPRIGHT)
+                if held in _LYING:
+                    self.width, self.height = self.height, self.width
+                # What rounding adds to a side lies at its end in the file: where the image is turned, at its beginning.
+                exact = (s for s in SHRINKS if held == _UPRIGHT or (image.width % s == 0 and image.height % s == 0))
+                self.most_shrink = next(exact, 1)
 
     def pixels(self, channels: int | None, shrink: int = 1) -> Tensor:
-        """Decode it. The bytes are given up.
+        """Decode it, once: the bytes are given up.
 
         Args:
             channels: 1 or 3; None keeps grey images at one channel.
@@ -74,22 +77,16 @@ class Encoded:
             OSError: It cannot be decoded, be it only that its end is missing. (What no decoder tells: changed bytes
                 amid the data of a JPEG, which has no sums, and data that lack before its end marker.)
         """
+        content, image, self._content, self._image = self._content, self._image, b"", None
         with _only_os_errors():
-            array = None if self._plain is None else _fast(self._content, self._plain, channels, shrink)
+            array = None if self._plain is None else _fast(content, self._plain, channels, shrink)
             if array is None:
-                array = self._slow(channels, shrink)
+                array = _slow(image or Image.open(io.BytesIO(content)), channels, shrink)
+            expected = tuple(-(-side // shrink) for side in (self.height, self.width))
+            if shrink > 1 and array.shape[:2] != expected:
+                raise OSError("its size is not that of its header")
         # Colours stay beside each other in memory.
         return torch.from_numpy(array.transpose(2, 0, 1))
-
-    def _slow(self, channels: int | None, shrink: int) -> np.ndarray:
-        """Decode by Pillow: (H, W, C)."""
-        with self._image or Image.open(io.BytesIO(self._content)) as image:
-            if shrink > 1:
-                wide, high = image.size  # of the file, before it is turned
-                image.draft("L" if channels == 1 else image.mode, (wide // shrink, high // shrink))
-            ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is turned
-            array = _to_eight_bits(image, channels)
-        return array[..., None] if array.ndim == 2 else array
 
 
 @contextmanager
@@ -110,15 +107,15 @@ def _plain_jpeg(content: bytes) -> _Header | None:
     at = 2
     while at + 10 <= len(content) and content[at] == 0xFF:
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
-        if marker == 0xE1 and content[at + 4 : at + 8] == b"Exif":
-            # Most cameras write EXIF and hold the camera upright: only the tag itself tells.
+        # Most cameras write EXIF and hold the camera upright: only the tag itself tells. (XMP may have it too.)
+        if marker == 0xE1 and (content[at + 4 : at + 8] == b"Exif" or b"Orientation" in content[at : at + 2 + length]):
             with Image.open(io.BytesIO(content)) as image:
                 if image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT:
                     return None
         if marker in (0xC0, 0xC1, 0xC2):
             height, width = (int.from_bytes(content[at + i : at + i + 2], "big") for i in (5, 7))
-            # A header may promise gigabytes: above its limit Pillow takes over, and refuses them. One may name no
-            # height, and bring it after the data.
+            # A header may promise gigabytes: above its limit Pillow takes over, and refuses them above twice that. One
+            # may name no height, and bring it after the data.
             small = 0 < height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
             usual = content[at + 4] == 8 and content[at + 9] in (1, 3)
             return _Header(content[at + 9], height, width) if usual and small else None
@@ -127,7 +124,9 @@ def _plain_jpeg(content: bytes) -> _Header | None:
 
 
 def _fast(content: bytes, header: _Header, channels: int | None, shrink: int) -> np.ndarray | None:
-    """Decode by libjpeg-turbo, with Pillow's numbers and faster: (H, W, C), or None for what Pillow shall judge.
+    """Decode by libjpeg-turbo, faster than Pillow: (H, W, C), or None for what Pillow shall judge.
+
+    Colours are Pillow's to the bit; grey of a coloured file is to one level.
 
     Raises:
         OSError: The end is missing.
@@ -140,6 +139,17 @@ def _fast(content: bytes, header: _Header, channels: int | None, shrink: int) ->
         if "Premature end" in str(error):
             raise OSError("image file is truncated") from None
         return None  # a warning that others pass over, or an error that they explain better
+
+
+def _slow(file: Any, channels: int | None, shrink: int) -> np.ndarray:
+    """Decode by Pillow: (H, W, C)."""
+    with file as image:
+        if shrink > 1:
+            wide, high = image.size  # of the file, before it is turned
+            image.draft("L" if channels == 1 else image.mode, (wide // shrink, high // shrink))
+        ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is turned
+        array = _to_eight_bits(image, channels)
+    return array[..., None] if array.ndim == 2 else array
 
 
 def _to_eight_bits(image: Any, channels: int | None) -> np.ndarray:

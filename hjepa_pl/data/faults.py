@@ -1,7 +1,6 @@
 """Files that cannot be read as images: each is named once, and too many of them stop the run."""
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
@@ -35,9 +34,7 @@ def reason(error: OSError) -> str:
         UnidentifiedImageError: "it is no image",
     }
     text = next((t for kind, t in known.items() if isinstance(error, kind)), None)
-    # torchvision's begins with the place in its source.
-    said = re.sub(r"^\w+, \S+:\d+, ", "", " ".join(str(error).split()))
-    return text or said[:120] or type(error).__name__
+    return text or " ".join(str(error).split())[:120] or type(error).__name__
 
 
 class BadFiles:

@@ -8,26 +8,25 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hjepa_pl.data.augment import Augmenter, Crop
-from hjepa_pl.data.batches import Broken, Draw, FileRows, RawGroup
-from hjepa_pl.data.decode import SHRINKS, Encoded
+from hjepa_pl.data.batches import AT_ONCE, Broken, Draw, FileRows, RawGroup
+from hjepa_pl.data.decode import SHRINKS, ImageFile
 from hjepa_pl.data.faults import ATTEMPTS, reason
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.storage import FileImages
 from hjepa_pl.data.streams import ShardStream
 from hjepa_pl.functional.counters import Stream, hash_int
+from hjepa_pl.types import Counters
 
-_AT_ONCE = 32
-"""Files whose bytes are in memory at a time, and whose crops are drawn together."""
 _GAP = 2
-"""How much smaller than decoded a view must be, for the decoder to leave out the rest: then no eye sees it (Pillow's
-documentation of `reducing_gap`), and the mean of the difference is under a level of 255."""
+"""How much smaller than decoded a view must be for the decoder to leave out the rest: then the result is "very close"
+to that of the whole image (Pillow, on `reducing_gap`), here by under a level of 255 in the mean."""
 
 
 class _Opened(NamedTuple):
     """A file that may stand in a row of the batch."""
 
-    image: Encoded
+    image: ImageFile
     label: int
     path: str
     attempt: int
@@ -72,7 +71,7 @@ class FileReader:
             if len(chosen):
                 cuts = self._empty(rows[chosen], self.plan.at(draw.counters.step, way))
                 try:
-                    for places in torch.arange(len(chosen)).split(_AT_ONCE):
+                    for places in torch.arange(len(chosen)).split(AT_ONCE):
                         self._fill(cuts, places, draw, broken)
                 except _Hopeless:
                     return FileRows(rows, (), label, tuple(broken), hopeless=True)
@@ -86,29 +85,30 @@ class FileReader:
         return _Cuts(rows, views, images, torch.empty(len(views), n, 4), torch.empty(n, dtype=torch.int64))
 
     def _fill(self, cuts: _Cuts, places: Tensor, draw: Draw, broken: list[Broken], attempt: int = 0) -> None:
-        """Cut the views of some rows; a file that turns out broken while it is decoded is replaced, as in `_open`."""
+        """Cut the views of some rows out of their files; what turns out broken is replaced, as in `_open`."""
         rows = cuts.rows[places]
         opened = [self._open(draw, row, broken, attempt) for row in rows.tolist()]
-        height, width = torch.tensor([[o.image.height, o.image.width] for o in opened]).T
-        epoch, position = draw.counters.epoch, draw.counters.position[rows]
-        crops = [augmenter.boxes(height, width, epoch, position, view) for augmenter, view in cuts.views]
-        shrink = _shrinks(cuts.views, crops, opened)
-        crops = [_snapped(crop, shrink, height, width) for crop in crops]
-        for boxes, crop in zip(cuts.boxes, crops, strict=True):
-            boxes[places] = crop.shares(height, width)
         cuts.labels[places] = torch.tensor([o.label for o in opened])
-        parts = [torch.ceil(crop.box / shrink[:, None]).int().tolist() for crop in crops]
-        flips = [crop.flip.tolist() for crop in crops]
+        sizes = [(o.image.height, o.image.width) for o in opened]
+        height, width = torch.tensor(sizes).T
+        crops = _crops(cuts, places, draw.counters, height, width)
+        shrink = _shrinks(cuts.views, crops, opened)
+        parts = _parts(cuts, places, crops, shrink, height, width)
         for i, (place, by) in enumerate(zip(places.tolist(), shrink.tolist(), strict=True)):
+            here = places[i : i + 1]
             try:
                 image = opened[i].image.pixels(self.channels, by)
             except OSError as error:
                 broken.append(Broken(int(draw.source[rows[i]]), opened[i].path, reason(error)))
-                self._fill(cuts, places[i : i + 1], draw, broken, opened[i].attempt + 1)
+                self._fill(cuts, here, draw, broken, opened[i].attempt + 1)
                 continue
-            for (augmenter, _), images, part, flip in zip(cuts.views, cuts.images, parts, flips, strict=True):
-                view = _cut(image, part[i], augmenter)
-                images[place] = view.flip(-1) if flip[i] else view
+            part = [p[i] for p in parts]
+            if by == 1 and image.shape[1:] != sizes[i]:  # turned, and the header did not tell
+                sides = torch.tensor(image.shape[1:])[:, None]
+                part = [p[0] for p in _parts(cuts, here, _crops(cuts, here, draw.counters, *sides), None, *sides)]
+            for (augmenter, _), images, (box, flip) in zip(cuts.views, cuts.images, part, strict=True):
+                view = _cut(image, box, augmenter)
+                images[place] = view.flip(-1) if flip else view
 
     def _open(self, draw: Draw, row: int, broken: list[Broken], attempt: int) -> _Opened:
         """Read one file; a broken one is replaced by the next draw of its own position.
@@ -139,6 +139,12 @@ class FileReader:
         return hash_int(seed, draw.counters.epoch, Stream.REPLACE, position, tried - 1) % count
 
 
+def _crops(cuts: _Cuts, places: Tensor, counters: Counters, height: Tensor, width: Tensor) -> list[Crop]:
+    """Draw the crops of some rows, in images of these sizes, for each view."""
+    position = counters.position[cuts.rows[places]]
+    return [augmenter.boxes(height, width, counters.epoch, position, view) for augmenter, view in cuts.views]
+
+
 def _shrinks(views: list[tuple[Augmenter, int]], crops: list[Crop], opened: list[_Opened]) -> Tensor:
     """Return (n,) int64: by how much each image can be smaller than it is, for all of its views."""
     room = torch.tensor([float(o.image.most_shrink) for o in opened]) * _GAP
@@ -153,16 +159,27 @@ def _shrinks(views: list[tuple[Augmenter, int]], crops: list[Crop], opened: list
     return shrink
 
 
-def _snapped(crop: Crop, shrink: Tensor, height: Tensor, width: Tensor) -> Crop:
-    """Move the edges of crops to whole pixels of the smaller images: by half of one at most, a quarter in the view."""
-    by = shrink[:, None]
-    if int(by.max()) == 1:
-        return crop
-    near, far = crop.box[:, :2], crop.box[:, :2] + crop.box[:, 2:]
-    near = torch.round(near / by) * by
-    # The last pixel of a side may stand for fewer than the others.
-    far = torch.minimum(torch.round(far / by) * by, torch.stack([height, width], dim=1))
-    return crop._replace(box=torch.cat([near, far - near], dim=1))
+def _parts(
+    cuts: _Cuts, places: Tensor, crops: list[Crop], shrink: Tensor | None, height: Tensor, width: Tensor
+) -> list[list[tuple[list[int], bool]]]:
+    """Note where the crops of some rows lie, and return for each view and row its box in the decoded image, and flip.
+
+    In images that are decoded smaller, edges move to whole pixels: by half of one at most, a quarter in the view.
+    """
+    found = []
+    for boxes, crop in zip(cuts.boxes, crops, strict=True):
+        box = crop.box
+        if shrink is not None and int(shrink.max()) > 1:
+            by = shrink[:, None]
+            near = torch.round(box[:, :2] / by)
+            size = torch.round((box[:, :2] + box[:, 2:]) / by) - near
+            # The last pixel of a side may stand for fewer than the others.
+            far = torch.minimum((near + size) * by, torch.stack([height, width], dim=1))
+            crop = Crop(torch.cat([near * by, far - near * by], dim=1), crop.flip)
+            box = torch.cat([near, size], dim=1)
+        boxes[places] = crop.shares(height, width)
+        found.append(list(zip(box.int().tolist(), crop.flip.tolist(), strict=True)))
+    return found
 
 
 def _cut(image: Tensor, box: list[int], augmenter: Augmenter) -> Tensor:

@@ -46,8 +46,8 @@ def crop_boxes(
     first = fits.to(torch.int8).argmax(1, keepdim=True)
     some = fits.any(1)
     # The largest crop of an allowed ratio, for those that none fits.
-    h = torch.where(some, h.gather(1, first)[:, 0], torch.minimum(full_h, torch.round(full_w / ratio[0])))
-    w = torch.where(some, w.gather(1, first)[:, 0], torch.minimum(full_w, torch.round(full_h * ratio[1])))
+    h = torch.where(some, h.gather(1, first)[:, 0], torch.minimum(full_h, torch.round(full_w / ratio[0]).clamp_(min=1)))
+    w = torch.where(some, w.gather(1, first)[:, 0], torch.minimum(full_w, torch.round(full_h * ratio[1]).clamp_(min=1)))
     room_h, room_w = full_h - h, full_w - w
     # The share of the room is below 1, but the product may round up to it.
     top = torch.where(some, torch.minimum(torch.floor(u[:, -2] * (room_h + 1)), room_h), torch.floor(room_h / 2))
@@ -138,7 +138,8 @@ def clean_resize(images: Tensor, size: ImgSize) -> Tensor:
     middle = [slice((w - side) // 2, (w - side) // 2 + side) for w, side in zip(wanted, asked, strict=True)]
     if not images.is_floating_point():
         # A file's pixels on the host: torch's kernel for bytes, which has the same filter, is far ahead on large ones.
-        return F.interpolate(images, size=wanted, mode="bilinear", antialias=True)[..., middle[0], middle[1]]
+        whole = F.interpolate(images, size=wanted, mode="bilinear", antialias=True)
+        return whole[..., middle[0], middle[1]].contiguous()
     matrices = []
     for total, w, kept in zip((height, width), wanted, middle, strict=True):
         full = axis_weights(images.new_zeros(1), _one(total, images), w, total)

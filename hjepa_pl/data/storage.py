@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hjepa_pl.data.decode import Encoded
+from hjepa_pl.data.decode import ImageFile
 from hjepa_pl.functional.constants import constant
 from hjepa_pl.types import ConfigError
 
@@ -58,10 +58,10 @@ class FileImages:
         """Return the path of one image."""
         return os.fsdecode(bytes(self._paths[index]))
 
-    def open(self, index: int) -> Encoded:
+    def open(self, index: int) -> ImageFile:
         """Read the bytes of one image; `OSError` if they are none."""
         with open(self.path(index), "rb") as file:
-            return Encoded(file.read())
+            return ImageFile(file.read())
 
     def read(self, index: int, channels: int | None) -> Tensor:
         """Decode one image to (C, H, W) uint8; `OSError` if it is broken."""

@@ -16,6 +16,7 @@ import webdataset
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from hjepa_pl.data.batches import AT_ONCE
 from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.tar_samples import Sample, read_shard
 from hjepa_pl.functional.counters import Stream, hash_int
@@ -65,13 +66,13 @@ class ShardStream:
 
         Args:
             step: Number of the global batch since the start of the run.
-            place: See `lane_places`; quick if places are asked for in ascending order.
+            place: See `lane_places`; quick if places are asked for in ascending order, up to `AT_ONCE` to and fro.
             ahead: How many samples further on.
         """
         epoch, number = divmod(step, self.batches)
         which = number % self.lanes
         lane = self._open.get(which)
-        if lane is None or lane.epoch != epoch or lane.place > place:
+        if lane is None or lane.epoch != epoch or lane.first > place:
             lane = self._open[which] = _Lane(epoch, self._samples(epoch, which))
         return lane.sample(place, ahead)
 
@@ -109,24 +110,27 @@ class ShardStream:
 
 
 class _Lane:
-    """A stream of samples that knows its place, and can look ahead of it."""
+    """A stream of samples that knows its place, and can look ahead of it and a little back."""
 
     def __init__(self, epoch: int, samples: Iterator[Sample]) -> None:
         self.epoch = epoch
-        self.place = 0
+        self.first = 0
+        """Place of the first sample that is still held."""
         self._samples = samples
-        self._next: deque[Sample] = deque()
+        self._held: deque[Sample] = deque()
 
     def sample(self, place: int, ahead: int) -> Sample:
-        while self.place < place:
-            if self._next:
-                self._next.popleft()
+        # A reader has as many samples open before it decodes the first, which may then want a stand-in.
+        while self.first <= place - AT_ONCE:
+            if self._held:
+                self._held.popleft()
             else:
                 next(self._samples)
-            self.place += 1
-        while len(self._next) <= ahead:
-            self._next.append(next(self._samples))
-        return self._next[ahead]
+            self.first += 1
+        wanted = place - self.first + ahead
+        while len(self._held) <= wanted:
+            self._held.append(next(self._samples))
+        return self._held[wanted]
 
 
 def lane_places(source: Tensor, dataset: int, batch_size: int, world_size: int, lanes: int) -> Tensor:

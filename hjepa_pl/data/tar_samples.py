@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from webdataset.gopen import gopen, set_options
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from hjepa_pl.data.decode import Encoded
+from hjepa_pl.data.decode import ImageFile
 from hjepa_pl.data.shards import image_suffix
 from hjepa_pl.types import ConfigError
 
@@ -25,9 +25,9 @@ class Sample(NamedTuple):
     label: int
     """-1 where there is none."""
 
-    def open(self) -> Encoded:
+    def open(self) -> ImageFile:
         """Return the image; `OSError` if it is none."""
-        return Encoded(self.content)
+        return ImageFile(self.content)
 
 
 def read_shard(shard: str) -> Iterator[Sample]:

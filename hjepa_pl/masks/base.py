@@ -10,8 +10,8 @@ from torch import Tensor
 from hjepa_pl.functional.counters import Stream, bits, hash_int
 from hjepa_pl.types import Counters, Masks
 
-_PATCH_BITS = 24
-_HIDDEN = 2 ** (32 + _PATCH_BITS)
+_PLACE_BITS = 24
+_HIDDEN = 2 ** (32 + _PLACE_BITS)
 """More than any score."""
 
 
@@ -67,10 +67,8 @@ class MaskGenerator(ABC):
         list, which drops the lower right).
         """
         key = hash_int(self.seed, counters.epoch, Stream.KEEP)
-        patch = torch.arange(visible.shape[1], device=visible.device)
-        # The patch in the low bits: no two scores are equal, so that every device picks the same.
-        score = bits(key, counters.position, len(patch)).bitwise_left_shift_(_PATCH_BITS).add_(patch)
-        return _smallest(score.masked_fill_(~visible, _HIDDEN), count) & (2**_PATCH_BITS - 1)
+        score = scores(key, counters.position, visible.shape[1])
+        return smallest(score.masked_fill_(~visible, _HIDDEN), count)
 
     def _cells_of(self, cell: int, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the cells of blocks of `size` at corners (B, T), in patches: (B, T, M) indices on the cells' grid."""
@@ -80,10 +78,21 @@ class MaskGenerator(ABC):
         return first[..., None] + (rows[:, None] * across + columns).flatten()
 
 
-def _smallest(values: Tensor, count: int) -> Tensor:
-    """Return the smallest of each row (B, N), no two of it equal: (B, count), in no order. `values` is given up."""
+def scores(key: int, position: Tensor, n: int) -> Tensor:
+    """Draw a number for each of `n` places, (B, n) int64 of 56 bits.
+
+    The place is in the low bits: no two are equal, so that every device picks the same.
+    """
+    place = torch.arange(n, device=position.device)
+    return bits(key, position, n).bitwise_left_shift_(_PLACE_BITS).add_(place)
+
+
+def smallest(values: Tensor, count: int) -> Tensor:
+    """Return where the smallest scores of each row (B, N) stand: (B, count), in no order. The scores are given up."""
     # NumPy's partition is vectorised and torch's is not: a third of the time on a CPU. (A fake tensor has no numbers.)
     if values.device.type == "cpu" and type(values) is Tensor:
         values.numpy().partition(count - 1, axis=1)
-        return values[:, :count]
-    return values.topk(count, dim=1, largest=False, sorted=False).values
+        chosen = values[:, :count]
+    else:
+        chosen = values.topk(count, dim=1, largest=False, sorted=False).values
+    return chosen & (2**_PLACE_BITS - 1)

@@ -2,8 +2,8 @@
 
 import torch
 
-from hjepa_pl.functional.counters import Stream, hash_int, uniform
-from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible
+from hjepa_pl.functional.counters import Stream, hash_int
+from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible, scores, smallest
 from hjepa_pl.masks.settings import MaskConfig
 from hjepa_pl.types import ConfigError, Counters, Masks
 
@@ -36,7 +36,7 @@ class RandomMasks(MaskGenerator):
         columns = self.grid[1] // self.cell
         total = columns * (self.grid[0] // self.cell)
         key = hash_int(self.seed, counters.epoch, Stream.BLOCK_PLACE)
-        hidden = uniform(key, counters.position, total).topk(shape.blocks, dim=1, sorted=False).indices
+        hidden = smallest(scores(key, counters.position, total), shape.blocks).sort(dim=1).values
         cells = torch.ones(len(hidden), total, dtype=torch.bool, device=hidden.device).scatter_(1, hidden, False)
         visible = cells.reshape(len(hidden), -1, columns)
         visible = visible.repeat_interleave(self.cell, dim=1).repeat_interleave(self.cell, dim=2).flatten(1)

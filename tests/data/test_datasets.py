@@ -8,14 +8,14 @@ from PIL import Image
 from torchvision import datasets as tv
 
 from hjepa_pl.data.datasets import load_dataset
-from hjepa_pl.data.decode import Encoded
+from hjepa_pl.data.decode import ImageFile
 from hjepa_pl.data.storage import ArrayImages, FileImages, adapt_channels, stratified
 from hjepa_pl.data.trees import imagenet100_classes
 from hjepa_pl.types import ConfigError
 
 
 def decode(path, channels):
-    return Encoded(Path(path).read_bytes()).pixels(channels)
+    return ImageFile(Path(path).read_bytes()).pixels(channels)
 
 
 def save(path, size=(8, 8), value=0, mode="RGB", **kwargs):

@@ -1,6 +1,8 @@
 """Large photographs are decoded no larger than their views need, and let go one after the other."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.batches import Draw
-from hjepa_pl.data.decode import SHRINKS, Encoded
+from hjepa_pl.data.decode import SHRINKS, ImageFile
 from hjepa_pl.data.multicrop import view_plan
 from hjepa_pl.data.reader import FileReader
 from hjepa_pl.data.storage import FileImages
@@ -46,10 +48,10 @@ def jpeg(image, mode="RGB", turn=None, **kwargs):
 )
 def test_a_smaller_jpeg_is_the_mean_of_the_whole_ones_squares(by, keys, channels) -> None:
     content = jpeg(scene(200, 336) if "turn" in keys else scene(195, 330), **keys)
-    encoded = Encoded(content)
+    encoded = ImageFile(content)
     assert encoded.most_shrink == 8
     assert (encoded.height, encoded.width) == ((336, 200) if "turn" in keys else (195, 330))
-    whole, small = Encoded(content).pixels(channels), encoded.pixels(channels, by)
+    whole, small = ImageFile(content).pixels(channels), encoded.pixels(channels, by)
     assert whole.shape[1:] == (encoded.height, encoded.width)
     assert small.shape == (len(whole), *(-(-side // by) for side in whole.shape[1:]))
     means = torch.nn.functional.avg_pool2d(whole.float(), by)
@@ -61,28 +63,28 @@ def test_a_smaller_jpeg_is_the_mean_of_the_whole_ones_squares(by, keys, channels
 def test_what_is_no_jpeg_is_as_large_as_it_is() -> None:
     out = io.BytesIO()
     scene(40, 50).save(out, "PNG")
-    assert Encoded(out.getvalue()).most_shrink == 1
+    assert ImageFile(out.getvalue()).most_shrink == 1
 
 
 def test_a_turned_one_is_decoded_smaller_where_its_sides_are_multiples() -> None:
-    turned = (Encoded(jpeg(scene(h, w), turn=3)) for h, w in ((24, 32), (20, 32), (18, 20), (19, 32)))
+    turned = (ImageFile(jpeg(scene(h, w), turn=3)) for h, w in ((24, 32), (20, 32), (18, 20), (19, 32)))
     assert [t.most_shrink for t in turned] == [8, 4, 2, 1]
 
 
 @pytest.fixture
 def shrinks(monkeypatch):
     """By what the images of a test are decoded smaller."""
-    seen, plain = [], Encoded.pixels
+    seen, plain = [], ImageFile.pixels
 
     def pixels(self, channels, shrink=1):
         seen.append(shrink)
         return plain(self, channels, shrink)
 
-    monkeypatch.setattr(Encoded, "pixels", pixels)
+    monkeypatch.setattr(ImageFile, "pixels", pixels)
     return seen
 
 
-def read(paths, size, augmentation=PLAIN, whole_size=None):
+def read(paths, size, augmentation=PLAIN):
     files = FileImages([str(p) for p in paths], torch.arange(len(paths)), ["x"])
     plan = view_plan(None, Augmenter(augmentation, size, (0.0,) * 3, (1.0,) * 3, seed=3), 2, None)
     n = len(paths)
@@ -100,7 +102,7 @@ def test_views_of_large_photographs_are_those_of_the_whole_ones(tmp_path, shrink
     group = found.groups[0]
     assert set(shrinks) == {2, 4}
     for i, path in enumerate(paths):
-        image = Encoded(path.read_bytes()).pixels(3)
+        image = ImageFile(path.read_bytes()).pixels(3)
         sides = torch.tensor(image.shape[1:]).repeat(2)
         for view, box in zip(group.images, group.boxes, strict=True):
             edges = box[i] * sides
@@ -132,7 +134,7 @@ def test_one_that_breaks_off_while_it_is_decoded_smaller_is_replaced(tmp_path, s
     assert {b.path for b in found.broken} >= {str(paths[1]), str(paths[4])}
     stand_in = int(found.label[1])
     assert stand_in not in (1, 4)
-    assert found.label.tolist()[::2] != found.label.tolist()[1::2]
+    assert found.label[[0, 2, 3, 5]].tolist() == [0, 2, 3, 5]
     # The stand-in is what the row shows: alone, at the row's place in the run, it gives the same view.
     files = FileImages([str(p) for p in paths], torch.arange(6), ["x"])
     plan = view_plan(None, Augmenter(PLAIN, 32, (0.0,) * 3, (1.0,) * 3, seed=3), 2, None)
@@ -152,3 +154,57 @@ def test_a_clean_image_of_bytes_is_that_of_floats() -> None:
             floats = clean_resize(image.float(), size)
             assert clean_resize(image, size).dtype == torch.uint8
             assert (clean_resize(image, size) - floats).abs().max() <= 1.6
+
+
+@pytest.mark.parametrize("size", [32, 100])
+def test_images_whose_headers_do_not_tell_how_they_are_turned(tmp_path, size) -> None:
+    """TIFF and PNG with EXIF, a JPEG with XMP: all show the upright picture, and its boxes."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = scene(200, 400)
+    image.save(tmp_path / "0.tiff", exif=exif)
+    image.save(tmp_path / "1.png", exif=exif)
+    image.save(tmp_path / "2.webp", exif=exif, lossless=True)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    image.save(tmp_path / "3.jpg", quality=95, xmp=xmp)
+    turned = image.transpose(Image.Transpose.ROTATE_270)
+    turned.save(tmp_path / "plain.png")
+    paths = sorted(tmp_path.glob("?.*"))
+    found, plain = read(paths, size).groups[0], read([tmp_path / "plain.png"] * 4, size).groups[0]
+    assert torch.equal(found.boxes[:, :3], plain.boxes[:, :3])
+    assert (found.boxes[:, 3] - plain.boxes[:, 3]).abs().max() <= 0.0101  # half a pixel of four, of 200
+    for view, other in zip(found.images, plain.images, strict=True):
+        assert torch.equal(view[:3], other[:3])
+        assert (view[3].int() - other[3].int()).abs().float().mean() < 3  # a JPEG
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_what_is_decoded_is_let_go(tmp_path, kind) -> None:
+    """A batch of large pictures, one of them 5.5 MiB, grows the process by a few of them, not by all."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Pillow decodes it
+    scene(1200, 1600).save(tmp_path / f"x.{kind}", exif=exif if kind == "JPEG" else None)
+    script = f"""
+import resource, torch
+torch.set_num_threads(1)
+from tests.data.test_decode import read
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+read([{str(tmp_path / f"x.{kind}")!r}] * 2, 500)
+before = most()
+read([{str(tmp_path / f"x.{kind}")!r}] * 32, 500)
+print(most() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    views = 2 * 32 * 3 * 500 * 500 / 2**20
+    assert float(run.stdout) < views + 40  # all of them: 160 MiB more
+    once = ImageFile((tmp_path / f"x.{kind}").read_bytes())
+    once.pixels(3)
+    with pytest.raises(OSError, match="cannot identify"):
+        once.pixels(3)
+
+
+def test_a_picture_one_pixel_wide_has_views(tmp_path) -> None:
+    scene(64, 1).save(tmp_path / "x.png")
+    group = read([tmp_path / "x.png"] * 8, (8, 24)).groups[0]
+    assert group.boxes.min() >= 0
+    assert group.boxes.max() <= 1

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hjepa_pl.__main__ import main
 from hjepa_pl.data import MultiDatasetDataModule
-from hjepa_pl.data.decode import Encoded
+from hjepa_pl.data.decode import ImageFile
 from hjepa_pl.data.faults import BAD_FILES, BadFile, BadFiles
 from hjepa_pl.types import ConfigError
 from tests.test_cli import TINY
@@ -171,16 +171,16 @@ def test_a_file_without_its_end_is_broken_and_not_filled_with_grey(kind):
     """
     progressive = {"progressive": True} if kind == "progressive" else {}
     content = picture("JPEG" if progressive else kind, 0, side=64, **progressive)
-    whole, complete = Encoded(content).pixels(3), 0
+    whole, complete = ImageFile(content).pixels(3), 0
     cuts = {*range(1, 40), *range(len(content) - 40, len(content)), *range(0, len(content), len(content) // 40)}
     for cut in cuts:
         try:
-            assert torch.equal(Encoded(content[:cut]).pixels(3), whole)
+            assert torch.equal(ImageFile(content[:cut]).pixels(3), whole)
             complete += 1
         except OSError:
             continue
     assert complete <= {"PNG": 22, "GIF": 2}.get(kind, 0)
-    if kind == "JPEG":  # which torchvision decodes; Pillow refuses it too
+    if kind == "JPEG":  # which libjpeg decodes; Pillow refuses it too
         with pytest.raises(OSError, match="truncated"), Image.open(io.BytesIO(content[:-200])) as image:
             image.load()
 

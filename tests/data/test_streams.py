@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hjepa_pl.data import streams
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import AugmentationConfig
 from hjepa_pl.data.loader import TrainLoader, file_sets
@@ -202,6 +203,22 @@ def test_broken_members_are_named_and_replaced_by_the_next(tmp_path):
     assert 5 not in counts
     assert len(counts) == 47
     assert sorted(counts.values()) == [1] * 46 + [2]
+
+
+def test_members_that_break_off_while_they_are_decoded_cost_no_second_reading(tmp_path, monkeypatch):
+    """A good header and no end: of 60 samples in one shard every fifteenth; the shard is read from its start once."""
+    whole = [encoded(n, "JPEG") for n in range(60)]
+    write_tar(
+        tmp_path / "x.tar", [(f"{n:02}.jpg", c[: len(c) // 2] if n % 15 == 14 else c) for n, c in enumerate(whole)]
+    )
+    readings = []
+    plain = streams.read_shard
+    monkeypatch.setattr(streams, "read_shard", lambda shard: readings.append(shard) or plain(shard))
+    images = ShardImages([str(tmp_path / "x.tar")], 60)
+    with pytest.warns(UserWarning, match="cannot be decoded"):
+        batches = list(loader([images], 60, batch=20))
+    assert len(batches) == 3
+    assert len(readings) <= 2  # the pass, and the next one that the shuffle buffer looks into for the last stand-in
 
 
 def test_too_many_broken_members_stop_the_run(tmp_path):

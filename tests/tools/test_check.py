@@ -185,7 +185,7 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
         (["tiny.yaml", "--model.init_args.optimizer.warmup_epochs=4"], "as long as the run of 4; shorten it"),
         (
             ["tiny.yaml", "--data.init_args.datasets=[{name: folder, root: .}]", "--trainer.overfit_batches=2"],
-            "is refused",
+            "overfit_batches=2` is",
         ),
     ],
 )
