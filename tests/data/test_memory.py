@@ -60,7 +60,6 @@ def test_what_travels_to_a_worker_that_starts_anew_is_small(sets):
     assert len(pickle.dumps(dataset)) < MIB
 
 
-@pytest.mark.slow
 def test_workers_that_start_anew_read_the_same(sets):
     loader = make(sets, 16)
     expected = list(loader)

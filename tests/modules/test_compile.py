@@ -32,7 +32,6 @@ def compiler() -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_it_computes_the_same_and_compiles_no_more_once_the_shapes_are_seen() -> None:
     plain, fused = HJEPALightningModule(**SETTINGS), HJEPALightningModule(**SETTINGS, compile=True)
@@ -85,7 +84,6 @@ def test_what_is_neither_true_nor_false_is_refused() -> None:
         HJEPALightningModule(**SETTINGS, compile="reduce-overhead")
 
 
-@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_told_so(tmp_path) -> None:
     script = """
 import torch

@@ -122,7 +122,6 @@ def test_a_run_that_diverges_ends_as_fit_ends(config, capsys) -> None:
     assert "is not finite" in said[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [

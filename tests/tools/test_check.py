@@ -68,7 +68,6 @@ def test_counted_operations_are_those_of_a_real_step(config, capsys) -> None:
     assert float(found[1]) == pytest.approx(counter.get_total_flops() / 1e6, rel=0.005)
 
 
-@pytest.mark.slow
 def test_checkpointing_lessens_memory_and_changes_no_count(config) -> None:
     def count(*more: str):
         words = ["--config", str(config), "--model.init_args.encoder.depth=6", *more]
@@ -90,7 +89,6 @@ CROPS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], SEPARATE, CROPS], ids=["joint", "separate", "crops"])
 def test_the_predictor_s_tokens_are_those_of_its_blocks(config, more) -> None:
     with scratch_folder() as scratch:
@@ -101,7 +99,6 @@ def test_the_predictor_s_tokens_are_those_of_its_blocks(config, more) -> None:
     assert seen == [32 * counted.predictor]
 
 
-@pytest.mark.slow
 def test_sizes_that_leave_as_much_visible_count_each(config, capsys) -> None:
     """Of the same number of visible patches, blocks of other sizes have more to predict."""
     keys = {"encoder.img_size": 12, "encoder.depth": 1, "masks.max_visible": 0.4}
@@ -225,7 +222,6 @@ def test_data_that_are_missing_are_not_fetched(config, capsys) -> None:
     assert not Path("data").exists()
 
 
-@pytest.mark.slow
 def test_networks_get_no_storage(capsys, monkeypatch) -> None:
     """ViT-H/14 has 632 million parameters, and its moving average as many: they would take five gigabytes."""
     monkeypatch.setattr("sys.argv", ["hjepa"])
