@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"hjepa_pl {version('hjepa_pl')}")
         return 0
     if argv[0] in _LIGHTNING:
-        from hjepa_pl.cli import run
+        from hjepa_pl.launch import run
 
         return run(argv, _STARTED if args is None else time.monotonic())
     if argv[0] in _TOOLS:

@@ -2,9 +2,6 @@
 
 import re
 import shutil
-import sys
-import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +11,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from hjepa_pl.callbacks.clock import Clock, seconds_noted
+from hjepa_pl.callbacks.clock import seconds_noted
 from hjepa_pl.callbacks.collapse import CollapseMonitor
 from hjepa_pl.callbacks.features import FeatureWriter
 from hjepa_pl.callbacks.probes import ProbeCallback
-from hjepa_pl.callbacks.progress import Progress
-from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.faults import BAD_FILES
 from hjepa_pl.data.index import INDEX_CACHE
@@ -36,15 +31,14 @@ from hjepa_pl.outputs import (
     CheckpointConfig,
     LoggingConfig,
     SaveConfig,
-    build_loggers,
-    checkpoint_callbacks,
     set_aside,
 )
-from hjepa_pl.refusals import first_line, refusal
+from hjepa_pl.refusals import first_line
 from hjepa_pl.resume import read_checkpoint, refuse_complete, refuse_other_settings
-from hjepa_pl.types import ConfigError, RunStopped
+from hjepa_pl.types import ConfigError
+from hjepa_pl.watchers import loggers, of_training
 
-__all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule", "run"]
+__all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule"]
 
 
 class HJEPACLI(LightningCLI):
@@ -144,7 +138,8 @@ class HJEPACLI(LightningCLI):
         """Make the Trainer with loggers, checkpoints and what watches."""
         options = self.config[self.subcommand]
         if self.subcommand == "fit":
-            config["logger"] = self._loggers(config["logger"], options["logging"])
+            resumed = self.checkpoint["global_step"] if self.checkpoint and self._goes_on() else None
+            config["logger"] = loggers(config["logger"], options["logging"], self.folder, resumed)
         elif config["logger"] in (None, True):
             config["logger"] = False
         callbacks += self._watchers(config, options)
@@ -161,36 +156,15 @@ class HJEPACLI(LightningCLI):
         probes = [probe.title or probe.name for probe in self.datamodule.probe]
         found: list[pl.Callback] = []
         if self.subcommand == "fit" and not config["fast_dev_run"]:
-            if config["enable_checkpointing"] is not False:
-                folder = self.folder.absolute() / "checkpoints"
-                found += checkpoint_callbacks(options["checkpoint"], folder, probes)
-            elif options["checkpoint"] != CheckpointConfig():
-                raise ConfigError(
-                    "checkpoint does nothing with trainer.enable_checkpointing false; remove one of them."
-                )
-            found += [SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder)), RunLog(str(self.folder))]
-            if getattr(self.model, "budget", None) is not None:
-                found.append(Clock(str(self.folder)))
-            if config["enable_progress_bar"] is not False:
-                found.append(Progress())
+            save = SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder))
+            budgeted = getattr(self.model, "budget", None) is not None
+            found += of_training(config, options["checkpoint"], self.folder, probes, save, budgeted=budgeted)
         if probes and self.subcommand != "predict":
             found.append(ProbeCallback())
         if self.subcommand == "predict":
             found.append(FeatureWriter(str(self.folder)))
         own = tuple({type(c) for c in _as_list(config["callbacks"])} - {ModelCheckpoint})
         return [c for c in found if not own or not isinstance(c, own)]
-
-    def _loggers(self, asked: Any, logging: LoggingConfig) -> Any:
-        """Return the run's loggers: ours, or what trainer.logger asks for."""
-        if asked in (None, True):
-            return build_loggers(
-                logging, self.folder, self.checkpoint["global_step"] if self.checkpoint and self._goes_on() else None
-            )
-        if logging != LoggingConfig():
-            raise ConfigError(
-                "logging does nothing beside trainer.logger, which replaces its loggers; give one of them."
-            )
-        return asked
 
     # ------------------------------------------------------------------------------------------------- before the run
 
@@ -258,57 +232,3 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | None = None) -> HJEPACLI:
-    """Parse a command line, make its objects and run it, as `kind` does each of the three.
-
-    Args:
-        args: The words, the command first.
-        kind: The class; a subclass may stop before the run.
-        began: When the command was given, by `time.monotonic`, where a time budget counts from; None is now.
-    """
-    for message in (
-        ".*does not have many workers.*",  # sets in memory need none
-        r"Found \d+ module\(s\) in eval mode.*",  # the target encoder always is
-        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch, nothing that a user could change
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    kind.argv, kind.started = list(args[1:]), time.monotonic() if began is None else began
-    return kind(
-        PretrainModule,
-        MultiDatasetDataModule,
-        args=None if list(args) == sys.argv[1:] else list(args),  # None is the command line itself
-        seed_everything_default=0,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        save_config_callback=None,
-        parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
-        trainer_defaults={"num_sanity_val_steps": -1, "use_distributed_sampler": False, "log_every_n_steps": 10},
-    )
-
-
-def run(args: Sequence[str], began: float) -> int:
-    """Run a Lightning command; return 0, 1 for a run that had to stop, 2 for a refused setting.
-
-    Args:
-        args: The words of the command line.
-        began: When it was given, by `time.monotonic`.
-    """
-    try:
-        start(args, began=began)
-    except RunStopped as error:
-        return _fail(str(error), 1)
-    except Exception as error:
-        sentence = refusal(error)
-        if sentence is None:
-            raise
-        return _fail(sentence, 2)
-    return 0
-
-
-def _fail(sentence: str, status: int) -> int:
-    print(f"hjepa: error: {sentence}", file=sys.stderr)
-    return status

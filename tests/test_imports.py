@@ -21,6 +21,7 @@ ALLOWED = {
     "keys": {"types"},
     "resume": {"types", "refusals"},
     "outputs": {"types", "callbacks"},
+    "watchers": {"types", "callbacks", "outputs"},
     "cli": {
         "types",
         "functional",
@@ -36,12 +37,14 @@ ALLOWED = {
         "refusals",
         "keys",
         "resume",
+        "watchers",
     },
-    "tools": {"types", "functional", "masks", "models", "data", "modules", "callbacks", "refusals", "cli"},
-    "__main__": {"cli", "tools"},
+    "launch": {"types", "data", "modules", "refusals", "cli"},
+    "tools": {"types", "functional", "masks", "models", "data", "modules", "callbacks", "refusals", "cli", "launch"},
+    "__main__": {"launch", "tools"},
     "__init__": {"modules", "data"},
 }
-LIGHTNING = {"modules", "callbacks", "data", "cli", "outputs"}
+LIGHTNING = {"modules", "callbacks", "data", "cli", "outputs", "watchers"}
 
 
 def imports(path: Path) -> set[str]:

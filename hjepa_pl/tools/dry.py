@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from hjepa_pl.cli import HJEPACLI, start
+from hjepa_pl.cli import HJEPACLI
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.surroundings import batch_limit, refuse_overfit
 from hjepa_pl.functional.length import total_steps
+from hjepa_pl.launch import start
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
 

@@ -15,6 +15,7 @@ from hjepa_pl.data.batches import Draw
 from hjepa_pl.data.decode import SHRINKS, ImageFile
 from hjepa_pl.data.multicrop import view_plan
 from hjepa_pl.data.reader import FileReader
+from hjepa_pl.data.resize import clean_resize
 from hjepa_pl.data.storage import FileImages
 from hjepa_pl.types import Counters
 
@@ -146,8 +147,6 @@ def test_one_that_breaks_off_while_it_is_decoded_smaller_is_replaced(tmp_path, s
 
 
 def test_a_clean_image_of_bytes_is_that_of_floats() -> None:
-    from hjepa_pl.data.resize import clean_resize
-
     for shape in ((301, 500), (500, 301), (90, 40)):
         image = torch.from_numpy(np.array(scene(*shape))).permute(2, 0, 1)[None]
         for size in (64, (48, 96)):

@@ -1,0 +1,66 @@
+"""From the words of a command line to its run and its exit status."""
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+
+from hjepa_pl.cli import HJEPACLI
+from hjepa_pl.data import MultiDatasetDataModule
+from hjepa_pl.modules.base import PretrainModule
+from hjepa_pl.refusals import refusal
+from hjepa_pl.types import RunStopped
+
+
+def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | None = None) -> HJEPACLI:
+    """Parse a command line, make its objects and run it, as `kind` does each of the three.
+
+    Args:
+        args: The words, the command first.
+        kind: The class; a subclass may stop before the run.
+        began: When the command was given, by `time.monotonic`, where a time budget counts from; None is now.
+    """
+    for message in (
+        ".*does not have many workers.*",  # sets in memory need none
+        r"Found \d+ module\(s\) in eval mode.*",  # the target encoder always is
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch, nothing that a user could change
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    kind.argv, kind.started = list(args[1:]), time.monotonic() if began is None else began
+    return kind(
+        PretrainModule,
+        MultiDatasetDataModule,
+        args=None if list(args) == sys.argv[1:] else list(args),  # None is the command line itself
+        seed_everything_default=0,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_callback=None,
+        parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
+        trainer_defaults={"num_sanity_val_steps": -1, "use_distributed_sampler": False, "log_every_n_steps": 10},
+    )
+
+
+def run(args: Sequence[str], began: float) -> int:
+    """Run a Lightning command; return 0, 1 for a run that had to stop, 2 for a refused setting.
+
+    Args:
+        args: The words of the command line.
+        began: When it was given, by `time.monotonic`.
+    """
+    try:
+        start(args, began=began)
+    except RunStopped as error:
+        return _fail(str(error), 1)
+    except Exception as error:
+        sentence = refusal(error)
+        if sentence is None:
+            raise
+        return _fail(sentence, 2)
+    return 0
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(f"hjepa: error: {sentence}", file=sys.stderr)
+    return status
