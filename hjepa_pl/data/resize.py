@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hjepa_pl.functional.choice import first_true
 from hjepa_pl.functional.counters import uniform
 from hjepa_pl.functional.sizes import ImgSize, sides
 
@@ -43,7 +44,7 @@ def crop_boxes(
     aspect = torch.exp(low + (high - low) * u[:, _TRIES : 2 * _TRIES])
     w, h = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
     fits = (w >= 1) & (w <= full_w[:, None]) & (h >= 1) & (h <= full_h[:, None])
-    first = fits.to(torch.int8).argmax(1, keepdim=True)
+    first = first_true(fits)[:, None]
     some = fits.any(1)
     # The largest crop of an allowed ratio, for those that none fits.
     h = torch.where(some, h.gather(1, first)[:, 0], torch.minimum(full_h, torch.round(full_w / ratio[0]).clamp_(min=1)))
