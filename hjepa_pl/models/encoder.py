@@ -112,6 +112,7 @@ class VisionEncoder(nn.Module):
             pixels = gather_tokens(pixels, keep)
         conv = vit.patch_embed.proj
         x = vit.patch_embed.norm(nn.functional.linear(pixels, conv.weight.flatten(1), conv.bias))
+        x = x.to(conv.weight.dtype)  # under autocast the residual stream stays in 32 bits
         position = self._positions(grid)
         if position is not None:
             x = x + (position if keep is None else gather_tokens(position.expand(len(x), -1, -1), keep))

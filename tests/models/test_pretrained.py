@@ -14,7 +14,7 @@ from hjepa_pl import HJEPALightningModule
 from hjepa_pl.functional.tokens import sincos_positions
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.pretrained import weights_follow
-from hjepa_pl.models.recipe import measure
+from hjepa_pl.models.recipe import measure, timm_recipe
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
@@ -72,15 +72,27 @@ def test_every_part_of_an_encoder_is_taken(tmp_path, settings, timms) -> None:
     same(load(saved(tmp_path / "vit.safetensors", model), **settings), model.state_dict())
 
 
-ROTARY = {"fc_norm": None, "use_fc_norm": False, "init_values": None}
+ROTARY = {"fc_norm": None, "use_fc_norm": False}  # timm's rotary ViTs have LayerScale, told or not
 
 
 @pytest.mark.parametrize("kind", ["rope", "rope_mixed"])
 @pytest.mark.parametrize("img_size", [32, (24, 40)], ids=str)
 def test_rotary_encoders_take_rotary_files_of_any_size(tmp_path, kind, img_size) -> None:
     model = timm_model(f"vit_small_patch16_{kind}_224", **ROTARY)
-    ours = load(saved(tmp_path / "vit.safetensors", model), position=kind, img_size=img_size)
+    path = saved(tmp_path / "vit.safetensors", model)
+    ours = load(path, position=kind, img_size=img_size, init_values=1.0)
     same(ours, model.state_dict())
+    with pytest.raises(ConfigError, match=r"holds blocks.0.gamma_1, .* set encoder.init_values, to any value"):
+        load(path, position=kind, img_size=img_size)
+
+
+@pytest.mark.parametrize("kind", ["rope", "rope_mixed"])
+def test_rotary_encoders_without_gains_take_what_they_export(tmp_path, kind) -> None:
+    config = EncoderConfig(**SMALL, position=kind)
+    model = VisionEncoder(config).vit
+    rebuilt = timm.create_model(timm_recipe(config)[0], **timm_recipe(config)[1])
+    rebuilt.load_state_dict(model.state_dict(), strict=True)
+    same(load(saved(tmp_path / "vit.safetensors", rebuilt), position=kind), model.state_dict())
 
 
 def test_context_and_target_encoder_both_start_there(tmp_path) -> None:
@@ -176,8 +188,16 @@ REFUSED = [
     ({"position": "rope"}, {}, r"holds a table of positions \(pos_embed\) .* set encoder.position learned"),
     ({}, {"name": "rope"}, "holds no pos_embed and the encoder has a table; set encoder.position rope,"),
     ({}, {"name": "rope_mixed"}, "holds no pos_embed and the encoder has a table; set encoder.position rope_mixed,"),
-    ({"position": "rope"}, {"name": "rope_mixed"}, "holds rope.freqs, .* set encoder.position rope_mixed"),
-    ({"position": "rope_mixed"}, {"name": "rope"}, "lacks rope.freqs, .* set encoder.position rope"),
+    (
+        {"position": "rope", "init_values": 1.0},
+        {"name": "rope_mixed"},
+        "holds rope.freqs, .* set encoder.position rope_mixed",
+    ),
+    (
+        {"position": "rope_mixed", "init_values": 1.0},
+        {"name": "rope"},
+        "lacks rope.freqs, .* set encoder.position rope",
+    ),
     ({"position": "rope_mixed", "num_heads": 2}, {"name": "rope_mixed"}, "rope.freqs .* set encoder.num_heads 3 and d"),
     ({"img_size": (16, 64)}, {}, "64 positions, which may be 4 x 16 or 8 x 8; set an encoder.img_size"),
     ({"img_size": 48}, {"img_size": (24, 40)}, "60 positions, which form no square; set an encoder.img_size"),

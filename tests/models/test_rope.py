@@ -97,12 +97,13 @@ def test_rotations_survive_a_change_of_dtype() -> None:
 @pytest.mark.parametrize("position", ["sincos", "rope"])
 @pytest.mark.parametrize("attention", ["self", "cross"])
 def test_the_predictors_residual_stream_is_in_32_bits(attention, position) -> None:
-    config = PredictorConfig(embed_dim=24, depth=1, num_heads=3, position=position, attention=attention)
+    config = PredictorConfig(embed_dim=24, depth=2, num_heads=3, position=position, attention=attention)
     predictor, seen = Predictor(config, 48, (4, 4), (1,)), []
-    predictor.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    for block in predictor.blocks:
+        block.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predictor(torch.randn(1, 4, 48), torch.arange(4)[None], (torch.tensor([[[9, 12]]]),))
-    assert seen == [torch.float32]
+    assert seen == [torch.float32] * 2
 
 
 @pytest.mark.parametrize("position", ["sincos", "rope"])
@@ -132,7 +133,10 @@ def test_layer_scale_in_the_predictor(attention, position) -> None:
         (lambda: EncoderConfig(position="rope", rope_theta=0.5), "encoder.rope_theta must be above 1, got 0.5"),
         (lambda: PredictorConfig(rope_theta=10.0), "predictor.rope_theta 10 does nothing with predictor.position"),
         (lambda: PredictorConfig(position="rope", embed_dim=20, num_heads=2), "must be a multiple of 8 with predictor"),
-        (lambda: PredictorConfig(init_values=0.0), "predictor.init_values must be positive, got 0.0"),
+        (
+            lambda: PredictorConfig(init_values=0.0),
+            r"invalid `predictor.init_values=0.0`: must be > 0 and finite; remove it",
+        ),
         (lambda: EncoderConfig(checkpoint_every=2), "encoder.checkpoint_every 2 does nothing without"),
         (lambda: PredictorConfig(checkpoint_every=2), "predictor.checkpoint_every 2 does nothing without"),
         (lambda: PredictorConfig(grad_checkpointing=True, checkpoint_every=9), "is more than predictor.depth 4"),
