@@ -18,6 +18,7 @@ from hjepa_pl.models.recipe import measure, timm_recipe
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
+from tests.functional.test_tokens import mae_table
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 32, "patch_size": 4}
 SIZES = {k: v for k, v in SMALL.items() if k != "img_size"}
@@ -164,12 +165,26 @@ def test_positions_of_another_size_are_resampled_by_timms_function(tmp_path, img
 def test_fixed_positions_start_from_fixed_positions_only(tmp_path, img_size) -> None:
     model = timm_model()
     path = saved(tmp_path / "vit.safetensors", model)
-    with pytest.raises(ConfigError, match=r"holds learned positions, and encoder.position 'sincos'.*set encoder.pos"):
+    with pytest.raises(ConfigError, match=r"holds positions that differ by up to 1.* from the fixed .*set encoder.pos"):
         load(path, position="sincos", img_size=img_size)
     table = sincos_positions((8, 8), 48)[None]
     ours = load(saved(tmp_path / "fixed.bin", model, pos_embed=table), position="sincos", img_size=img_size)
     grid = [img_size // 4] * 2
     assert torch.equal(ours["pos_embed"], resample_abs_pos_embed(table, grid, [8, 8], num_prefix_tokens=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:.*cls_token left out")
+def test_the_published_fixed_table_is_taken_in_any_precision(tmp_path, dtype) -> None:
+    """MAE's and I-JEPA's table, by the formula of their code: the class token's zeros, then the patches."""
+    model = timm_model(class_token=True, global_pool="token")
+    table = torch.tensor([[0.0] * 48, *mae_table(48, 8)])[None].to(dtype)
+    ours = load(saved(tmp_path / "mae.bin", model, pos_embed=table), position="sincos")
+    assert torch.equal(ours["pos_embed"], table[:, 1:].float())
+    nearly = table.clone()
+    nearly[0, 20, 5] += 0.02
+    with pytest.raises(ConfigError, match=r"differ by up to 0.0\d+ from the fixed sine-cosine table"):
+        load(saved(tmp_path / "tuned.bin", model, pos_embed=nearly), position="sincos")
 
 
 REFUSED = [
