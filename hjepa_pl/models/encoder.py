@@ -112,6 +112,7 @@ class VisionEncoder(nn.Module):
             pixels = gather_tokens(pixels, keep)
         conv = vit.patch_embed.proj
         x = vit.patch_embed.norm(nn.functional.linear(pixels, conv.weight.flatten(1), conv.bias))
+        x = x.to(conv.weight.dtype)  # under autocast the residual stream stays in 32 bits
         position = self._positions(grid)
         if position is not None:
             x = x + (position if keep is None else gather_tokens(position.expand(len(x), -1, -1), keep))
@@ -151,9 +152,10 @@ class VisionEncoder(nn.Module):
             kept_table = table if keep is None else gather_tokens(table.expand(len(keep), -1, -1), keep)[:, None]
             return [(kept_table,)] * self.depth
         prefix = self.vit.num_prefix_tokens
-        turn = rotations(table, prefix)  # (depth or 1, prefix + N, 1, heads or 1, d / 2)
+        turn = rotations(table, prefix)  # (depth or 1, prefix + N, 1, heads or 1, d / 2, 2)
         if keep is None:
-            return [(t[None],) for t in turn.expand(self.depth, -1, -1, -1, -1)]
+            return [(t[None],) for t in turn.expand(self.depth, *turn.shape[1:])]
         place = torch.cat([torch.arange(prefix, device=keep.device).expand(len(keep), -1), keep + prefix], dim=1)
-        kept = [t[place] for t in turn]  # one for all blocks where they share it
+        # One for all blocks where they share it. Mixed ones learn; the gradient of t[place] would be sorted on a GPU.
+        kept = [t.index_select(0, place.flatten()).unflatten(0, place.shape) for t in turn]
         return [(t,) for t in kept * (self.depth if len(kept) == 1 else 1)]
