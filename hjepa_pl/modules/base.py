@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_pl.functional.allocator import keep_freed_memory
-from hjepa_pl.functional.length import steps_per_epoch, total_steps
+from hjepa_pl.functional.length import clock, steps_per_epoch, total_steps
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.finite import FiniteSteps
 from hjepa_pl.modules.run_clock import RunClock
@@ -20,6 +21,9 @@ from hjepa_pl.optim.schedules import cosine, warmup_cosine
 from hjepa_pl.optim.settings import OptimizerConfig
 from hjepa_pl.types import ConfigError
 
+_LEAST_WARMUP = 10
+"""Optimizer steps of a warm-up under a time budget below which it is said to be none."""
+
 
 class PretrainModule(RunClock, FiniteSteps):
     """Base of the pretraining modules. A subclass gives `trained_modules`, a `training_step` and its own hooks."""
@@ -27,6 +31,7 @@ class PretrainModule(RunClock, FiniteSteps):
     def __init__(self, optimizer: OptimizerConfig, time_budget: str | None) -> None:
         super().__init__(time_budget)
         self.optimizer_config = optimizer
+        self._warms_up = True
 
     def trained_modules(self) -> list[nn.Module]:
         """Return the modules whose parameters the optimizer gets."""
@@ -68,6 +73,7 @@ class PretrainModule(RunClock, FiniteSteps):
                 "raise trainer.max_epochs to train on."
             )
         self.begin_steps(total)
+        self._warms_up = True
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.warmup_share()
 
@@ -95,6 +101,19 @@ class PretrainModule(RunClock, FiniteSteps):
             )
         return steps / total
 
+    def _judge_warmup(self, share: float) -> None:
+        """Say it once, where a time budget that is too short for the run's speed made the warm-up a jump."""
+        warmup, step = self.warmup_share(), self.trainer.global_step
+        if not self._warms_up or share < warmup:
+            return
+        self._warms_up = False
+        by_clock = share > (step + 1) / self.progress.total_steps
+        if self.budget is not None and by_clock and warmup > 0 and step < _LEAST_WARMUP:
+            rank_zero_warn(
+                f"`time_budget={clock(self.budget)}` is too short for a warm-up: its {warmup:.1%} of the run had "
+                f"{step} optimizer steps, and the rate was soon at its peak; raise it, or take smaller batches."
+            )
+
     def _apply_schedules(self, optimizer: Optimizer, share: float) -> None:
         config = self.optimizer_config
         lr = warmup_cosine(config.lr, config.floor, self.warmup_share(), share)
@@ -114,13 +133,15 @@ class PretrainModule(RunClock, FiniteSteps):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Set the schedules, step, then do what follows a step: once for each step of the optimizer."""
-        share, room = self.agreed((self.progress.share(self.trainer.global_step), self.progress.fits_validation()))
+        pace = self.pace()
+        share = self.progress.share(self.trainer.global_step, pace)
+        self._judge_warmup(share)
         self._apply_schedules(optimizer, share)  # type: ignore[arg-type]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._terms.clear()
         self.log_predictions()
         self.after_optimizer_step(share)
-        self.end_step(share, room)
+        self.end_step(share, room=pace.room >= 1.0)
 
     # -------------------------------------------------------------------------------------------------- the checkpoint
 

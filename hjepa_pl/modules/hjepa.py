@@ -81,7 +81,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             ema: How the target encoder follows; null is without one: the context encoder makes the targets, with
                 gradient (experimental).
             optimizer: AdamW and its schedules.
-            time_budget: "HH:MM:SS"; the run ends by then, with its schedules complete.
+            time_budget: "HH:MM:SS"; the run ends by then, with its schedules complete. The start counts against it,
+                but schedules begin at the first step. A warm-up of fewer than 10 steps in it draws a warning.
             seed: Key of masks, directions and drop path; null is seed_everything's from the CLI, 0 from Python.
             experimental: Allow token levels without a moving average, which collapse unless a regulariser on stream
                 'tokens' holds them.
@@ -179,7 +180,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
     def after_optimizer_step(self, share: float) -> None:
         """Move the target networks."""
         if self.ema is not None:
-            momentum = self.ema.momentum(share, self.progress.total_steps)
+            steps = self.progress.expected_steps(self.trainer.global_step, share)
+            momentum = self.ema.momentum(share, steps)
             self.move_target(momentum)
             if self._logs_now():
                 self.log("train/momentum", momentum)
