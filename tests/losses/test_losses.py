@@ -12,6 +12,7 @@ from hjepa_pl.losses.settings import RegularizerConfig, least_images
 from hjepa_pl.losses.sigreg import epps_pulley, sigreg
 from hjepa_pl.losses.streams import center_positions, regularize
 from hjepa_pl.losses.vicreg import covariance_term, invariance_term, variance_term, vicreg
+from hjepa_pl.tools.counting import PeakBytes
 from hjepa_pl.types import ConfigError
 
 
@@ -114,6 +115,25 @@ def test_vicreg_equals_the_papers_pseudo_code_in_float64() -> None:
     assert float(invariance_term(views, 2)) == pytest.approx(distance([(0, 2), (1, 2)]), abs=1e-6)
     assert float(vicreg(views, partial=2)) == pytest.approx(25 * distance([(0, 2), (1, 2)]) + np.mean(spread), abs=1e-6)
     assert torch.autograd.gradcheck(vicreg, views.requires_grad_(True))
+
+
+def test_sigreg_of_many_tokens_holds_few_angles_at_a_time() -> None:
+    """256 images of 68 tokens have 76 million angles, 303 MB each time that they are kept."""
+    with FakeTensorMode():
+        x = torch.empty(256 * 68, 192, requires_grad=True)
+        with PeakBytes([x]) as counted:
+            sigreg(x, 1).backward()
+    assert counted.peak < 128 * 2**20
+
+
+def test_sigreg_in_parts_is_sigreg_at_once(monkeypatch) -> None:
+    x = torch.randn(40, 6, dtype=torch.float64, requires_grad=True)
+    found = []
+    for at_once in (2**22, 40 * 17 * 5):  # of 32 directions, all or five at a time
+        monkeypatch.setattr("hjepa_pl.losses.sigreg._AT_ONCE", at_once)
+        value = sigreg(x, 9, 32)
+        found.append((value, torch.autograd.grad(value, x)[0]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-14, rtol=0)
 
 
 def position_only(images: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
