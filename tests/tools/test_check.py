@@ -222,6 +222,16 @@ def test_data_that_are_missing_are_not_fetched(config, capsys) -> None:
     assert not Path("data").exists()
 
 
+def test_every_config_of_the_repository_is_checked(capsys, monkeypatch) -> None:
+    """What the README says of `hjepa check configs`: one table a run, none left out, exit status 0."""
+    monkeypatch.setattr("sys.argv", ["hjepa"])
+    assert main(["check", str(CONFIGS), "--trainer.devices=1", "--trainer.accelerator=cpu"]) == 0
+    out, err = capsys.readouterr()
+    runs = [p for p in CONFIGS.glob("**/*.yaml") if p.parent.name != "on"]
+    assert all(f"{p}\n" in out for p in runs)
+    assert "check: " not in err
+
+
 def test_networks_get_no_storage(capsys, monkeypatch) -> None:
     """ViT-H/14 has 632 million parameters, and its moving average as many: they would take five gigabytes."""
     monkeypatch.setattr("sys.argv", ["hjepa"])
