@@ -61,13 +61,20 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert "hjepa fit --config configs/quickstart.yaml" in done.stdout
 
 
-def test_a_run_writes_what_the_design_says(config) -> None:
+def test_a_run_writes_what_the_design_says(config, capsys) -> None:
     assert fit(config) == 0
     run = Path("results/tiny")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "completed"
     for key in ("knn", "linear", "untrained_knn", "untrained_linear", "pixels_knn", "pixels_linear"):
         assert 0 <= summary["metrics"][f"probe/digits/{key}"] <= 100
+    for key in ("knn_val", "linear_val", "linear_top5", "linear_val_online"):
+        assert 0 <= summary["metrics"][f"probe/digits/{key}"] <= 100
+    assert summary["best"]["monitor"] == "probe/digits/linear_val"
+    assert summary["best"]["value"] == pytest.approx(summary["metrics"]["probe/digits/linear_val"])
+    assert Path(summary["best"]["path"]).name == "best-epoch0000.ckpt"
+    shown = capsys.readouterr().out
+    assert "Best by validation: best-epoch0000.ckpt (probe/digits/linear_val" in shown
     assert summary["steps"] == 4
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["model"]["init_args"]["encoder"]["embed_dim"] == 24
@@ -416,7 +423,10 @@ REFUSED = [
     (["--trainer.default_root_dir=x"], "trainer.default_root_dir"),
     (["--trainer.precision=64-true"], "trainer.precision '64-true'"),
     (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps 0"),
-    (["--checkpoint.monitor=loss"], "checkpoint.monitor 'loss' is no figure of a probe set"),
+    (["--checkpoint.monitor=loss"], "checkpoint.monitor=loss`: is no validation metric of a probe set"),
+    (["--checkpoint.monitor=probe/digits/linear"], "test split, which would no longer tell"),
+    (["--checkpoint.monitor=probe/digits/knn_online"], "use probe/digits/knn_val_online"),
+    (["--checkpoint.monitor=probe/digits/linear_top5"], "use probe/digits/linear_val"),
     (["--logging.wandb_project=x"], "logging.wandb_mode and wandb_project do nothing"),
     (["--model.init_args.encoder.size=tiny"], "encoder.size 'tiny' does nothing"),
     (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),
