@@ -62,7 +62,7 @@ class EMAConfig:
     """Share of the target that is kept in a step. Its horizon 1 / (1 - momentum) is capped at a third of the run,
     of the steps that a time budget leaves it."""
     momentum_end: float | None = None
-    """Momentum at the end, reached by a cosine; null keeps it constant (a ramp to 1 freezes the target early)."""
+    """Momentum at the end, reached on a straight line; null keeps it constant (a rise to 1 freezes the target)."""
 
     def __post_init__(self) -> None:
         """Refuse momenta outside [0, 1]."""

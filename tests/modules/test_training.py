@@ -99,6 +99,14 @@ def test_biases_norms_and_tables_do_not_decay() -> None:
     assert all(id(p) in free for m in module.trained_modules() for p in m.parameters() if p.ndim == 1)
 
 
+def test_only_cuda_defers_the_verdict_on_a_step() -> None:
+    module = make_module()
+    optimizer = module.configure_optimizers()
+    assert optimizer._step_supports_amp_scaling
+    judged_there = [module.defers(optimizer, torch.device(kind)) for kind in ("cpu", "cuda", "mps", "xpu")]
+    assert judged_there == [False, True, False, False]
+
+
 class Queued(HJEPALightningModule):
     """Judges steps as on a device with a queue: the optimizer passes over a bad one, the host hears of it later."""
 
