@@ -23,9 +23,10 @@ from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.keys import refuse_unknown
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.fitting import check_data, check_trainer
+from hjepa_pl.modules.fitting import check_data
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.modules.settings import complete_settings
+from hjepa_pl.modules.trainer_checks import check_keys, check_trainer, check_warmup
 from hjepa_pl.outputs import (
     AtomicCheckpointIO,
     CheckpointConfig,
@@ -89,6 +90,13 @@ class HJEPACLI(LightningCLI):
         """Return the run's folder, results_dir/experiment_name."""
         return Path(config["results_dir"]) / config["experiment_name"]
 
+    def _set_seed(self) -> None:
+        """Refuse a seed that is none, and seed what the package has no counters for."""
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ConfigError(f"invalid `seed_everything={seed}`: must be a whole number from 0 to {2**32 - 1}.")
+        super()._set_seed()
+
     # -------------------------------------------------------------------------------------------- before the classes
 
     def before_instantiate_classes(self) -> None:
@@ -122,6 +130,7 @@ class HJEPACLI(LightningCLI):
                 f"trainer.max_time {trainer['max_time']} would cut the schedules short; use time_budget, which ends "
                 "the run in time with its schedules complete."
             )
+        check_keys(trainer.as_dict(), budgeted=bool(model.get("time_budget")))
         if trainer["default_root_dir"] is not None:
             raise ConfigError("trainer.default_root_dir does nothing here; use results_dir and experiment_name.")
         if self.subcommand == "fit" and config["override"] and self.checkpoint is None:
@@ -211,6 +220,7 @@ class HJEPACLI(LightningCLI):
         check_trainer(self.trainer, model.budget)
         check_data(self.datamodule, model, self.trainer.world_size)
         if self.subcommand == "fit":
+            check_warmup(model.optimizer_config, self.trainer)
             model.check_device(self.trainer)
 
     def _compare(self, checkpoint: dict[str, Any]) -> None:

@@ -4,18 +4,21 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_pl.functional.allocator import keep_freed_memory
-from hjepa_pl.functional.length import clock, steps_per_epoch, total_steps
+from hjepa_pl.functional.length import clock, limited, steps_per_epoch, total_steps
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.finite import FiniteSteps
 from hjepa_pl.modules.run_clock import RunClock
+from hjepa_pl.modules.trainer_checks import check_epoch, check_trainer, check_warmup
 from hjepa_pl.optim.groups import weight_decay_groups
 from hjepa_pl.optim.schedules import cosine, warmup_cosine
 from hjepa_pl.optim.settings import OptimizerConfig
@@ -40,8 +43,34 @@ class PretrainModule(RunClock, FiniteSteps):
     def after_optimizer_step(self, share: float) -> None:
         """Do what follows an optimizer step, at a share of the run in [0, 1]."""
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Refuse a Trainer that cannot train the model: in this first hook, before data is read."""
+        found = super().configure_callbacks()
+        check_trainer(self.trainer, self.budget)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_warmup(self.optimizer_config, self.trainer)
+        return found
+
+    def check_length(self, batches: int) -> None:
+        """Refuse a run whose length does not go with its limits and warm-up: before the untrained network is judged.
+
+        Args:
+            batches: Of an epoch, by the data.
+
+        Raises:
+            ConfigError: Naming the key.
+        """
+        trainer: Any = self.trainer
+        if not trainer.fast_dev_run:
+            check_epoch(trainer, batches)
+            kept = limited(trainer, batches)
+            self._warmup_share(total_steps(trainer, kept), steps_per_epoch(trainer, kept))
+
     def setup(self, stage: str) -> None:
         """Keep freed memory while a CPU computes."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and getattr(data, "knows_epoch", False):
+            self.check_length(data.batches_per_epoch)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
 
@@ -83,10 +112,13 @@ class PretrainModule(RunClock, FiniteSteps):
         Raises:
             ConfigError: If it is as long as the run, or its share is unknown.
         """
-        config, total = self.optimizer_config, self.progress.total_steps
+        return self._warmup_share(self.progress.total_steps, steps_per_epoch(self.trainer))
+
+    def _warmup_share(self, total: float, per_epoch: float) -> float:
+        """Return the warm-up's share of a run of `total` optimizer steps, of `per_epoch` an epoch."""
+        config = self.optimizer_config
         if config.warmup_epochs is None and config.warmup_steps is None:
             return 0.05
-        per_epoch = steps_per_epoch(self.trainer)
         steps = config.warmup_steps if config.warmup_steps is not None else (config.warmup_epochs or 0.0) * per_epoch
         if steps >= total:
             key = "warmup_steps" if config.warmup_steps is not None else "warmup_epochs"

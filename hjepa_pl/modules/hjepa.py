@@ -20,7 +20,7 @@ from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_masks, check_model
 from hjepa_pl.modules.crops import LocalCrops
 from hjepa_pl.modules.features import Features
-from hjepa_pl.modules.fitting import check_batch, check_curriculum, check_data, check_trainer
+from hjepa_pl.modules.fitting import check_batch, check_curriculum, check_data
 from hjepa_pl.modules.image_level import ImageLevel
 from hjepa_pl.modules.networks import build_networks, plan_depths
 from hjepa_pl.modules.record import StepRecord
@@ -196,9 +196,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
     # ------------------------------------------------------------------------------------------------------- the use
 
     def setup(self, stage: str) -> None:
-        """Refuse a Trainer or data that does not go with the model."""
+        """Refuse data that does not go with the model."""
         super().setup(stage)
-        check_trainer(self.trainer, self.budget)
         if stage == "fit":
             check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
             self.check_device(self.trainer)

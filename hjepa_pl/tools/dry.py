@@ -11,8 +11,8 @@ import torch
 from hjepa_pl.cli import HJEPACLI
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.multicrop import ViewPlan
-from hjepa_pl.data.surroundings import batch_limit, refuse_overfit
-from hjepa_pl.functional.length import total_steps
+from hjepa_pl.data.surroundings import refuse_overfit
+from hjepa_pl.functional.length import limited, total_steps
 from hjepa_pl.launch import start
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
@@ -92,8 +92,7 @@ class DryCLI(ToolCLI):
         """Return the batches of an epoch; None where that depends on data that are not loaded."""
         if not getattr(self.datamodule, "knows_epoch", False):
             return None
-        whole: int = self.datamodule.batches_per_epoch
-        return max(1, min(whole, batch_limit(self.trainer, whole) or whole))
+        return limited(self.trainer, self.datamodule.batches_per_epoch)
 
     def steps(self) -> float | None:
         """Return the optimizer steps of the run, and refuse a warm-up or curriculum that it would not reach the end of.
@@ -103,6 +102,7 @@ class DryCLI(ToolCLI):
         batches = self.batches()
         if batches is None or not isinstance(self.model, PretrainModule):
             return None
+        self.model.check_length(self.datamodule.batches_per_epoch)
         self.trainer.fit_loop.max_batches = batches
         self.model.on_train_start()
         return total_steps(self.trainer)

@@ -179,10 +179,10 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
         (["noise.yaml"], "check: noise.yaml: this is no text file"),
         (["list.yaml"], "check: list.yaml: this is no config"),
         (["tiny.yaml", "--config", "nowhere.yaml"], "hjepa check: error: --config nowhere.yaml: there is no file"),
-        (["tiny.yaml", "--model.init_args.optimizer.warmup_epochs=4"], "as long as the run of 4; shorten it"),
+        (["tiny.yaml", "--model.init_args.optimizer.warmup_steps=4"], "as long as the run of 4; shorten it"),
         (
             ["tiny.yaml", "--data.init_args.datasets=[{name: folder, root: .}]", "--trainer.overfit_batches=2"],
-            "overfit_batches=2` is",
+            "`trainer.overfit_batches=2`: must be 0",
         ),
     ],
 )
