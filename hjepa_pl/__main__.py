@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from hjepa_pl.failures import guarded
+
 _STARTED = time.monotonic()
 """When the process began, or nearly: a time budget counts the seconds that imports take."""
 
@@ -34,7 +36,14 @@ examples:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 1 for a run that had to stop, 2 for a refused setting."""
+    """Run a command and return its exit status.
+
+    It is 0, 1 for a run that had to stop or failed, 2 for a refused setting, 130 for Ctrl-C before a run.
+    """
+    return guarded(lambda: _dispatch(args))
+
+
+def _dispatch(args: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
     if not argv or argv[0] in ("-h", "--help"):
         commands = _LIGHTNING | _TOOLS

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from hjepa_pl.callbacks.clock import seconds_noted
 from hjepa_pl.callbacks.collapse import CollapseMonitor
 from hjepa_pl.callbacks.features import FeatureWriter
+from hjepa_pl.callbacks.peers import Peers
 from hjepa_pl.callbacks.probes import ProbeCallback
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.faults import BAD_FILES
@@ -32,10 +33,11 @@ from hjepa_pl.outputs import (
     CheckpointConfig,
     LoggingConfig,
     SaveConfig,
+    refuse_folder,
     set_aside,
 )
 from hjepa_pl.refusals import first_line
-from hjepa_pl.resume import read_checkpoint, refuse_complete, refuse_other_settings
+from hjepa_pl.resume import misfit, read_checkpoint, refuse_complete, refuse_other_settings, refuse_unfit
 from hjepa_pl.types import ConfigError
 from hjepa_pl.watchers import loggers, of_training
 
@@ -49,6 +51,8 @@ class HJEPACLI(LightningCLI):
     """The words of the command line, to tell a key from its beginning."""
     started: ClassVar[float] = 0.0
     """When the command was given, by `time.monotonic`."""
+    begun: ClassVar[Path | None] = None
+    """Folder of the run, once it is known."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys that belong to a run rather than to model, data or Trainer."""
@@ -84,6 +88,8 @@ class HJEPACLI(LightningCLI):
             raise ConfigError(f"ckpt_path '{path}': there is no file {found}; {hint}.")
         config["ckpt_path"] = str(found)
         self.checkpoint = read_checkpoint(found)
+        if self.config["subcommand"] == "fit":
+            refuse_unfit(self.checkpoint)
 
     @staticmethod
     def folder_of(config: Any) -> Path:
@@ -103,11 +109,13 @@ class HJEPACLI(LightningCLI):
         """Refuse abbreviated keys, and carry the run's keys to model and data."""
         config = self.config[self.subcommand]
         refuse_unknown(self.argv, config)
-        self.folder = self.folder_of(config)
+        self.folder = HJEPACLI.begun = self.folder_of(config)
         if not re.fullmatch(r"[\w-][\w .+=-]*", config["experiment_name"]):
             raise ConfigError(
                 f"experiment_name '{config['experiment_name']}' is no plain folder name; use letters, digits, - and _."
             )
+        if self.subcommand in ("fit", "predict"):
+            refuse_folder(self.folder)
         # What config.yaml shall hold: the keys as given, before they are carried on, and a run of its own.
         self.to_save = config.clone()
         if self.subcommand == "fit":
@@ -163,7 +171,7 @@ class HJEPACLI(LightningCLI):
     def _watchers(self, config: dict[str, Any], options: Any) -> list[pl.Callback]:
         """Return the callbacks of a run, but for kinds that the config lists itself."""
         probes = [probe.title or probe.name for probe in self.datamodule.probe]
-        found: list[pl.Callback] = []
+        found: list[pl.Callback] = [Peers()]
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             save = SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder))
             budgeted = getattr(self.model, "budget", None) is not None
@@ -190,14 +198,18 @@ class HJEPACLI(LightningCLI):
             (self.folder / "logs").mkdir(parents=True)
         try:
             self.trainer.fit(model, **kwargs)
-        except ConfigError:
+        except Exception as error:
+            refused = self._refused(error)
+            if refused is None:
+                raise
             # What has trained, or names bad files, stays.
-            began = self.trainer.global_step > 0 or (self.folder / BAD_FILES).exists()
+            resumed = self.checkpoint["global_step"] if self.checkpoint else 0
+            began = self.trainer.global_step > resumed or (self.folder / BAD_FILES).exists()
             if fresh and self.trainer.is_global_zero and not began:
                 shutil.rmtree(self.folder)
                 if aside is not None:
                     aside.rename(self.folder)
-            raise
+            raise refused from None
         if aside is not None:
             print(f"An earlier run of this name is now in {aside} (--ckpt_path last would have resumed it).")
 
@@ -223,13 +235,35 @@ class HJEPACLI(LightningCLI):
             check_warmup(model.optimizer_config, self.trainer)
             model.check_device(self.trainer)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and say so where the checkpoint is what cannot be restored."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            refused = self._refused(error)
+            if refused is None:
+                raise
+            raise refused from None
+
+    def _refused(self, error: Exception) -> ConfigError | None:
+        """Return the refusal that an error is, or that of the checkpoint which it comes from; None for another."""
+        if isinstance(error, ConfigError) or self.checkpoint is None:
+            return error if isinstance(error, ConfigError) else None
+        return misfit(error, self.config[self.subcommand]["ckpt_path"])
+
     def _compare(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings, unless `override` says so."""
         old, new = dict(checkpoint["hyper_parameters"]), dict(to_plain(self.model.hparams))
-        if isinstance(self.model, HJEPALightningModule):
-            old, new = complete_settings(old), complete_settings(new)
+        data = checkpoint.get("hjepa_data", {})
+        try:
+            if isinstance(self.model, HJEPALightningModule):
+                old, new = complete_settings(old), complete_settings(new)
+            data = complete_stored(data)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"ckpt_path: its settings cannot be read ({first_line(error)}); give another checkpoint."
+            ) from None
         if self.subcommand == "fit":
-            data = complete_stored(checkpoint.get("hjepa_data", {}))
             old |= {"data": data, "trainer": checkpoint.get("hjepa_trainer", {})}
             new["data"], new["trainer"] = self.datamodule.settings(), {}
             if isinstance(self.model, PretrainModule):

@@ -1,12 +1,16 @@
 """From the words of a command line to its run and its exit status."""
 
+import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 
+from hjepa_pl.callbacks.peers import watch_parent
 from hjepa_pl.cli import HJEPACLI
 from hjepa_pl.data import MultiDatasetDataModule
+from hjepa_pl.failures import unexpected
+from hjepa_pl.functional.distributed import PEER_ENDED, peer_ended, world_size
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.refusals import refusal
 from hjepa_pl.types import RunStopped
@@ -43,24 +47,33 @@ def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | N
 
 
 def run(args: Sequence[str], began: float) -> int:
-    """Run a Lightning command; return 0, 1 for a run that had to stop, 2 for a refused setting.
+    """Run a Lightning command; return 0, 1 for a run that had to stop or failed, 2 for a refused setting.
 
     Args:
         args: The words of the command line.
         began: When it was given, by `time.monotonic`.
     """
+    watch_parent()
+    HJEPACLI.begun = None
     try:
         start(args, began=began)
     except RunStopped as error:
         return _fail(str(error), 1)
     except Exception as error:
+        if peer_ended(error):
+            return _fail(PEER_ENDED, 1)
         sentence = refusal(error)
         if sentence is None:
-            raise
+            return _fail(unexpected(error, HJEPACLI.begun), 1)
         return _fail(sentence, 2)
     return 0
 
 
 def _fail(sentence: str, status: int) -> int:
-    print(f"hjepa: error: {sentence}", file=sys.stderr)
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    print(f"hjepa: error{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr, flush=True)
+    if world_size() > 1 and list(HJEPACLI.argv) == sys.argv[2:]:
+        # At once: taking leave of processes that are gone, or wait for this one, may take for ever.
+        sys.stdout.flush()
+        os._exit(status)
     return status

@@ -153,6 +153,25 @@ def build_loggers(config: LoggingConfig, folder: Path, resumed_step: int | None)
     return loggers
 
 
+def refuse_folder(folder: Path) -> None:
+    """Refuse a place where no run could be kept, before anything is moved or computed.
+
+    Args:
+        folder: Of the run; it need not be there yet, nor the folders that it lies in.
+
+    Raises:
+        ConfigError: If it, or what it would be made in, is no folder or cannot be written.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ConfigError(f"results_dir/experiment_name {folder}: {there} is a file; remove it, or take another name.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"results_dir/experiment_name {folder}: the folder {there} is read-only; let it be written, or set "
+            "results_dir to another."
+        )
+
+
 def set_aside(folder: Path) -> Path | None:
     """Move an earlier run's folder to the first free name with a number, so that nothing is overwritten."""
     if not folder.exists() or not any(folder.iterdir()):

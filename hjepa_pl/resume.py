@@ -1,7 +1,10 @@
 """What a checkpoint must be for a run to go on from it, or to be judged."""
 
 import re
+import traceback
+from collections import Counter
 from collections.abc import Mapping
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,78 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ConfigError(f"ckpt_path '{path}' cannot be read as a checkpoint: {first_line(error)}.") from None
     if not isinstance(checkpoint, dict) or not {"hyper_parameters", "state_dict", "loops"} <= checkpoint.keys():
         raise ConfigError(f"ckpt_path '{path}' is not a checkpoint of this package; give a .ckpt that it wrote.")
+    wrong = _first_wrong(checkpoint)
+    if wrong is not None:
+        raise ConfigError(f"ckpt_path '{path}' {wrong}; give another checkpoint.")
     return checkpoint
+
+
+def _first_wrong(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the parts of a checkpoint that every command reads."""
+    for key in ("hyper_parameters", "state_dict", "loops", "hjepa_data", "hjepa_trainer", "callbacks"):
+        if not isinstance(checkpoint.get(key, {}), Mapping):
+            return f"is damaged: its '{key}' is no mapping"
+    version = str(checkpoint.get("pytorch-lightning_version", "0"))
+    made, here = ([int(n) for n in re.findall(r"\d+", v)[:2]] for v in (version, installed("lightning")))
+    if made > here:
+        return f"was written by Lightning {version}, which is newer than the installed {'.'.join(map(str, here))}"
+    for name, x in checkpoint["state_dict"].items():
+        if not isinstance(x, torch.Tensor):
+            return f"is damaged: '{name}' in its state_dict is no tensor"
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            return f"holds weights that are not finite ({name})"
+    return None
+
+
+def refuse_unfit(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to resume from a checkpoint without what a run goes on with, or whose parts have other types.
+
+    Raises:
+        ConfigError: Naming the first such part.
+    """
+    epochs = _at(checkpoint, "loops", "fit_loop", "epoch_progress", "total", "processed")
+    batches = _at(checkpoint, "loops", "fit_loop", "epoch_loop.batch_progress", "total", "processed")
+    parts = {
+        "global_step": isinstance(checkpoint.get("global_step"), int),
+        "the counters of its loops": isinstance(epochs, int) and isinstance(batches, int),
+        "the optimizer's state in the shapes of its weights": _has_adam(checkpoint),
+    }
+    lacking = [name for name, there in parts.items() if not there]
+    if lacking:
+        raise ConfigError(
+            f"ckpt_path: the checkpoint lacks {lacking[0]}, without which a run would start anew half-way; give one "
+            "that `hjepa fit` wrote (validate, test and predict take this one)."
+        )
+
+
+def _has_adam(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether there is one optimizer whose moments have the shapes of weights, each weight's at most once."""
+    states = checkpoint.get("optimizer_states")
+    optimizer = states[0] if isinstance(states, list) and len(states) == 1 else None
+    state = _at(optimizer, "state")
+    if not isinstance(state, Mapping) or not state or not isinstance(_at(optimizer, "param_groups"), list):
+        return False
+    weights = Counter(x.shape for x in checkpoint["state_dict"].values())
+    moments = [[_at(of_weight, key) for of_weight in state.values()] for key in ("exp_avg", "exp_avg_sq")]
+    return all(isinstance(x, torch.Tensor) for xs in moments for x in xs) and all(
+        Counter(x.shape for x in xs) <= weights for xs in moments
+    )
+
+
+def misfit(error: BaseException, path: Path) -> ConfigError | None:
+    """Return the refusal of a checkpoint that Lightning failed to restore; None for an error from elsewhere."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any(frame.filename.endswith("checkpoint_connector.py") for frame in frames):
+        return None
+    said = " ".join(str(error).split())[:200].rstrip(".")
+    return ConfigError(f"ckpt_path '{path}' is damaged ({type(error).__name__}: {said}); give another checkpoint.")
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """Return what lies at the end of a path of keys; None where there is none."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def refuse_complete(checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int | None) -> None:

@@ -19,6 +19,7 @@ ALLOWED = {
     "callbacks": {"types", "functional", "evaluation"},
     "refusals": {"types"},
     "keys": {"types"},
+    "failures": set(),
     "resume": {"types", "refusals"},
     "outputs": {"types", "callbacks"},
     "watchers": {"types", "callbacks", "outputs"},
@@ -39,9 +40,9 @@ ALLOWED = {
         "resume",
         "watchers",
     },
-    "launch": {"types", "data", "modules", "refusals", "cli"},
+    "launch": {"types", "functional", "data", "modules", "callbacks", "refusals", "failures", "cli"},
     "tools": {"types", "functional", "masks", "models", "data", "modules", "callbacks", "refusals", "cli", "launch"},
-    "__main__": {"launch", "tools"},
+    "__main__": {"failures", "launch", "tools"},
     "__init__": {"modules", "data"},
 }
 LIGHTNING = {"modules", "callbacks", "data", "cli", "outputs", "watchers"}

@@ -80,7 +80,6 @@ class _Table:
         self._names = ["step"]
         self._rows: dict[int, dict[str, Any]] = {}
         self._last_row_at = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and resumed_step is None:
             os.replace(path, path.with_name("metrics.old.csv"))
         elif path.is_file():
@@ -93,7 +92,7 @@ class _Table:
         self._rows.setdefault(step, {"step": step}).update(values)
         wider = sorted(values.keys() - set(self._names))
         self._names.extend(wider)
-        if wider or step < last:
+        if wider or step < last or not self._path.is_file():  # or someone has removed it: all rows are here
             self._rows = dict(sorted(self._rows.items()))
             self._rewrite()
         else:
@@ -119,6 +118,7 @@ class _Table:
 
     def _rewrite(self) -> None:
         """Write the whole file anew beside the old one and swap them, so that no reader sees half a table."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         part = self._path.with_suffix(".part")
         with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._names, lineterminator="\n")

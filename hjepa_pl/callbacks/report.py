@@ -59,7 +59,7 @@ def probe_table(results: dict[str, float], judged: str, best: Best | None = None
         if any(name in results for name in names):
             style = "bold" if pattern == "{}" else None
             table.add_row(label, *(_percent(results.get(name)) for name in names), style=style)
-    lines = online_is_better(results)
+    lines = [*worse_than_untrained(results), *online_is_better(results)]
     if best is not None:
         lines.insert(0, f"Best by validation: {Path(best.path).name} ({best.monitor} {best.value:.1f}).")
     return (table, *(Text(line) for line in lines))
@@ -83,6 +83,24 @@ def online_is_better(results: dict[str, float]) -> list[str]:
         f"The online encoder is better than the target by {gaps[name]:.1f} points on {name.removeprefix('probe/')}: "
         "take `context_encoder` from the checkpoint, train longer, or lower ema.momentum."
     ]
+
+
+def worse_than_untrained(results: dict[str, float]) -> list[str]:
+    """Return one sentence when training has cost a set more than one point on k-NN and on linear, else nothing."""
+    for name in sorted(results):
+        place, _, figure = name.rpartition("/")
+        both = [f"{place}/{kind}" for kind in ("knn", "linear")]
+        baselines = [f"{place}/untrained_{kind}" for kind in ("knn", "linear")]
+        if figure != "knn" or not results.keys() >= {*both, *baselines}:
+            continue
+        now, before = ([results[n] for n in names] for names in (both, baselines))
+        if all(n < b - 1 for n, b in zip(now, before, strict=True)):
+            return [
+                f"Training has made the features worse than the untrained encoder's on {place.removeprefix('probe/')} "
+                f"(k-NN {now[0]:.1f} from {before[0]:.1f}, linear {now[1]:.1f} from {before[1]:.1f}): lower "
+                "optimizer.lr, or train longer."
+            ]
+    return []
 
 
 def _percent(value: float | None) -> str:

@@ -2,20 +2,29 @@
 
 import contextlib
 import math
+import statistics
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, TextIO
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from hjepa_pl.callbacks.collapse import CollapseMonitor
 from hjepa_pl.callbacks.pace import Pace, images_in, is_logging_step
 from hjepa_pl.callbacks.probes import ProbeCallback
 from hjepa_pl.callbacks.provenance import device_name, git_hash, seed, versions, write_json
-from hjepa_pl.callbacks.report import best_checkpoint, online_is_better
+from hjepa_pl.callbacks.report import best_checkpoint, online_is_better, worse_than_untrained
+from hjepa_pl.functional.distributed import PEER_ENDED, peer_ended
 from hjepa_pl.functional.length import clock, total_steps
 from hjepa_pl.types import ConfigError
+
+_DIVERGED = 2.0
+"""How many times the loss of the untrained network the last losses may be."""
+_LAST = 5
+"""How many logged losses at the end of a run are looked at."""
 
 
 class RunLog(pl.Callback):
@@ -24,7 +33,8 @@ class RunLog(pl.Callback):
     `train.log` gets one line every `trainer.log_every_n_steps` steps (epoch, step, losses, learning rate, images/s,
     time left), one a validation, and one for start, end, exception and collapse; each is on disk at once, and a resumed
     run goes on with the same file. `summary.json` is written in one piece at the end, also after an exception or
-    Ctrl-C: `status` is "completed", "stopped" (collapse monitor or early stopping), "interrupted" or "failed".
+    Ctrl-C: `status` is "completed", "diverged" (its loss ends at twice that of the untrained network or more),
+    "stopped" (collapse monitor or early stopping), "interrupted" or "failed".
 
     Args:
         directory: Folder of the run.
@@ -38,6 +48,8 @@ class RunLog(pl.Callback):
         self._began: float | None = None
         self._first_step = 0
         self._verdict = ""
+        self._first_loss: float | None = None
+        self._last_losses: deque[float] = deque(maxlen=_LAST)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Start the clock of the whole run, sanity check included."""
@@ -64,6 +76,9 @@ class RunLog(pl.Callback):
     ) -> None:
         """Count the images; write a line on logging steps."""
         self._pace.count(images_in(batch) * trainer.world_size)
+        if trainer.is_global_zero and self._first_loss is None and not self._first_step:
+            # Lightning hands on each micro-batch's share of the loss.
+            self._first_loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         if not trainer.is_global_zero or not is_logging_step(trainer, batch_idx):
             return
         verdict = next((c.verdict for c in _all(trainer, CollapseMonitor)), "")
@@ -71,6 +86,7 @@ class RunLog(pl.Callback):
             self._write(trainer, verdict)
         self._verdict = verdict
         losses = _figures(trainer, "train/") or {"loss": float(outputs["loss"])}
+        self._last_losses.append(losses.get("loss", math.nan))
         end = self._pace.end(trainer, self._first_step)
         of = "" if end.steps is None else f"/{end.steps}"
         parts = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}{of}"]
@@ -104,14 +120,31 @@ class RunLog(pl.Callback):
         """Write the summary of a run that reached its end."""
         stopped = any(c.stopped for c in _all(trainer, CollapseMonitor))
         stopped = stopped or any(c.stopped_epoch > 0 for c in _all(trainer, pl.callbacks.EarlyStopping))
-        self._finish(trainer, "stopped" if stopped else "completed")
+        diverged = self._diverged()
+        if diverged:
+            rank_zero_warn(diverged)
+        self._finish(trainer, "stopped" if stopped else "diverged" if diverged else "completed", diverged)
+
+    def _diverged(self) -> str:
+        """Return what is wrong with the end of the loss, or an empty string.
+
+        A loss may well rise for a while, as targets get richer, but a network that has learned anything is not twice as
+        bad as none: the first loss is that of the untrained one, before its first step.
+        """
+        last = statistics.median(self._last_losses) if self._last_losses else math.nan
+        if self._first_loss is None or not last > _DIVERGED * self._first_loss > 0:
+            return ""
+        return (
+            f"Diverged: the loss ends at {last:.3g} and was {self._first_loss:.3g} before the first step, so that the "
+            "network is worse than an untrained one; lower optimizer.lr, or set trainer.gradient_clip_val."
+        )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the summary of a run that did not."""
         if self._began is None or (isinstance(exception, ConfigError) and not self._pace.images):
             return  # nothing ran: a refused setting says so itself, and an earlier summary stays true
         interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        self._finish(trainer, "interrupted" if interrupted else "failed", exception)
+        self._finish(trainer, "interrupted" if interrupted else "failed", exception=exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the log."""
@@ -122,11 +155,12 @@ class RunLog(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return seconds and images so far, so that the summary of a resumed run covers all of it."""
-        return self._spent()
+        return self._spent() | {"first_loss": self._first_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the seconds and images of the run that is resumed."""
         self._earlier = dict(state_dict)
+        self._first_loss = self._earlier.pop("first_loss", None)
 
     def _spent(self) -> dict[str, Any]:
         now = 0.0 if self._began is None else time.perf_counter() - self._began
@@ -136,7 +170,7 @@ class RunLog(pl.Callback):
             "images": self._earlier["images"] + self._pace.images,
         }
 
-    def _finish(self, trainer: pl.Trainer, status: str, exception: BaseException | None = None) -> None:
+    def _finish(self, trainer: pl.Trainer, status: str, note: str = "", exception: BaseException | None = None) -> None:
         self._pace.pause()
         if not trainer.is_global_zero:
             return
@@ -155,7 +189,7 @@ class RunLog(pl.Callback):
             "metrics": {**_figures(trainer, "", keep_prefix=True), **probes},
             "judged": next((c.judged for c in _all(trainer, ProbeCallback)), None),
             "best": None if (best := best_checkpoint(trainer)) is None else best._asdict(),
-            "notes": online_is_better(probes),
+            "notes": [*([note] if note else []), *worse_than_untrained(probes), *online_is_better(probes)],
             "collapse": None if monitor is None else {"status": monitor.status, "verdict": monitor.verdict},
             "bad_files": _lines(self.directory / "bad_files.txt"),
             "epochs": trainer.current_epoch,
@@ -170,7 +204,7 @@ class RunLog(pl.Callback):
             "git": git_hash(),
         }
         write_json(self.directory / "summary.json", summary)
-        reason = f": {summary['error']}" if exception is not None else ""
+        reason = f": {summary['error']}" if exception is not None else f": {note}" if note else ""
         self._write(
             trainer,
             f"{status} at step {trainer.global_step} after {clock(spent['seconds'])} "
@@ -211,6 +245,8 @@ def _all(trainer: pl.Trainer, kind: type) -> list[Any]:
 def _one_line(exception: BaseException) -> str:
     text = ""
     with contextlib.suppress(Exception):
+        if peer_ended(exception):
+            return PEER_ENDED
         text = " ".join(str(exception).split())[:500]
     return f"{type(exception).__name__}: {text}" if text else type(exception).__name__
 

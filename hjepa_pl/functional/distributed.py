@@ -1,11 +1,15 @@
 """The few collective operations that the objectives need, with gradients."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PEER_ENDED = "another process of this run ended; what it says itself is the cause."
+_OF_COLLECTIVES = re.compile(r"gloo|nccl|process ?group|tcpstore|connection (reset|closed)|broken pipe", re.IGNORECASE)
 
 
 def world_size() -> int:
@@ -61,3 +65,15 @@ def from_rank_zero(values: Sequence[float], device: torch.device) -> list[float]
     dist.broadcast(told, 0)
     found: list[float] = told.tolist()
     return found
+
+
+def peer_ended(error: BaseException) -> bool:
+    """Return whether an error is that of a collective operation whose other side is gone."""
+    seen: BaseException | None = error
+    while seen is not None and world_size() > 1:
+        if isinstance(seen, dist.DistError):
+            return True
+        if type(seen) is RuntimeError and _OF_COLLECTIVES.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

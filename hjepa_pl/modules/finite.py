@@ -1,5 +1,6 @@
-"""Steps that are not finite are never taken, and end the run."""
+"""Steps and networks that are not finite end the run: none is taken, judged or kept."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ class FiniteSteps(SparseLogs):
         if self.defers(optimizer, norm.device):
             self._send_verdict(optimizer, torch.isfinite(norm))
         elif not bool(torch.isfinite(norm)):
-            raise _stopped(self.trainer.global_step, self._terms)
+            raise self._stopped(self.trainer.global_step, self._terms)
         if gradient_clip_algorithm == "value" and gradient_clip_val:
             # Lightning's own refuses fused optimizers under autocast, for the sake of loss scaling, which bf16 lacks.
             clip_grad_value_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val or 0.0)
@@ -89,28 +90,78 @@ class FiniteSteps(SparseLogs):
         if verdict.arrived is not None:
             verdict.arrived.synchronize()
         if not bool(verdict.finite):
-            raise _stopped(verdict.step, verdict.terms)
+            raise self._stopped(verdict.step, verdict.terms)
+
+    def _stopped(self, step: int, terms: list[dict[str, Tensor]]) -> RunStopped:
+        """Return the sentence on a step that was not taken; with several processes each names what is its own."""
+        # Not the buffers: a batch norm has seen this step, and is what it spoilt.
+        cause = _first_bad(dict(self.named_parameters())) or _first_term(terms)
+        if cause is None:
+            cause = "the gradient" if self.trainer.world_size == 1 else "the gradient of this or another process"
+        precision = "" if str(self.trainer.precision) == "32-true" else ", or use trainer.precision 32-true"
+        return RunStopped(
+            f"step {step}: {cause} is not finite; lower optimizer.lr, set trainer.gradient_clip_val{precision}. "
+            "No weight that is trained and no checkpoint took this step."
+        )
+
+    # ------------------------------------------------------------------------------------------------ what is kept
+
+    def check_state(self) -> None:
+        """Look at all that the model keeps: a batch norm's running figures pass no gradient and no loss of training.
+
+        Raises:
+            RunStopped: If a weight or buffer is not finite.
+        """
+        self.read_verdict()
+        bad = _first_bad(self.state_dict())
+        if bad is None:
+            return
+        if self.trainer.state.fn != "fit":
+            raise RunStopped(f"{bad} is not finite, and so is all that the network gives; take another checkpoint.")
+        raise RunStopped(
+            f"step {self.trainer.global_step}: {bad} is not finite; lower optimizer.lr, and go on from the last "
+            "checkpoint, which is from before that."
+        )
 
     def on_validation_start(self) -> None:
-        """Judge no network whose last step was not finite."""
+        """Judge no network that is not finite, or whose last step was not."""
         super().on_validation_start()
-        self.read_verdict()
+        self.check_state()
+
+    def on_test_start(self) -> None:
+        """Judge no network that is not finite."""
+        super().on_test_start()
+        self.check_state()
+
+    def on_predict_start(self) -> None:
+        """Write no features of a network that is not finite."""
+        super().on_predict_start()
+        self.check_state()
 
     def on_train_end(self) -> None:
-        """End no run as if its last step had been finite."""
+        """End no run as if it had stayed finite."""
         super().on_train_end()
-        self.read_verdict()
+        self.check_state()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save none after a step that was not finite."""
-        self.read_verdict()
+        """Save none that is not finite, or after a step that was not."""
+        self.check_state()
         super().on_save_checkpoint(checkpoint)
 
 
-def _stopped(step: int, terms: list[dict[str, Tensor]]) -> RunStopped:
-    bad = sorted({name for of_batch in terms for name, x in of_batch.items() if not torch.isfinite(x)})
-    return RunStopped(
-        f"step {step}: {', '.join(bad) if bad else 'the gradient'} is not finite; "
-        "lower optimizer.lr, set trainer.gradient_clip_val, or use precision 32-true. "
-        "No weight that is trained and no checkpoint took this step."
-    )
+def _first_bad(state: Mapping[str, Tensor]) -> str | None:
+    """Return the first tensor of a model that is not finite, in words; there is one wait for the device if none is."""
+    floats = {name: x.detach() for name, x in state.items() if x.is_floating_point() and not x.is_meta}
+    if not floats or bool(torch.isfinite(get_total_norm(list(floats.values())))):
+        return None
+    return next((f"the model's {name}" for name, x in floats.items() if not torch.isfinite(x).all()), None)
+
+
+def _first_term(terms: list[dict[str, Tensor]]) -> str | None:
+    """Return the first term that is not finite in the order of computation: those behind it are its consequences."""
+    for of_batch in terms:
+        bad = [name for name, x in of_batch.items() if not torch.isfinite(x)]
+        raw = [name for name in bad if name != "loss" and not name.endswith("_weighted")]
+        if bad:
+            return (raw or sorted(bad, key="loss".__eq__))[0]
+    return None
