@@ -427,6 +427,7 @@ REFUSED = [
     (["--checkpoint.monitor=probe/digits/linear"], "test split, which would no longer tell"),
     (["--checkpoint.monitor=probe/digits/knn_online"], "use probe/digits/knn_val_online"),
     (["--checkpoint.monitor=probe/digits/linear_top5"], "use probe/digits/linear_val"),
+    (["--collapse.max_image_share=0"], "invalid `collapse.max_image_share=0.0`: use above 0 to 1"),
     (["--logging.wandb_project=x"], "logging.wandb_mode and wandb_project do nothing"),
     (["--model.init_args.encoder.size=tiny"], "encoder.size 'tiny' does nothing"),
     (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from hjepa_pl.callbacks import CollapseMonitor, ProbeCallback
 from hjepa_pl.callbacks.probes import _Bank, _merge
+from hjepa_pl.callbacks.report import online_is_better
 from hjepa_pl.evaluation import judge
 from hjepa_pl.outputs import CheckpointConfig, checkpoint_callbacks
 from hjepa_pl.types import ConfigError
@@ -187,3 +188,11 @@ def test_a_bank_too_small_for_a_validation_split_says_so_and_ranks_nothing(tmp_p
     assert sum("no validation metric" in str(w.message) for w in said) == 1
     assert not any("_val" in name for name in probe.results)
     assert not ranked[0].best_model_path
+
+
+def test_which_network_to_take_is_said_by_the_validation_split() -> None:
+    by_test = {"probe/a/linear": 50.0, "probe/a/linear_online": 60.0}
+    by_test |= {"probe/a/linear_l2": 1.0, "probe/a/linear_l2_online": 9.0}
+    assert online_is_better(by_test | {"probe/a/linear_val": 50.0, "probe/a/linear_val_online": 50.5}) == []
+    (said,) = online_is_better({"probe/a/linear_val": 50.0, "probe/a/linear_val_online": 52.5})
+    assert "by 2.5 points on a/linear_val" in said
