@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa_pl.functional.choice import first_true
-from hjepa_pl.functional.counters import uniform
 from hjepa_pl.functional.sizes import ImgSize, sides
 
 _TRIES = 10
+CROP_NUMBERS = 2 * _TRIES + 2
+"""Uniform numbers that `crop_boxes` makes a crop of."""
 
 
 def crop_boxes(
-    key: int,
-    position: Tensor,
+    u: Tensor,
     height: Tensor | int,
     width: Tensor | int,
     scale: tuple[float, float],
@@ -24,8 +24,7 @@ def crop_boxes(
     """Draw a crop for each sample by torchvision's rule: the first of ten that fits, else the centre.
 
     Args:
-        key: What all samples share of the random key.
-        position: (B,) int64 counters of the samples.
+        u: (B, CROP_NUMBERS) uniform in [0, 1).
         height: Of all images, or (B,).
         width: Of all images, or (B,).
         scale: Smallest and largest share of the area.
@@ -34,7 +33,6 @@ def crop_boxes(
     Returns:
         (B, 4) float32 whole numbers: top, left, height, width.
     """
-    u = uniform(key, position, 2 * _TRIES + 2)
     # `full` runs on the device; a tensor made from a number would be copied there.
     full_h, full_w = (
         x.to(u) if isinstance(x, Tensor) else torch.full((len(u),), float(x), device=u.device) for x in (height, width)

@@ -57,6 +57,7 @@ class VisionEncoder(nn.Module):
         if config.position == "sincos":
             self._fix_positions()
         load_pretrained(self.vit, config)
+        self._turns: dict[tuple[Any, ...], Tensor] = {}
 
     def _fix_positions(self) -> None:
         """Fill the position table with sines and cosines, for good."""
@@ -147,15 +148,27 @@ class VisionEncoder(nn.Module):
         rope = getattr(self.vit, "rope", None)
         if rope is None:
             return [()] * self.depth
-        table = rope.get_embed(shape=list(grid))  # (N, 2 d), or mixed (depth, heads, N, 2 d)
         if not isinstance(self.vit.blocks[0].attn, RotaryAttention):
+            table = rope.get_embed(shape=list(grid))  # (N, 2 d)
             kept_table = table if keep is None else gather_tokens(table.expand(len(keep), -1, -1), keep)[:, None]
             return [(kept_table,)] * self.depth
         prefix = self.vit.num_prefix_tokens
-        turn = rotations(table, prefix)  # (depth or 1, prefix + N, 1, heads or 1, d / 2, 2)
+        turn = self._rotations(grid)  # (depth or 1, prefix + N, 1, heads or 1, d / 2, 2)
         if keep is None:
             return [(t[None],) for t in turn.expand(self.depth, *turn.shape[1:])]
         place = torch.cat([torch.arange(prefix, device=keep.device).expand(len(keep), -1), keep + prefix], dim=1)
         # One for all blocks where they share it. Mixed ones learn; the gradient of t[place] would be sorted on a GPU.
         kept = [t.index_select(0, place.flatten()).unflatten(0, place.shape) for t in turn]
         return [(t,) for t in kept * (self.depth if len(kept) == 1 else 1)]
+
+    def _rotations(self, grid: tuple[int, int]) -> Tensor:
+        """Return the `rotations` of a grid's patches; fixed ones are kept, which timm makes anew on every pass."""
+        rope: Any = self.vit.rope
+        prefix = self.vit.num_prefix_tokens
+        if any(True for _ in rope.parameters()) or getattr(rope, "aug_active", False):
+            return rotations(rope.get_embed(shape=list(grid)), prefix)
+        key = (grid, *((b.device, b.dtype) for b in rope.buffers()))
+        if key not in self._turns:
+            with torch.inference_mode(False), torch.no_grad():  # validation may ask first, and training go on with it
+                self._turns[key] = rotations(rope.get_embed(shape=list(grid)), prefix)
+        return self._turns[key]

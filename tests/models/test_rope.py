@@ -93,6 +93,23 @@ def test_mixed_frequencies_learn() -> None:
     assert encoder.vit.rope.freqs.grad.abs().min() > 0
 
 
+def test_fixed_rotations_are_made_once_for_a_grid_and_learned_ones_each_time() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    for position, times in (("rope", 2), ("rope_mixed", 4)):
+        encoder = VisionEncoder(EncoderConfig(**SMALL, position=position))
+        calls = []
+        made = encoder.vit.rope.get_embed
+        encoder.vit.rope.get_embed = lambda made=made, calls=calls, **k: calls.append(k) or made(**k)
+        with torch.inference_mode():
+            encoder(images)
+        for x in (images, images, images[..., :16]):
+            encoder(x, torch.arange(10).expand(2, -1))["last"].sum().backward()
+        assert len(calls) == times
+    encoder = VisionEncoder(EncoderConfig(**SMALL, position="rope"))
+    before = encoder(images)["last"]
+    torch.testing.assert_close(encoder.double()(images.double())["last"].float(), before, atol=1e-4, rtol=1e-4)
+
+
 def test_theta_is_the_base_of_the_angles() -> None:
     encoder = VisionEncoder(EncoderConfig(**SMALL, position="rope", rope_theta=7.0))
     assert timm_recipe(encoder.config)[1]["rope_temperature"] == 7.0
