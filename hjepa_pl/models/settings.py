@@ -102,8 +102,8 @@ class EncoderConfig:
     """Normalise queries and keys."""
     attention: AttentionKind = "auto"
     """Kernel of attention, of the predictor too: PyTorch's choice ('auto'; plain products where they are faster:
-    bf16 on the CPU, and Apple's GPU without gradients), its flash, efficient (memory-efficient) or math kernel, or plain
-    products always ('eager')."""
+    bf16 on the CPU, and Apple's GPU without gradients), its flash, efficient (memory-efficient) or math kernel, or
+    plain products always ('eager')."""
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of storing them: less memory, about a third more compute."""
     checkpoint_every: int = 1
