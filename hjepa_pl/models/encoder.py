@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from hjepa_pl.functional.tokens import gather_tokens, patchify, sincos_positions
 from hjepa_pl.models.blocks import run_blocks
 from hjepa_pl.models.pretrained import load_pretrained
 from hjepa_pl.models.recipe import build_timm
+from hjepa_pl.models.resample import resample_positions
 from hjepa_pl.models.rope import RotaryAttention, rotations
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
@@ -76,8 +76,8 @@ class VisionEncoder(nn.Module):
 
         Args:
             images: (B, C, H, W), square or not. At another size than in training a table of positions, learned or
-                sine-cosine, is stretched over the new grid by timm's `resample_abs_pos_embed` (a sine-cosine table is
-                not continued beyond its ends); rotary angles are those of the new grid, in steps of a patch.
+                sine-cosine, is stretched over the new grid as by timm's `resample_abs_pos_embed` (a sine-cosine table
+                is not continued beyond its ends); rotary angles are those of the new grid, in steps of a patch.
             keep: (B, K) indices of the patches to compute on; None is all of them.
             blocks: Depths to return, counted from 1, or 'last'. No block beyond the deepest is computed.
 
@@ -127,7 +127,7 @@ class VisionEncoder(nn.Module):
             return None
         prefix = table.shape[1] - self.grid[0] * self.grid[1]
         if grid != self.grid:
-            table = resample_abs_pos_embed(table, list(grid), list(self.grid), num_prefix_tokens=prefix)
+            return resample_positions(table[:, prefix:], self.grid, grid)
         return table[:, prefix:]
 
     def _prefix(self, batch: int) -> list[Tensor]:
