@@ -19,7 +19,11 @@ ALLOWED = {
     "callbacks": {"types", "functional", "evaluation"},
     "refusals": {"types"},
     "keys": {"types"},
+    "config_files": {"types"},
+    "words": {"types", "config_files"},
+    "schema": {"modules", "data", "callbacks", "outputs"},
     "resume": {"types", "refusals"},
+    "ckpt_path": {"types", "resume"},
     "outputs": {"types", "callbacks"},
     "watchers": {"types", "callbacks", "outputs"},
     "cli": {
@@ -37,14 +41,29 @@ ALLOWED = {
         "refusals",
         "keys",
         "resume",
+        "schema",
+        "ckpt_path",
         "watchers",
     },
     "launch": {"types", "data", "modules", "refusals", "cli"},
-    "tools": {"types", "functional", "masks", "models", "data", "modules", "callbacks", "refusals", "cli", "launch"},
-    "__main__": {"launch", "tools"},
+    "tools": {
+        "types",
+        "functional",
+        "masks",
+        "models",
+        "data",
+        "modules",
+        "callbacks",
+        "refusals",
+        "config_files",
+        "words",
+        "cli",
+        "launch",
+    },
+    "__main__": {"types", "config_files", "words", "schema", "launch", "tools"},
     "__init__": {"modules", "data"},
 }
-LIGHTNING = {"modules", "callbacks", "data", "cli", "outputs", "watchers"}
+LIGHTNING = {"modules", "callbacks", "data", "cli", "outputs", "watchers", "schema"}
 
 
 def imports(path: Path) -> set[str]:
