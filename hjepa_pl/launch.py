@@ -34,7 +34,7 @@ def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | N
     return kind(
         PretrainModule,
         MultiDatasetDataModule,
-        args=None if list(args) == sys.argv[1:] else list(args),  # None is the command line itself
+        args=list(args),
         seed_everything_default=0,
         subclass_mode_model=True,
         subclass_mode_data=True,

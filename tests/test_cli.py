@@ -218,6 +218,12 @@ def test_judging_prints_the_figures_and_needs_a_checkpoint(config, capsys) -> No
         assert "probe/digits/linear" in capsys.readouterr().out
         assert main([command, "--config", str(config)]) == 2
         assert f"{command} needs --ckpt_path" in capsys.readouterr().err
+        for given in ("results/tiny", "results/tiny/checkpoints/last.ckpt"):  # its config is the run's
+            assert main([command, "--ckpt_path", given]) == 0, capsys.readouterr().err
+            assert "probe/digits/linear" in capsys.readouterr().out
+    assert fit(config, "--ckpt_path=best", "--trainer.max_epochs=2") == 0, capsys.readouterr().err
+    assert main(["validate", "--config", str(config), "--ckpt_path=hpc"]) == 2
+    assert "results/tiny/checkpoints there are best-epoch" in capsys.readouterr().err
 
 
 def test_checkpoints_of_every_kind_and_a_users_own_callbacks(config) -> None:
@@ -461,7 +467,7 @@ def test_yaml_mistakes_are_refused_by_name(config, capsys) -> None:
 
 def test_an_unknown_command_is_refused(capsys) -> None:
     assert main(["fti"]) == 2
-    assert "unknown command 'fti'; the commands are fit" in capsys.readouterr().err
+    assert "unknown command 'fti'; did you mean hjepa fit? The commands are fit" in capsys.readouterr().err
 
 
 def test_resume_with_other_settings_is_refused_unless_told_to(config, capsys) -> None:

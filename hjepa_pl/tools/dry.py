@@ -16,6 +16,7 @@ from hjepa_pl.functional.length import limited, total_steps
 from hjepa_pl.launch import start
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
+from hjepa_pl.words import read_words
 
 
 @contextmanager
@@ -37,10 +38,6 @@ class ToolCLI(HJEPACLI):
     """Makes what `hjepa fit` would make of a command line, and does not run it. Its files go to a scratch folder."""
 
     scratch: ClassVar[str] = ""
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse the words that a tool passes on, which are not those of the process."""
-        self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         """Refuse as fit does; then let the run's folder be the scratch folder."""
@@ -115,4 +112,4 @@ def prepare(words: Sequence[str], kind: type[ToolCLI], scratch: str) -> Any:
         ConfigError: As fit refuses. (Other errors that `refusal` has a sentence for come as they are.)
     """
     kind.scratch = scratch
-    return start(["fit", *words], kind)
+    return start(read_words(["fit", *words]), kind)
