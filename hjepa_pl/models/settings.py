@@ -37,7 +37,7 @@ def _check_recompute(config: "EncoderConfig | PredictorConfig") -> None:
 
 
 def _check_gains(config: "EncoderConfig | PredictorConfig") -> None:
-    if config.init_values is not None and not config.init_values > 0:
+    if config.init_values is not None and not 0 < config.init_values < float("inf"):
         raise ConfigError(
             f"{_label(config)}.init_values must be positive, got {config.init_values} (timm reads 0 as no "
             "LayerScale); leave it out, or take 1e-5."
@@ -204,8 +204,8 @@ class PredictorConfig:
                 "predictor.targets 'separate' does nothing with predictor.attention 'cross', where no query sees "
                 "another; remove one of them."
             )
-        if not self.mlp_ratio > 0:
-            raise ConfigError(f"predictor.mlp_ratio must be positive, got {self.mlp_ratio}.")
+        if not 0 < self.mlp_ratio < float("inf"):
+            raise ConfigError(f"predictor.mlp_ratio must be a positive number, got {self.mlp_ratio}.")
 
 
 @dataclass(frozen=True, kw_only=True)
