@@ -206,8 +206,8 @@ class PredictorConfig:
                 "predictor.targets 'separate' does nothing with predictor.attention 'cross', where no query sees "
                 "another; remove one of them."
             )
-        if not self.mlp_ratio > 0:
-            raise ConfigError(f"predictor.mlp_ratio must be positive, got {self.mlp_ratio}.")
+        if not 0 < self.mlp_ratio < float("inf"):
+            raise ConfigError(f"predictor.mlp_ratio must be a positive number, got {self.mlp_ratio}.")
 
 
 @dataclass(frozen=True, kw_only=True)

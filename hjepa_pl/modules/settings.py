@@ -35,6 +35,9 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     settings = dict(given)
     if not isinstance(settings["compile"], bool):
         raise ConfigError(f"compile {settings['compile']!r} is refused; give true or false.")
+    seed = settings["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"invalid `seed={seed!r}`: must be a whole number >= 0.")
     for key, kind in _PARTS.items():
         if settings[key] is not None or key not in _OPTIONAL:
             settings[key] = from_plain(kind, settings[key], key)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies import (
     DDPStrategy,
     SingleDeviceStrategy,
@@ -153,6 +154,9 @@ def _check_pairs(given: Mapping[str, Any], budgeted: bool) -> None:
             f"invalid `trainer.gradient_clip_algorithm={given['gradient_clip_algorithm']}`: does nothing without "
             "trainer.gradient_clip_val; set that, or remove it."
         )
+    cards = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if given.get("devices") in (-1, "-1") and (given.get("accelerator") == "cpu" or not cards):
+        raise ConfigError("invalid `trainer.devices=-1`: a CPU has no number of devices; set a number of processes.")
     interval = given.get("val_check_interval", 1)
     if given.get("check_val_every_n_epoch", 1) is None and (interval is None or isinstance(interval, float)):
         raise ConfigError(
