@@ -47,6 +47,8 @@ def parser_sentence(text: str) -> str:
         return f"{path} lacks the key '{found[1]}'; {_LOOK}."
     if found := re.search(r"File does not exist: '([^']+)'", text):
         return f"{path}: there is no file {found[1]}."
+    if path.endswith("trainer.logger"):
+        return "trainer.logger takes true, false or {class_path: ...}; for Weights & Biases set logging.wandb to true."
     innermost = _innermost(text)
     found_kinds = re.findall(r"(?:Expected an? |Not a valid )(.+?)(?:\. Got value: .*)?$", innermost, re.MULTILINE)
     expected = [_describe(e, innermost) for e in found_kinds if not e.startswith("path but")]
