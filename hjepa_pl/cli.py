@@ -42,7 +42,7 @@ from hjepa_pl.refusals import first_line, parser_sentence
 from hjepa_pl.resume import misfit, read_checkpoint, refuse_complete, refuse_other_settings, refuse_unfit
 from hjepa_pl.schema import GROUPS, RUN_KEYS, all_keys
 from hjepa_pl.types import ConfigError
-from hjepa_pl.watchers import loggers, of_training
+from hjepa_pl.watchers import loggers, of_training, refuse_all_of_cpu, refuse_callbacks
 
 __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule"]
 
@@ -164,9 +164,10 @@ class HJEPACLI(LightningCLI):
         callbacks += self._watchers(config, options)
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         config["default_root_dir"] = str(self.folder)
+        refuse_all_of_cpu(config["accelerator"], config["devices"])
         try:
             return super()._instantiate_trainer(config, callbacks)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, ImportError) as error:
             chosen = f"accelerator '{config['accelerator']}', devices {config['devices']!r}"
             raise ConfigError(f"trainer ({chosen}): {first_line(error)}.") from None
 
@@ -182,6 +183,8 @@ class HJEPACLI(LightningCLI):
             found.append(ProbeCallback())
         if self.subcommand == "predict":
             found.append(FeatureWriter(str(self.folder)))
+        if type(self.model) is HJEPALightningModule:  # another's may log what it likes
+            refuse_callbacks(_as_list(config["callbacks"]), probes)
         own = tuple({type(c) for c in _as_list(config["callbacks"])} - {ModelCheckpoint})
         return [c for c in found if not own or not isinstance(c, own)]
 
@@ -249,8 +252,12 @@ class HJEPACLI(LightningCLI):
 
     def _refused(self, error: Exception) -> ConfigError | None:
         """Return the refusal that an error is, or that of the checkpoint which it comes from; None for another."""
-        if isinstance(error, ConfigError) or self.checkpoint is None:
-            return error if isinstance(error, ConfigError) else None
+        if isinstance(error, ConfigError):
+            return error
+        if isinstance(error, ModuleNotFoundError) and "Requirement" in str(error):  # Lightning's word for a package
+            return ConfigError(f"{first_line(error)}; install it, or remove the key that asks for it.")
+        if self.checkpoint is None:
+            return None
         return misfit(error, self.config[self.subcommand]["ckpt_path"])
 
     def _compare(self, checkpoint: dict[str, Any]) -> None:

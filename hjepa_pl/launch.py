@@ -1,6 +1,7 @@
 """From the words of a command line to its run and its exit status."""
 
 import os
+import re
 import sys
 import time
 import warnings
@@ -62,11 +63,22 @@ def run(args: Sequence[str], began: float) -> int:
     except Exception as error:
         if peer_ended(error):
             return _fail(PEER_ENDED, 1)
+        if lost := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited|is killed)", _told(error)):
+            return _fail(
+                f"a loader's worker was killed (process {lost[1]}), as a system does that has no memory left; "
+                "lower data.num_workers, or data.batch_size, and resume with --ckpt_path last.",
+                1,
+            )
         sentence = refusal(error)
         if sentence is None:
             return _fail(unexpected(error, HJEPACLI.begun), 1)
         return _fail(sentence, 2)
     return 0
+
+
+def _told(error: BaseException | None) -> str:
+    """Return what an error says, and those that it came from."""
+    return "" if error is None else f"{error} {_told(error.__cause__ or error.__context__)}"
 
 
 def _fail(sentence: str, status: int) -> int:

@@ -62,6 +62,8 @@ def parser_sentence(text: str, known: Sequence[str] = ()) -> str:
         return f"{found[1].split('/')[-1]} lacks its value; write {found[1].split('/')[-1]}=VALUE."
     if found := re.search(r"File does not exist: '([^']+)'", text):
         return f"{path}: there is no file {found[1]}."
+    if path.endswith("trainer.logger"):
+        return "trainer.logger takes true, false or {class_path: ...}; for Weights & Biases set logging.wandb to true."
     innermost = _innermost(text)
     found_kinds = re.findall(r"(?:Expected an? |Not a valid )(.+?)(?:\. Got value: .*)?$", innermost, re.MULTILINE)
     expected = [_describe(e, innermost) for e in found_kinds if not e.startswith("path but")]

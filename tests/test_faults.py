@@ -1,13 +1,16 @@
 """What goes wrong around a run, by the real command: one sentence, the right status, no traceback."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.__main__ import main
@@ -130,3 +133,47 @@ def test_a_reader_who_has_enough_is_no_error(config) -> None:  # noqa: F811
     tool.stdout.close()
     _, said = tool.communicate(timeout=60)
     assert (tool.returncode, said) == (1, "")
+
+
+REFUSED = {
+    "--trainer.devices=-1": "trainer.devices -1 is all devices, and a CPU is one; set trainer.devices to 1",
+    "--trainer.accelerator=tpu": "trainer (accelerator 'tpu', devices",
+    "--trainer.callbacks=DeviceStatsMonitor": "install it, or remove the key that asks for it",
+    "--trainer.logger=wandb": "for Weights & Biases set logging.wandb to true",
+    "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: foo}}]": (
+        "EarlyStopping.monitor 'foo' is logged by nothing; take train/loss"
+    ),
+    "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {monitor: probe/digits/knnn}}]": (
+        "ModelCheckpoint.monitor 'probe/digits/knnn' is logged by nothing; take train/loss, another train/..., "
+        "collapse/..., probe/digits/linear, "
+    ),
+    "--trainer.callbacks=[{class_path: LambdaCallback, init_args: {on_fit_start: os.system}}]": (
+        "LambdaCallback takes functions, which no config can hold"
+    ),
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_a_trainer_that_cannot_be_is_refused(config, capsys, word) -> None:  # noqa: F811
+    if "DeviceStats" in word and find_spec("psutil"):
+        pytest.skip("psutil is there")
+    assert fit(config, word) == 2
+    said = capsys.readouterr().err
+    assert any(line.startswith("hjepa: error: ") and REFUSED[word] in line for line in said.splitlines()), said
+    assert not Path("results/tiny").exists()
+
+
+def test_a_killed_worker_is_a_sentence(config, capsys, monkeypatch) -> None:  # noqa: F811
+    def kill(self, share) -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    folder = Path("images/class")
+    folder.mkdir(parents=True)
+    for i in range(40):
+        Image.new("L", (20, 20 + i % 3), i).save(folder / f"{i}.png")  # of several sizes: they are not kept in memory
+    monkeypatch.setattr(HJEPALightningModule, "after_optimizer_step", kill)
+    words = ["datasets=[{name: folder, root: images}]", "num_workers=1", "probe=[]", "epoch_size=640", "batch_size=8"]
+    status = fit(config, *(f"--data.init_args.{word}" for word in words))
+    said = capsys.readouterr().err
+    assert (status, "hjepa: error: a loader's worker was killed (process " in said) == (1, True), said

@@ -1,5 +1,6 @@
 """What ends one of two processes ends both, within seconds and with a sentence: as `hjepa fit` starts them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -65,7 +66,8 @@ def test_a_fault_of_one_process_ends_both(tmp_path, case) -> None:
         processes = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
         left = [process for process in processes if alive(process)]
         for process in left:
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
     assert not left
     assert ended - (tmp_path / "fault").stat().st_mtime < 60  # 15 s of a busy machine; it was for ever
     assert len(processes) == 2
@@ -78,8 +80,8 @@ def test_a_fault_of_one_process_ends_both(tmp_path, case) -> None:
 
 
 def alive(process: int) -> bool:
-    """Whether a process is there, after the moment that its end may take."""
-    for _ in range(20):
+    """Whether a process is there, after the time that its end, and the system's note of it, may take."""
+    for _ in range(150):
         try:
             os.kill(process, 0)
         except ProcessLookupError:

@@ -1,0 +1,45 @@
+"""`hjepa check` and `hjepa bench` over every config that the package ships."""
+
+import json
+
+import pytest
+
+from hjepa_pl.__main__ import main
+from tests.test_configs import CONFIGS, CROPS_AT_ONCE, FOLDER, SMALL, data_folder, write_tree  # noqa: F401 (a fixture)
+
+
+def test_check_takes_every_config(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hjepa"])
+    status = main(["check", str(FOLDER)])
+    said = capsys.readouterr()
+    assert (status, said.err) == (0, "")
+    tables = {line for line in said.out.splitlines() if line.endswith(".yaml")}
+    assert tables >= {str(path) for path in CONFIGS}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # minutes in all; .ci/run asks for them
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_bench_measures_every_config(path, data_folder, capsys, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr("sys.argv", ["hjepa"])
+    text = path.read_text()
+    if "imagenet" in text:
+        from hjepa_pl.data.trees import imagenet100_classes
+
+        write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[:4])
+    if "my_images" in text:
+        write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=4)
+    if "shards" in text:
+        assert main(["shards", "data/my_images", "data/shards/train-%06d.tar", "--per-shard=4"]) == 0
+    capsys.readouterr()
+    status = main([
+        "bench", "--json", "--steps=2", "--config", str(path), "--trainer.accelerator=cpu",
+        "--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=8", "--data.init_args.epoch_size=8",
+        "--model.init_args.optimizer.warmup_epochs=0", *SMALL.get(path.stem, []), *CROPS_AT_ONCE.get(path.stem, []),
+    ])  # fmt: skip
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    found = json.loads(said.out)
+    assert found["steps_measured"] >= 2
+    assert found["flops_per_step"] > 0
