@@ -100,7 +100,8 @@ _RULES: dict[str, _Rule] = {
 }
 """A key that is null is Lightning's default. Keys without a rule take any value of their type."""
 _STRATEGIES = ("auto", "ddp", "single_device")
-"""Beginnings of the names of strategies that keep whole networks on each device: ddp_spawn, ddp_notebook ... too."""
+_STARTED_OTHERWISE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Beginnings of names that Python may use; a command that is given them trains, and then does not come to its end."""
 _SIXTEEN = (
     "keeps weights in 16 bits, where the target encoder never moves (its update is below their resolution); use "
     "'bf16-mixed'"
@@ -132,8 +133,14 @@ def check_keys(given: Mapping[str, Any], *, budgeted: bool) -> None:
             raise ConfigError(f"invalid `trainer.{key}={value}`: must be {rule.must}.")
     _check_pairs(given, budgeted)
     strategy = given.get("strategy")
-    if isinstance(strategy, str) and not strategy.startswith(_STRATEGIES):
-        raise _refused(strategy)
+    if isinstance(strategy, str):
+        if strategy.startswith(_STARTED_OTHERWISE):
+            raise ConfigError(
+                f"invalid `trainer.strategy={strategy}`: is for notebooks and scripts; a command starts its processes "
+                "by 'ddp'."
+            )
+        if strategy not in _STRATEGIES and not strategy.startswith("ddp_find_unused"):
+            raise _refused(strategy)
     if given.get("precision") is not None:
         precision = str(given["precision"])
         wrong = _PRECISIONS.get(_SHORT.get(precision, precision), "must be '32-true' or 'bf16-mixed'")

@@ -6,7 +6,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from hjepa_pl.__main__ import main
-from hjepa_pl.modules.trainer_checks import check_strategy
+from hjepa_pl.modules.trainer_checks import check_keys, check_strategy
 from hjepa_pl.types import ConfigError
 from tests.modules.test_training import make_data, make_module, make_trainer
 from tests.test_cli import config as config  # a fixture
@@ -76,3 +76,11 @@ def test_lengths_that_need_the_data_s_are_refused_before_the_untrained_network_i
     data = make_data(probe=[{"name": "digits", "max_train": 32, "max_test": 32}])
     with pytest.raises(ConfigError, match=said):
         run.fit(make_module(optimizer=optimizer), data)
+
+
+@pytest.mark.parametrize("name", ["ddp_spawn", "ddp_notebook", "ddp_fork_find_unused_parameters_true"])
+def test_a_command_starts_its_processes_by_ddp(name) -> None:
+    with pytest.raises(ConfigError, match=f"invalid `trainer.strategy={name}`: .* by 'ddp'"):
+        check_keys({"strategy": name}, budgeted=False)
+    for taken in ("auto", "ddp", "ddp_find_unused_parameters_true"):
+        check_keys({"strategy": taken}, budgeted=False)
