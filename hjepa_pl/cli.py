@@ -21,8 +21,9 @@ from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.faults import BAD_FILES
 from hjepa_pl.data.index import INDEX_CACHE
 from hjepa_pl.data.stored import complete_stored
+from hjepa_pl.data.surroundings import refuse_overfit
 from hjepa_pl.functional.settings import to_plain
-from hjepa_pl.keys import refuse_unknown
+from hjepa_pl.keys import refuse_unknown, refuse_values
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.fitting import check_data, check_trainer
@@ -39,7 +40,7 @@ from hjepa_pl.refusals import first_line, parser_sentence
 from hjepa_pl.resume import read_checkpoint, refuse_complete, refuse_other_settings
 from hjepa_pl.schema import GROUPS, RUN_KEYS, all_keys
 from hjepa_pl.types import ConfigError
-from hjepa_pl.watchers import loggers, of_training
+from hjepa_pl.watchers import loggers, of_training, refuse_monitors
 
 __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule"]
 
@@ -69,6 +70,8 @@ class HJEPACLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise ConfigError(parser_sentence(str(error), [key.name for key in all_keys()])) from None
+        if self.config["subcommand"] is not None:
+            refuse_values(self.config[self.config["subcommand"]])  # before a seed is taken
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint.
@@ -149,9 +152,9 @@ class HJEPACLI(LightningCLI):
         config["default_root_dir"] = str(self.folder)
         try:
             return super()._instantiate_trainer(config, callbacks)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             chosen = f"accelerator '{config['accelerator']}', devices {config['devices']!r}"
-            raise ConfigError(f"trainer ({chosen}): {first_line(error)}.") from None
+            raise ConfigError(f"trainer ({chosen}): {first_line(error).rstrip('.!')}.") from None
 
     def _watchers(self, config: dict[str, Any], options: Any) -> list[pl.Callback]:
         """Return the callbacks of a run, but for kinds that the config lists itself."""
@@ -165,6 +168,7 @@ class HJEPACLI(LightningCLI):
             found.append(ProbeCallback())
         if self.subcommand == "predict":
             found.append(FeatureWriter(str(self.folder)))
+        refuse_monitors(_as_list(config["callbacks"]), probes)
         own = tuple({type(c) for c in _as_list(config["callbacks"])} - {ModelCheckpoint})
         return [c for c in found if not own or not isinstance(c, own)]
 
@@ -211,6 +215,8 @@ class HJEPACLI(LightningCLI):
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
         check_trainer(self.trainer, model.budget)
+        if self.subcommand == "fit":
+            refuse_overfit(self.trainer)
         check_data(self.datamodule, model, self.trainer.world_size)
         if self.subcommand == "fit":
             model.check_device(self.trainer)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from hjepa_pl.types import ConfigError
@@ -33,6 +34,33 @@ def refuse_unknown(argv: Sequence[str], config: Any) -> None:
             raise ConfigError(f"{name} changes one entry of a list unsaid; give the whole list: --{whole}='[...]'.")
         elif name.startswith("--") and name != "--help" and not _has(config, name[2:].rstrip("+")):
             raise ConfigError(f"{name} is not a key; write keys out in full ('hjepa fit --print_config').")
+
+
+def refuse_values(config: Any) -> None:
+    """Refuse what Lightning would take for something else, unsaid, or answer with a traceback.
+
+    Args:
+        config: What the parser made of the words of a command.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    seed = config["seed_everything"]
+    if isinstance(seed, bool) or not 0 <= (seed or 0) < 2**32:
+        shown = str(seed).lower() if isinstance(seed, bool) else seed
+        raise ConfigError(f"invalid `seed_everything={shown}`: must be a whole number from 0 to 4294967295.")
+    trainer = config["trainer"]
+    if str(trainer["precision"]) in ("16", "16-mixed"):  # on a CPU Lightning computes in bf16 instead
+        raise ConfigError(
+            f"invalid `trainer.precision={trainer['precision']}`: it skips steps whose gradients overflow, which the "
+            "target encoder would not see; use bf16-mixed."
+        )
+    wanted = trainer["accelerator"]
+    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["gpu"] = there["cuda"] or there["mps"]
+    if isinstance(wanted, str) and not there.get(wanted, False):
+        usable = ", ".join(name for name, here in there.items() if here)
+        raise ConfigError(f"invalid `trainer.accelerator={wanted}`: this machine can take {usable}.")
 
 
 def _refuse_lost_preset(argv: Sequence[str]) -> None:

@@ -80,13 +80,18 @@ class RunCheckpoint(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
 
+def probe_metrics(probes: list[str]) -> list[str]:
+    """Return the names of the metrics that the probe sets give."""
+    return [f"probe/{p}/{f}{n}" for p in probes for f in ("linear", "knn") for n in ("", "_online")]
+
+
 def checkpoint_callbacks(config: CheckpointConfig, folder: Path, probes: list[str]) -> list[ModelCheckpoint]:
     """Return the callbacks that write last.ckpt, the best by a probe's figure, and one every n epochs.
 
     Raises:
         ConfigError: If the metric to rank by is none that the probe sets give.
     """
-    figures = [f"probe/{p}/{f}{n}" for p in probes for f in ("linear", "knn") for n in ("", "_online")]
+    figures = probe_metrics(probes)
     monitor = config.monitor or (figures[0] if figures else None)
     if monitor is not None and monitor not in figures:
         raise ConfigError(

@@ -1,14 +1,23 @@
 """What keeps and logs a run of training: checkpoints, config, clock, bar, loggers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from hjepa_pl.callbacks.clock import Clock
 from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
-from hjepa_pl.outputs import CheckpointConfig, LoggingConfig, SaveConfig, build_loggers, checkpoint_callbacks
+from hjepa_pl.outputs import (
+    CheckpointConfig,
+    LoggingConfig,
+    SaveConfig,
+    build_loggers,
+    checkpoint_callbacks,
+    probe_metrics,
+)
 from hjepa_pl.types import ConfigError
 
 
@@ -45,6 +54,26 @@ def of_training(
     if trainer["enable_progress_bar"] is not False:
         found.append(Progress())
     return found
+
+
+def refuse_monitors(callbacks: Sequence[pl.Callback], probes: list[str]) -> None:
+    """Refuse callbacks of the config that watch a metric that no validation gives: they would fail after it.
+
+    Args:
+        callbacks: Those of trainer.callbacks.
+        probes: Names of the probe sets.
+
+    Raises:
+        ConfigError: Naming the metrics that there are.
+    """
+    there = probe_metrics(probes)
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(callback, EarlyStopping | ModelCheckpoint) and monitor not in (None, *there):
+            raise ConfigError(
+                f"invalid `trainer.callbacks`: {type(callback).__name__} monitors '{monitor}'; "
+                + (f"take one of {', '.join(there)}." if there else "metrics to monitor come with data.probe; add one.")
+            )
 
 
 def loggers(asked: Any, logging: LoggingConfig, folder: Path, resumed: int | None) -> Any:
