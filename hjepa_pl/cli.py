@@ -23,7 +23,7 @@ from hjepa_pl.data.faults import BAD_FILES
 from hjepa_pl.data.index import INDEX_CACHE
 from hjepa_pl.data.stored import complete_stored
 from hjepa_pl.functional.settings import to_plain
-from hjepa_pl.keys import refuse_unknown
+from hjepa_pl.keys import refuse_absent_accelerator, refuse_unknown
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.fitting import check_data
@@ -42,7 +42,7 @@ from hjepa_pl.refusals import first_line, parser_sentence
 from hjepa_pl.resume import misfit, read_checkpoint, refuse_complete, refuse_other_settings, refuse_unfit
 from hjepa_pl.schema import GROUPS, RUN_KEYS, all_keys
 from hjepa_pl.types import ConfigError
-from hjepa_pl.watchers import loggers, of_training, refuse_all_of_cpu, refuse_callbacks
+from hjepa_pl.watchers import loggers, of_training, refuse_callbacks
 
 __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule"]
 
@@ -101,8 +101,9 @@ class HJEPACLI(LightningCLI):
     def _set_seed(self) -> None:
         """Refuse a seed that is none, and seed what the package has no counters for."""
         seed = self.config[self.config["subcommand"]]["seed_everything"]
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise ConfigError(f"invalid `seed_everything={seed}`: must be a whole number from 0 to {2**32 - 1}.")
+        if isinstance(seed, bool) or not 0 <= (seed or 0) < 2**32:
+            shown = str(seed).lower() if isinstance(seed, bool) else seed
+            raise ConfigError(f"invalid `seed_everything={shown}`: must be a whole number from 0 to {2**32 - 1}.")
         super()._set_seed()
 
     # -------------------------------------------------------------------------------------------- before the classes
@@ -141,6 +142,7 @@ class HJEPACLI(LightningCLI):
                 "the run in time with its schedules complete."
             )
         check_keys(trainer.as_dict(), budgeted=bool(model.get("time_budget")))
+        refuse_absent_accelerator(trainer["accelerator"])
         if trainer["default_root_dir"] is not None:
             raise ConfigError("trainer.default_root_dir does nothing here; use results_dir and experiment_name.")
         if self.subcommand == "fit" and config["override"] and self.checkpoint is None:
@@ -164,12 +166,11 @@ class HJEPACLI(LightningCLI):
         callbacks += self._watchers(config, options)
         config["plugins"] = [*_as_list(config["plugins"]), AtomicCheckpointIO()]
         config["default_root_dir"] = str(self.folder)
-        refuse_all_of_cpu(config["accelerator"], config["devices"])
         try:
             return super()._instantiate_trainer(config, callbacks)
-        except (MisconfigurationException, ValueError, ImportError) as error:
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             chosen = f"accelerator '{config['accelerator']}', devices {config['devices']!r}"
-            raise ConfigError(f"trainer ({chosen}): {first_line(error)}.") from None
+            raise ConfigError(f"trainer ({chosen}): {first_line(error).rstrip('.!')}.") from None
 
     def _watchers(self, config: dict[str, Any], options: Any) -> list[pl.Callback]:
         """Return the callbacks of a run, but for kinds that the config lists itself."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from hjepa_pl.types import ConfigError
@@ -33,6 +34,19 @@ def refuse_unknown(argv: Sequence[str], config: Any) -> None:
             raise ConfigError(f"{name} changes one entry of a list unsaid; give the whole list: --{whole}='[...]'.")
         elif name.startswith("--") and name != "--help" and not _has(config, name[2:].rstrip("+")):
             raise ConfigError(f"{name} is not a key; write keys out in full ('hjepa fit --print_config').")
+
+
+def refuse_absent_accelerator(wanted: Any) -> None:
+    """Refuse a `trainer.accelerator` that this machine does not have.
+
+    Raises:
+        ConfigError: Naming those that it has.
+    """
+    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["gpu"] = there["cuda"] or there["mps"]
+    if isinstance(wanted, str) and not there.get(wanted, False):
+        usable = ", ".join(name for name, here in there.items() if here)
+        raise ConfigError(f"invalid `trainer.accelerator={wanted}`: this machine can take {usable}.")
 
 
 def _refuse_lost_preset(argv: Sequence[str]) -> None:

@@ -14,6 +14,9 @@ _ALIASES = {
     "half": "bf16-mixed", "bfloat16": "bf16-mixed", "amp": "bf16-mixed", "mixed": "bf16-mixed",
 }  # fmt: skip
 """Other programs' names of values."""
+_CLASSES = {"model": "HJEPALightningModule", "data": "MultiDatasetDataModule"}
+_ENTRIES = {"datasets": "name", "probe": "name", "regularizers": "kind"}
+"""Lists of settings, and the key that an entry must have."""
 _TYPES = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
@@ -33,6 +36,8 @@ def refusal(error: BaseException) -> str | None:
             return str(seen).rstrip().splitlines()[-1].removeprefix(f"{ConfigError.__module__}.ConfigError: ")
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full{f' ({seen.filename})' if seen.filename else ''}; free space, then resume."
+        if isinstance(seen, ModuleNotFoundError) and seen.name is None:  # Lightning's: a part needs what is not there
+            return f"a package is missing: {first_line(seen)}."
         seen = seen.__cause__ or seen.__context__
     if isinstance(error, argparse.ArgumentError):
         return parser_sentence(str(error))
@@ -57,7 +62,8 @@ def parser_sentence(text: str, known: Sequence[str] = ()) -> str:
     if found := re.search(r"Option '([^']+)' is not accepted", text):
         return f"{path} does not accept '{found[1]}'; {_hint(f'{path}.{found[1]}', known)}."
     if found := re.search(r"the following arguments are required: (\w+)", text):
-        return f"{path} lacks the key '{found[1]}'; {_LOOK}."
+        way = f"add --{path}.{found[1]}=VALUE" if path == "trainer.callbacks" else _LOOK
+        return f"{path} lacks the key '{found[1]}'; {way}."
     if found := re.search(r"argument (\S+): expected one argument", text):
         return f"{found[1].split('/')[-1]} lacks its value; write {found[1].split('/')[-1]}=VALUE."
     if found := re.search(r"File does not exist: '([^']+)'", text):
@@ -68,10 +74,19 @@ def parser_sentence(text: str, known: Sequence[str] = ()) -> str:
     found_kinds = re.findall(r"(?:Expected an? |Not a valid )(.+?)(?:\. Got value: .*)?$", innermost, re.MULTILINE)
     expected = [_describe(e, innermost) for e in found_kinds if not e.startswith("path but")]
     given = re.search(r"(?:Given value|Got value): (.*)$", innermost, re.MULTILINE)
+    said = given[1] if given else ""
+    if path in _CLASSES and (named := re.search(r"class_path\W+(?:val=)?'([\w.]+)|^'?([\w.]+)'?$", said)):
+        name = named[1] or named[2]
+        return f"invalid `{path}.class_path={name}`: must be {_CLASSES[path]}, or the import path of your own class."
+    if path == "trainer.precision":
+        expected = ["'32-true'", "'bf16-mixed'"]  # Lightning's other twelve are refused later
     if path and expected:
         kinds = " or ".join(dict.fromkeys(expected))
         meant = _meant(given[1], re.findall(r"'([^']+)'", kinds)) if given else None
         hint = f"; did you mean {meant}?" if meant else "."
+        if entry := _ENTRIES.get(path.rpartition(".")[2]):
+            word = given[1].strip("'[]") if given else ""
+            hint = f"; write {path}=[{{{entry}: {word if re.fullmatch(r'[a-z_0-9]+', word) else 'NAME'}}}]."
         return f"{path} must be {kinds}{f', got {given[1]!r}' if given else ''}{hint}"
     return first_line(innermost if path else text).rstrip(".") + "."
 

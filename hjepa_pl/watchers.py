@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.accelerator import is_available as accelerator_is_available
 
 from hjepa_pl.callbacks.clock import Clock
 from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
-from hjepa_pl.callbacks.selection import selection_metrics
+from hjepa_pl.callbacks.selection import refuse_test_metric, selection_metrics
 from hjepa_pl.outputs import (
     CheckpointConfig,
     LoggingConfig,
@@ -91,21 +90,10 @@ def refuse_callbacks(callbacks: list[pl.Callback], probes: list[str]) -> None:
             raise ConfigError(
                 f"trainer.callbacks: {name} takes functions, which no config can hold; train from Python, or remove it."
             )
+        refuse_test_metric(f"trainer.callbacks: {name}.monitor", monitor)
         if monitor is None or monitor in figures or str(monitor).startswith(("train/", "collapse/", "data/")):
             continue
         raise ConfigError(
             f"trainer.callbacks: {name}.monitor '{monitor}' is logged by nothing; take train/loss, another train/..., "
             f"collapse/..., {', '.join(figures) or 'or a figure of a probe set, of which data.probe names none'}."
         )
-
-
-def refuse_all_of_cpu(accelerator: Any, devices: Any) -> None:
-    """Refuse "all devices" of a CPU, which Lightning takes for no number of processes at all.
-
-    Raises:
-        ConfigError: If the run would be on a CPU.
-    """
-    if str(devices) != "-1":
-        return
-    if accelerator == "cpu" or (accelerator == "auto" and not accelerator_is_available()):
-        raise ConfigError(f"trainer.devices {devices} is all devices, and a CPU is one; set trainer.devices to 1.")

@@ -105,6 +105,8 @@ def _key(name: str, value: str | None) -> str:
     if key == "model.encoder" and value is not None and re.fullmatch(r"[\w.-]+", value) and not Path(value).is_file():
         part = "size" if value in _SIZES else "name"
         return f"{name}.{part}={value}"
+    if value in ("null", "~") and (inner := re.fullmatch(r"(model|data)\.(\w+)\.(\w+)", key)):
+        return f"--{inner[1]}.{inner[2]}={{{inner[3]}: null}}"  # jsonargparse would read the text 'None' in a group
     if value is None:
         return f"{name}=true" if name.rpartition(".")[2].lstrip("-") in _FLAGS else name
     return f"{name}={value}"

@@ -90,6 +90,7 @@ READ = [  # (words, what the parser is given)
     ("fit quickstart --model.init_args.encoder=small", ["--config=QUICK", "--model.init_args.encoder.size=small"]),
     ("fit --data.datasets=[{name:digits}]", ["--data.datasets=[{name:digits}]"]),
     ("fit --print_config", ["--print_config"]),
+    ("fit quickstart --model.encoder.pretrained null", ["--config=QUICK", "--model.encoder={pretrained: null}"]),
 ]  # fmt: skip
 
 

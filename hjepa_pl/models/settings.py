@@ -121,7 +121,8 @@ class EncoderConfig:
             given = [k for k in ("size", "embed_dim", "depth", "num_heads") if getattr(self, k) is not None]
             if given:
                 raise ConfigError(
-                    f"encoder.name '{self.name}' fixes the architecture, so encoder.{given[0]} must not be given too."
+                    f"encoder.name '{self.name}' fixes the architecture, so encoder.{given[0]} must not be given too; "
+                    f"set it to null (--model.encoder.{given[0]}=null) where an earlier config gives it."
                 )
             if self.position != "learned":
                 raise ConfigError(
@@ -135,7 +136,8 @@ class EncoderConfig:
             )
         if self.size is not None and None not in (self.embed_dim, self.depth, self.num_heads):
             raise ConfigError(
-                f"encoder.size '{self.size}' does nothing beside encoder.embed_dim, depth and num_heads; remove it."
+                f"encoder.size '{self.size}' does nothing beside encoder.embed_dim, depth and num_heads; remove it, or "
+                "set it to null (--model.encoder.size=null) where an earlier config gives it."
             )
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ConfigError(f"encoder.drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
