@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
 
 from hjepa_pl.failures import guarded
 
@@ -10,28 +12,33 @@ _STARTED = time.monotonic()
 """When the process began, or nearly: a time budget counts the seconds that imports take."""
 
 _LIGHTNING = {
-    "fit": "pretrain a model",
-    "validate": "judge a checkpoint on the probe sets",
+    "fit": "pretrain a model, or resume a run",
+    "validate": "evaluate a checkpoint on the probe sets",
     "test": "the same, under Lightning's name for it",
-    "predict": "write a checkpoint's features of the training sets",
 }
+_HIDDEN = ("predict",)
+"""Works, but gives row numbers of the training sets in the place of file names."""
 _TOOLS = {
     "check": "say what a config amounts to, or why it is refused (hjepa check --help)",
     "bench": "measure what a config's steps and run take on this machine (hjepa bench --help)",
     "shards": "make tar shards from a folder of images (hjepa shards --help)",
 }
 """Commands beside Lightning's own: each is a module of `hjepa_pl.tools` with a function `run`."""
+_MEANT = {"train": "fit", "pretrain": "fit", "resume": "fit", "eval": "validate", "evaluate": "validate"}
+"""Commands of other programs."""
 
-_HELP = """usage: hjepa COMMAND [--config FILE.yaml] [--key=value ...]
+_HELP = """usage: hjepa COMMAND [CONFIG] [--config FILE.yaml] [--key value ...]
 
 commands:
 {commands}
 
 examples:
-  hjepa fit --config configs/quickstart.yaml
-  hjepa fit --config configs/quickstart.yaml --ckpt_path last     resume
-  hjepa fit --print_config                                        every key with its default
-  hjepa fit --help                                                every key with its meaning
+  hjepa fit quickstart                                a config that the package brings, by name
+  hjepa fit --config configs/quickstart.yaml          a config by its path
+  hjepa fit --ckpt_path results/quickstart            resume a run; its config is taken from the folder
+  hjepa fit --help                                    every key with its type, default and meaning
+  hjepa fit --help trainer                            Lightning's keys; any word that a key holds will do
+  hjepa fit --print_config                            every key with its default, as a config
 """
 
 
@@ -45,26 +52,66 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
-    if not argv or argv[0] in ("-h", "--help"):
-        commands = _LIGHTNING | _TOOLS
-        width = max(map(len, commands))
-        print(_HELP.format(commands="\n".join(f"  {k:<{width}}  {v}" for k, v in commands.items())))
+    command = argv[0] if argv else "help"
+    if command in ("-h", "--help", "help") and len(argv) < 2:
+        print(_HELP.format(commands="\n".join(f"  {k:<8}  {v}" for k, v in (_LIGHTNING | _TOOLS).items())))
         return 0
-    if argv[0] == "--version":
+    if command in ("-V", "--version", "version"):
         from importlib.metadata import version
 
         print(f"hjepa_pl {version('hjepa_pl')}")
         return 0
-    if argv[0] in _LIGHTNING:
-        from hjepa_pl.launch import run
-
-        return run(argv, _STARTED if args is None else time.monotonic())
-    if argv[0] in _TOOLS:
+    if command == "help":
+        argv = [*argv[1:2], "--help", *argv[2:]]
+        command = argv[0]
+    if command in _LIGHTNING or command in _HIDDEN:
+        return _lightning(argv, _STARTED if args is None else time.monotonic(), of_process=args is None)
+    if command in _TOOLS:
         from importlib import import_module
 
-        return int(import_module(f"hjepa_pl.tools.{argv[0]}").run(argv[1:]))
-    known = ", ".join(_LIGHTNING | _TOOLS)
-    print(f"hjepa: error: unknown command '{argv[0]}'; the commands are {known}.", file=sys.stderr)
+        return int(import_module(f"hjepa_pl.tools.{command}").run(argv[1:]))
+    return _fail(_unknown(command, argv))
+
+
+def _lightning(argv: list[str], began: float, *, of_process: bool) -> int:
+    """Run one of Lightning's commands, once its words are known to say something."""
+    from hjepa_pl.types import ConfigError
+    from hjepa_pl.words import help_topic, read_words
+
+    topic = help_topic(argv[1:])
+    if topic is not None:
+        from hjepa_pl.schema import help_text
+
+        print(help_text(argv[0], topic))
+        return 0
+    try:
+        words = read_words(argv)
+    except ConfigError as error:
+        return _fail(str(error))
+    from hjepa_pl.launch import run
+
+    if of_process and sys.modules["__main__"].__spec__ is None:
+        # Lightning starts a run's other processes by this name, or else by a path that may lead nowhere.
+        sys.modules["__main__"].__spec__ = find_spec("hjepa_pl.__main__")
+    return run(words, began)
+
+
+def _unknown(command: str, argv: Sequence[str]) -> str:
+    """Return what to say to a command that there is not."""
+    known = [*_LIGHTNING, *_TOOLS]
+    if command.startswith("-"):
+        return f"a command comes first: hjepa fit {' '.join(argv)}"
+    from hjepa_pl.config_files import shipped_configs
+
+    if command in shipped_configs() or command.endswith((".yaml", ".yml")):
+        return f"a command comes first: hjepa fit {' '.join(argv)}"
+    near = [_MEANT[command]] if command in _MEANT else get_close_matches(command, known, 1)
+    hint = f"did you mean hjepa {near[0]}? T" if near else "t"
+    return f"unknown command '{command}'; {hint}he commands are {', '.join(known)}."
+
+
+def _fail(sentence: str) -> int:
+    print(f"hjepa: error: {sentence}", file=sys.stderr)
     return 2
 
 

@@ -1,5 +1,6 @@
 """`hjepa fit | validate | test | predict`: LightningCLI over the modules and data modules of the package."""
 
+import argparse
 import re
 import shutil
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from hjepa_pl.callbacks.collapse import CollapseMonitor
 from hjepa_pl.callbacks.features import FeatureWriter
 from hjepa_pl.callbacks.peers import Peers
 from hjepa_pl.callbacks.probes import ProbeCallback
+from hjepa_pl.ckpt_path import find_checkpoint
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.faults import BAD_FILES
 from hjepa_pl.data.index import INDEX_CACHE
@@ -24,9 +26,10 @@ from hjepa_pl.functional.settings import to_plain
 from hjepa_pl.keys import refuse_unknown
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.fitting import check_data, check_trainer
+from hjepa_pl.modules.fitting import check_data
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.modules.settings import complete_settings
+from hjepa_pl.modules.trainer_checks import check_keys, check_trainer, check_warmup
 from hjepa_pl.outputs import (
     AtomicCheckpointIO,
     CheckpointConfig,
@@ -35,8 +38,9 @@ from hjepa_pl.outputs import (
     refuse_folder,
     set_aside,
 )
-from hjepa_pl.refusals import first_line
+from hjepa_pl.refusals import first_line, parser_sentence
 from hjepa_pl.resume import misfit, read_checkpoint, refuse_complete, refuse_other_settings, refuse_unfit
+from hjepa_pl.schema import GROUPS, RUN_KEYS, all_keys
 from hjepa_pl.types import ConfigError
 from hjepa_pl.watchers import loggers, of_training, refuse_all_of_cpu, refuse_callbacks
 
@@ -55,19 +59,21 @@ class HJEPACLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys that belong to a run rather than to model, data or Trainer."""
-        parser.add_argument("--experiment_name", type=str, default="run", help="Folder of the run under results_dir.")
-        parser.add_argument("--results_dir", type=str, default="results", help="Where runs write their files.")
-        parser.add_argument(
-            "--time_budget", type=str | None, default=None,
-            help='"HH:MM:SS": the run ends by then, with its schedules complete.',
-        )  # fmt: skip
-        parser.add_argument(
-            "--override", type=bool, default=False,
-            help="Resume although settings differ from the checkpoint's: the config's are then used.",
-        )  # fmt: skip
+        for key in RUN_KEYS:
+            parser.add_argument(f"--{key.name}", type=key.hint, default=key.default, help=key.meaning)
         parser.add_argument("--checkpoint", type=CheckpointConfig, default=CheckpointConfig())
         parser.add_argument("--logging", type=LoggingConfig, default=LoggingConfig())
         parser.add_lightning_class_args(CollapseMonitor, "collapse")
+        # Without them a config that names no class would have no keys, and --print_config none to print.
+        for group in ("model", "data"):
+            parser.set_defaults({group: {"class_path": f"{GROUPS[group].__module__}.{GROUPS[group].__name__}"}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the words; what the parser refuses becomes one sentence, with the key that was meant."""
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise ConfigError(parser_sentence(str(error), [key.name for key in all_keys()])) from None
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint.
@@ -81,10 +87,7 @@ class HJEPACLI(LightningCLI):
             if self.config["subcommand"] != "fit":
                 raise ConfigError(f"{self.config['subcommand']} needs --ckpt_path: a checkpoint, or last.")
             return
-        found = self.folder_of(config) / "checkpoints" / "last.ckpt" if path == "last" else Path(path)
-        if not found.is_file():
-            hint = "nothing was saved yet; start without --ckpt_path" if path == "last" else "check the path"
-            raise ConfigError(f"ckpt_path '{path}': there is no file {found}; {hint}.")
+        found = find_checkpoint(path, self.folder_of(config))
         config["ckpt_path"] = str(found)
         self.checkpoint = read_checkpoint(found)
         if self.config["subcommand"] == "fit":
@@ -94,6 +97,13 @@ class HJEPACLI(LightningCLI):
     def folder_of(config: Any) -> Path:
         """Return the run's folder, results_dir/experiment_name."""
         return Path(config["results_dir"]) / config["experiment_name"]
+
+    def _set_seed(self) -> None:
+        """Refuse a seed that is none, and seed what the package has no counters for."""
+        seed = self.config[self.config["subcommand"]]["seed_everything"]
+        if isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ConfigError(f"invalid `seed_everything={seed}`: must be a whole number from 0 to {2**32 - 1}.")
+        super()._set_seed()
 
     # -------------------------------------------------------------------------------------------- before the classes
 
@@ -130,6 +140,7 @@ class HJEPACLI(LightningCLI):
                 f"trainer.max_time {trainer['max_time']} would cut the schedules short; use time_budget, which ends "
                 "the run in time with its schedules complete."
             )
+        check_keys(trainer.as_dict(), budgeted=bool(model.get("time_budget")))
         if trainer["default_root_dir"] is not None:
             raise ConfigError("trainer.default_root_dir does nothing here; use results_dir and experiment_name.")
         if self.subcommand == "fit" and config["override"] and self.checkpoint is None:
@@ -226,6 +237,7 @@ class HJEPACLI(LightningCLI):
         check_trainer(self.trainer, model.budget)
         check_data(self.datamodule, model, self.trainer.world_size)
         if self.subcommand == "fit":
+            check_warmup(model.optimizer_config, self.trainer)
             model.check_device(self.trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:

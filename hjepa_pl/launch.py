@@ -35,7 +35,7 @@ def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | N
     return kind(
         PretrainModule,
         MultiDatasetDataModule,
-        args=None if list(args) == sys.argv[1:] else list(args),  # None is the command line itself
+        args=list(args),
         seed_everything_default=0,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -84,7 +84,7 @@ def _told(error: BaseException | None) -> str:
 def _fail(sentence: str, status: int) -> int:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     print(f"hjepa: error{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr, flush=True)
-    if world_size() > 1 and list(HJEPACLI.argv) == sys.argv[2:]:
+    if world_size() > 1:
         # At once: taking leave of processes that are gone, or wait for this one, may take for ever.
         sys.stdout.flush()
         os._exit(status)

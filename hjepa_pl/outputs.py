@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer import Trainer
 
 from hjepa_pl.callbacks.metrics_csv import MetricsCSV
+from hjepa_pl.callbacks.selection import refuse_test_metric, selection_metrics
 from hjepa_pl.types import ConfigError
 
 
@@ -23,7 +24,8 @@ class CheckpointConfig:
     """Which checkpoints are kept beside last.ckpt, which is written at the end of every epoch."""
 
     monitor: str | None = None
-    """Metric that ranks the best checkpoints; null is the linear probe of the first probe set, if there is one."""
+    """Validation metric that ranks the best checkpoints, as `probe/<set>/knn_val`; null is `probe/<set>/linear_val` of
+    the first probe set, if there is one. Metrics of a test split are refused."""
     mode: Literal["max", "min"] = "max"
     """Whether a larger or a smaller metric is better."""
     save_top_k: int = 3
@@ -80,22 +82,18 @@ class RunCheckpoint(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
 
-def probe_figures(probes: list[str]) -> list[str]:
-    """Return the names of the figures that probe sets give."""
-    return [f"probe/{p}/{f}{n}" for p in probes for f in ("linear", "knn") for n in ("", "_online")]
-
-
 def checkpoint_callbacks(config: CheckpointConfig, folder: Path, probes: list[str]) -> list[ModelCheckpoint]:
-    """Return the callbacks that write last.ckpt, the best by a probe's figure, and one every n epochs.
+    """Return the callbacks that write last.ckpt, the best by a probe's validation metric, and one every n epochs.
 
     Raises:
-        ConfigError: If the metric to rank by is none that the probe sets give.
+        ConfigError: If the metric to rank by is measured on a test split, or none that the probe sets give.
     """
-    figures = probe_figures(probes)
+    figures = selection_metrics(probes)
     monitor = config.monitor or (figures[0] if figures else None)
+    refuse_test_metric("checkpoint.monitor", monitor)
     if monitor is not None and monitor not in figures:
         raise ConfigError(
-            f"checkpoint.monitor '{monitor}' is no figure of a probe set; "
+            f"invalid `checkpoint.monitor={monitor}`: is no validation metric of a probe set; "
             + (f"{', '.join(figures)} are." if figures else "add one to data.init_args.probe.")
         )
     if monitor is None and (config.mode, config.save_top_k) != ("max", 3):

@@ -1,12 +1,19 @@
 """One sentence out of what the parser, Lightning or the system say of a setting they refuse."""
 
 import argparse
+import difflib
 import errno
 import re
+from collections.abc import Iterable, Sequence
 
 from hjepa_pl.types import ConfigError
 
 _LOOK = "'hjepa fit --print_config' lists the keys"
+_ALIASES = {
+    "fp32": "32-true", "float32": "32-true", "single": "32-true", "fp16": "bf16-mixed", "float16": "bf16-mixed",
+    "half": "bf16-mixed", "bfloat16": "bf16-mixed", "amp": "bf16-mixed", "mixed": "bf16-mixed",
+}  # fmt: skip
+"""Other programs' names of values."""
 _TYPES = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
@@ -32,19 +39,27 @@ def refusal(error: BaseException) -> str | None:
     return None
 
 
-def parser_sentence(text: str) -> str:
-    """Return the sentence in jsonargparse's nested message: which key, what it was given, what it takes."""
+def parser_sentence(text: str, known: Sequence[str] = ()) -> str:
+    """Return the sentence in jsonargparse's nested message: which key, what it was given, what it takes.
+
+    Args:
+        text: The message.
+        known: Every key that there is, for a hint at the one that was meant.
+    """
     if found := re.search(r"unrecognized arguments: (\S+)", text):
-        return f"{found[1].split('=')[0]} is not a key; {_LOOK}."
+        name = found[1].split("=")[0]
+        return f"{name} is not a key; {_hint(name, known)}."
     if found := re.search(r"does not accept (?:option|nested key) '([^']+)'", text):
-        return f"'{found[1]}' is not a key; {_LOOK}."
+        return f"'{found[1]}' is not a key; {_hint(found[1], known)}."
     if found := re.search(r"Problems parsing config: (.*)", text, re.DOTALL):
         return f"the config is not valid YAML: {' '.join(found[1].split())}."
     path = ".".join(re.findall(r'Parser key "([^"]+)"', text))
     if found := re.search(r"Option '([^']+)' is not accepted", text):
-        return f"{path} does not accept '{found[1]}'; {_LOOK}."
+        return f"{path} does not accept '{found[1]}'; {_hint(f'{path}.{found[1]}', known)}."
     if found := re.search(r"the following arguments are required: (\w+)", text):
         return f"{path} lacks the key '{found[1]}'; {_LOOK}."
+    if found := re.search(r"argument (\S+): expected one argument", text):
+        return f"{found[1].split('/')[-1]} lacks its value; write {found[1].split('/')[-1]}=VALUE."
     if found := re.search(r"File does not exist: '([^']+)'", text):
         return f"{path}: there is no file {found[1]}."
     if path.endswith("trainer.logger"):
@@ -55,8 +70,43 @@ def parser_sentence(text: str) -> str:
     given = re.search(r"(?:Given value|Got value): (.*)$", innermost, re.MULTILINE)
     if path and expected:
         kinds = " or ".join(dict.fromkeys(expected))
-        return f"{path} must be {kinds}{f', got {given[1]!r}' if given else ''}."
+        meant = _meant(given[1], re.findall(r"'([^']+)'", kinds)) if given else None
+        hint = f"; did you mean {meant}?" if meant else "."
+        return f"{path} must be {kinds}{f', got {given[1]!r}' if given else ''}{hint}"
     return first_line(innermost if path else text).rstrip(".") + "."
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """Return the way out after a key that there is not."""
+    near = nearest(name, known)
+    return f"did you mean --{near}? ({_LOOK})" if near else _LOOK
+
+
+def _meant(given: str, options: Sequence[str]) -> str | None:
+    """Return the option that a value was meant to be, if it says enough."""
+    word = given.strip("'\"").lower()
+    word = _ALIASES.get(word, word)
+    held = [option for option in options if option.lower() in re.split(r"[_\W]+", word)]
+    near = [o for o in options if o.lower() == word] or held or difflib.get_close_matches(word, options, 1, 0.6)
+    return near[0] if near else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the key that was meant by one that does not exist: of the same last part, or of one nearly the same.
+
+    Args:
+        name: The key as it was typed, dashes and `init_args` or not.
+        known: Keys that exist.
+    """
+    wanted = name.lstrip("-").replace("init_args.", "").replace("-", "_").lower()
+    last = wanted.rpartition(".")[2]
+    ends: dict[str, list[str]] = {}
+    for key in known:
+        ends.setdefault(key.rpartition(".")[2], []).append(key)
+    closest = [last] if last in ends else difflib.get_close_matches(last, ends, 3, 0.75)
+    found = [key for end in closest for key in ends[end]]
+    # Of several, the one that is typed most alike, group and all.
+    return max(found, key=lambda k: difflib.SequenceMatcher(None, wanted, k).ratio(), default=None)
 
 
 def first_line(text: object) -> str:

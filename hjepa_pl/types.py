@@ -4,9 +4,12 @@ Letters used in every shape: B images, V views, C channels, H x W pixels or grid
 T target blocks, M cells of one block, Q = T * M queries of one level, D width, P predictor width.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # a refused command line shall not wait for torch
+    from torch import Tensor
 
 
 class ConfigError(ValueError):

@@ -9,13 +9,13 @@ from torch.accelerator import is_available as accelerator_is_available
 from hjepa_pl.callbacks.clock import Clock
 from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
+from hjepa_pl.callbacks.selection import selection_metrics
 from hjepa_pl.outputs import (
     CheckpointConfig,
     LoggingConfig,
     SaveConfig,
     build_loggers,
     checkpoint_callbacks,
-    probe_figures,
 )
 from hjepa_pl.types import ConfigError
 
@@ -84,7 +84,7 @@ def refuse_callbacks(callbacks: list[pl.Callback], probes: list[str]) -> None:
     Raises:
         ConfigError: If one takes functions, or watches a metric that no run of the package logs.
     """
-    figures = probe_figures(probes)
+    figures = selection_metrics(probes)
     for callback in callbacks:
         name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
         if isinstance(callback, pl.callbacks.LambdaCallback):

@@ -61,13 +61,20 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert "hjepa fit --config configs/quickstart.yaml" in done.stdout
 
 
-def test_a_run_writes_what_the_design_says(config) -> None:
+def test_a_run_writes_what_the_design_says(config, capsys) -> None:
     assert fit(config) == 0
     run = Path("results/tiny")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "completed"
     for key in ("knn", "linear", "untrained_knn", "untrained_linear", "pixels_knn", "pixels_linear"):
         assert 0 <= summary["metrics"][f"probe/digits/{key}"] <= 100
+    for key in ("knn_val", "linear_val", "linear_top5", "linear_val_online"):
+        assert 0 <= summary["metrics"][f"probe/digits/{key}"] <= 100
+    assert summary["best"]["monitor"] == "probe/digits/linear_val"
+    assert summary["best"]["value"] == pytest.approx(summary["metrics"]["probe/digits/linear_val"])
+    assert Path(summary["best"]["path"]).name == "best-epoch0000.ckpt"
+    shown = capsys.readouterr().out
+    assert "Best by validation: best-epoch0000.ckpt (probe/digits/linear_val" in shown
     assert summary["steps"] == 4
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["model"]["init_args"]["encoder"]["embed_dim"] == 24
@@ -211,6 +218,12 @@ def test_judging_prints_the_figures_and_needs_a_checkpoint(config, capsys) -> No
         assert "probe/digits/linear" in capsys.readouterr().out
         assert main([command, "--config", str(config)]) == 2
         assert f"{command} needs --ckpt_path" in capsys.readouterr().err
+        for given in ("results/tiny", "results/tiny/checkpoints/last.ckpt"):  # its config is the run's
+            assert main([command, "--ckpt_path", given]) == 0, capsys.readouterr().err
+            assert "probe/digits/linear" in capsys.readouterr().out
+    assert fit(config, "--ckpt_path=best", "--trainer.max_epochs=2") == 0, capsys.readouterr().err
+    assert main(["validate", "--config", str(config), "--ckpt_path=hpc"]) == 2
+    assert "results/tiny/checkpoints there are best-epoch" in capsys.readouterr().err
 
 
 def test_checkpoints_of_every_kind_and_a_users_own_callbacks(config) -> None:
@@ -402,7 +415,7 @@ REFUSED = [
     (["--data.init_args.num_workers=2"], "num_workers"),
     (["--trainer.accelerator=gpu"], "accelerator"),
     (["--trainer.accelerator=quantum"], "quantum"),
-    (["--trainer.precision=bf16-true"], "trainer.precision 'bf16-true'"),
+    (["--trainer.precision=bf16-true"], "trainer.precision=bf16-true"),
     (["--trainer.precision=bf8"], "bf8"),
     (["--time_budget=soon"], "time_budget must be written"),
     (["--trainer.max_time=00:01:00:00"], "use time_budget"),
@@ -414,9 +427,13 @@ REFUSED = [
     (["--experiment_name=.."], "experiment_name '..'"),
     (["--override=true"], "override does nothing without ckpt_path"),
     (["--trainer.default_root_dir=x"], "trainer.default_root_dir"),
-    (["--trainer.precision=64-true"], "trainer.precision '64-true'"),
-    (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps 0"),
-    (["--checkpoint.monitor=loss"], "checkpoint.monitor 'loss' is no figure of a probe set"),
+    (["--trainer.precision=64-true"], "trainer.precision=64-true"),
+    (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0"),
+    (["--checkpoint.monitor=loss"], "checkpoint.monitor=loss`: is no validation metric of a probe set"),
+    (["--checkpoint.monitor=probe/digits/linear"], "test split, which would no longer tell"),
+    (["--checkpoint.monitor=probe/digits/knn_online"], "use probe/digits/knn_val_online"),
+    (["--checkpoint.monitor=probe/digits/linear_top5"], "use probe/digits/linear_val"),
+    (["--collapse.max_image_share=0"], "invalid `collapse.max_image_share=0.0`: use above 0 to 1"),
     (["--logging.wandb_project=x"], "logging.wandb_mode and wandb_project do nothing"),
     (["--model.init_args.encoder.size=tiny"], "encoder.size 'tiny' does nothing"),
     (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),
@@ -450,7 +467,7 @@ def test_yaml_mistakes_are_refused_by_name(config, capsys) -> None:
 
 def test_an_unknown_command_is_refused(capsys) -> None:
     assert main(["fti"]) == 2
-    assert "unknown command 'fti'; the commands are fit" in capsys.readouterr().err
+    assert "unknown command 'fti'; did you mean hjepa fit? The commands are fit" in capsys.readouterr().err
 
 
 def test_resume_with_other_settings_is_refused_unless_told_to(config, capsys) -> None:

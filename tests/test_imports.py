@@ -20,7 +20,11 @@ ALLOWED = {
     "refusals": {"types"},
     "keys": {"types"},
     "failures": set(),
+    "config_files": {"types"},
+    "words": {"types", "config_files"},
+    "schema": {"modules", "data", "callbacks", "outputs"},
     "resume": {"types", "refusals"},
+    "ckpt_path": {"types", "resume"},
     "outputs": {"types", "callbacks"},
     "watchers": {"types", "callbacks", "outputs"},
     "cli": {
@@ -38,14 +42,29 @@ ALLOWED = {
         "refusals",
         "keys",
         "resume",
+        "schema",
+        "ckpt_path",
         "watchers",
     },
     "launch": {"types", "functional", "data", "modules", "callbacks", "refusals", "failures", "cli"},
-    "tools": {"types", "functional", "masks", "models", "data", "modules", "callbacks", "refusals", "cli", "launch"},
-    "__main__": {"failures", "launch", "tools"},
+    "tools": {
+        "types",
+        "functional",
+        "masks",
+        "models",
+        "data",
+        "modules",
+        "callbacks",
+        "refusals",
+        "config_files",
+        "words",
+        "cli",
+        "launch",
+    },
+    "__main__": {"types", "config_files", "words", "schema", "failures", "launch", "tools"},
     "__init__": {"modules", "data"},
 }
-LIGHTNING = {"modules", "callbacks", "data", "cli", "outputs", "watchers"}
+LIGHTNING = {"modules", "callbacks", "data", "cli", "outputs", "watchers", "schema"}
 
 
 def imports(path: Path) -> set[str]:

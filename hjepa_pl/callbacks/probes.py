@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
 from torch import Tensor
 
-from hjepa_pl.callbacks.report import probe_table
-from hjepa_pl.evaluation.probe import judge
+from hjepa_pl.callbacks.report import best_checkpoint, probe_table
+from hjepa_pl.callbacks.selection import refuse_test_metric
+from hjepa_pl.evaluation.linear import PENALTIES
+from hjepa_pl.evaluation.probe import PROBES, VAL, judge
 from hjepa_pl.types import CleanBatch, ConfigError
 
 NETWORKS = ("target", "online")
@@ -33,8 +36,10 @@ class ProbeCallback(pl.Callback):
     """Judge the networks on every probe set at the end of each validation; it only watches.
 
     The judged network is the target encoder where there is one, else the online encoder. Logged, in percent:
-    `probe/<set>/knn` and `probe/<set>/linear` for the judged network, and, when both networks are there,
-    `probe/<set>/knn_online` and `probe/<set>/linear_online`. Lightning's sanity check, when it is a full pass
+    `probe/<set>/knn` and `probe/<set>/linear` for the judged network on the test split (and `linear_top5` where there
+    are more than five classes), `probe/<set>/knn_val` and `probe/<set>/linear_val` on a validation split held back from
+    the training bank (see `judge`), by which checkpoints are chosen, and `probe/<set>/linear_l2`, the penalty; when
+    both networks are there, the same with `_online` at the end. Lightning's sanity check, when it is a full pass
     (`num_sanity_val_steps=-1`), gives the baselines before training: `probe/<set>/untrained_knn`,
     `.../untrained_linear`, `.../pixels_knn` and `.../pixels_linear` (clean images averaged to at most 32 x 32). They
     are kept in the checkpoint, so that a resumed run still has them.
@@ -57,11 +62,17 @@ class ProbeCallback(pl.Callback):
         self.judged: str | None = None
         self._baseline: dict[str, float] = {}
         self._parts: dict[int, list[_Bank]] = {}
+        self._said: set[str] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Say so when there is nothing to judge."""
-        if stage == "fit" and not _splits(trainer):
+        """Say so when there is nothing to judge; refuse another callback that would choose by the test split."""
+        if stage != "fit":
+            return
+        if not _splits(trainer):
             rank_zero_warn("ProbeCallback judges nothing: the data has no probe set (add one to data.init_args.probe).")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoint | EarlyStopping):
+                refuse_test_metric(f"{type(callback).__name__}.monitor", getattr(callback, "monitor", None))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the features of the pass before."""
@@ -115,6 +126,7 @@ class ProbeCallback(pl.Callback):
             device = pl_module.device if pl_module.device.type == "cuda" else torch.device("cpu")
             figures = self._judge_all(splits, [b for b in banks if b is not None], device)
         figures = trainer.strategy.broadcast(figures)
+        self._say([split.name for split in splits], figures, trainer.sanity_checking)
         if banks and banks[0]:
             self.judged = _judged(banks[0].features)
         if trainer.sanity_checking:
@@ -147,14 +159,33 @@ class ProbeCallback(pl.Callback):
                     x, train.label.to(device), y, test.label.to(device), split.num_classes, self.k, self.temperature
                 )
                 tail = "" if network == _judged(train.features) else f"_{network}"
-                figures[f"probe/{split.name}/knn{tail}"] = verdict["knn"]
-                figures[f"probe/{split.name}/linear{tail}"] = verdict["linear"]
+                figures |= {f"probe/{split.name}/{metric}{tail}": value for metric, value in verdict.items()}
         return figures
+
+    def _say(self, names: Sequence[str], figures: dict[str, float], untrained: bool) -> None:
+        """Say, once for a probe set, that it has no validation split, and that a penalty is at an end of its grid."""
+        for name in sorted({*names} - self._said):
+            if not any(figure.startswith(f"probe/{name}/") and VAL in figure for figure in figures):
+                self._said.add(name)
+                rank_zero_warn(
+                    f"The probe set {name} has no validation metric, and ranks no checkpoint: no class of its training "
+                    "split has five images, of which one could be held out; raise its max_train or add images."
+                )
+        for figure in [] if untrained else sorted({*figures} - self._said):
+            l2 = figures[figure]
+            if figure.endswith("/linear_l2") and l2 in (min(PENALTIES), max(PENALTIES)):
+                self._said.add(figure)
+                end = "weakest" if l2 == min(PENALTIES) else "strongest"
+                rank_zero_info(
+                    f"{figure} is {l2:g}, the {end} penalty of the linear probe's grid: one beyond might do better, so "
+                    f"take {figure.removesuffix('_l2')} for a lower bound."
+                )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the table of what training was worth."""
         if trainer.is_global_zero and self.results:
-            Console().print(*probe_table(self.results, self.judged or "online"), sep="\n")
+            best = best_checkpoint(trainer)
+            Console().print(*probe_table(self.results, self.judged or "online", best), sep="\n")
 
     def state_dict(self) -> dict[str, Any]:
         """Return all figures, in plain values."""
@@ -179,10 +210,9 @@ def _as_baseline(figures: dict[str, float]) -> dict[str, float]:
     baseline = {}
     for name, value in figures.items():
         head, figure = name.rsplit("/", 1)
-        if figure in ("knn", "linear"):
-            baseline[f"{head}/untrained_{figure}"] = value
-        elif figure.endswith(_PIXELS):
-            baseline[f"{head}/{_PIXELS}_{figure.removesuffix('_' + _PIXELS)}"] = value
+        probe = figure.removesuffix(f"_{_PIXELS}")
+        if probe in PROBES:
+            baseline[f"{head}/{'untrained' if probe == figure else _PIXELS}_{probe}"] = value
     return baseline
 
 

@@ -1,23 +1,49 @@
 """The table that a run ends with."""
 
 import math
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 from rich.table import Table
 from rich.text import Text
 
+from hjepa_pl.callbacks.selection import selection_metrics
+from hjepa_pl.evaluation.probe import PROBES
+
 _ROWS = (
-    # label, suffix of the figure's name: pattern with {} for knn / linear
+    # label, suffix of the figure's name: pattern with {} for the probe
     ("raw pixels", "pixels_{}"),
     ("untrained", "untrained_{}"),
 )
 
 
-def probe_table(results: dict[str, float], judged: str) -> tuple[Table | Text, ...]:
-    """Return the table of probe figures and, where it holds, the sentence that the online network is better.
+class Best(NamedTuple):
+    """The best checkpoint of a run."""
+
+    monitor: str
+    """The metric that it was chosen by."""
+    value: float
+    path: str
+
+
+def best_checkpoint(trainer: pl.Trainer) -> Best | None:
+    """Return the best checkpoint of the first callback that ranks them by a validation metric of a probe."""
+    callbacks: Any = trainer.checkpoint_callbacks
+    for callback in callbacks:
+        monitor, score = getattr(callback, "monitor", None), getattr(callback, "best_model_score", None)
+        if monitor and monitor.startswith("probe/") and score is not None and callback.best_model_path:
+            return Best(monitor, float(score), str(callback.best_model_path))
+    return None
+
+
+def probe_table(results: dict[str, float], judged: str, best: Best | None = None) -> tuple[Table | Text, ...]:
+    """Return the table of test accuracies, the best checkpoint, and a sentence where the online network is better.
 
     Args:
         results: `ProbeCallback.results`.
         judged: Name of the judged network.
+        best: The best checkpoint, if any was chosen.
     """
     sets = sorted({name.split("/")[1] for name in results if name.startswith("probe/")})
     trained = [(f"trained ({judged})", "{}")]
@@ -26,22 +52,29 @@ def probe_table(results: dict[str, float], judged: str) -> tuple[Table | Text, .
     table = Table(title="Probes, accuracy in %", caption=f"Judged network: the {judged} encoder.", title_justify="left")
     table.add_column("features")
     for name in sets:
-        for figure in ("k-NN", "linear"):
-            table.add_column(f"{name}\n{figure}", justify="right", no_wrap=True)
+        for title in PROBES.values():
+            table.add_column(f"{name}\n{title}", justify="right", no_wrap=True)
     for label, pattern in (*_ROWS, *trained):
-        names = [f"probe/{s}/{pattern.format(figure)}" for s in sets for figure in ("knn", "linear")]
+        names = [f"probe/{s}/{pattern.format(figure)}" for s in sets for figure in PROBES]
         if any(name in results for name in names):
             style = "bold" if pattern == "{}" else None
             table.add_row(label, *(_percent(results.get(name)) for name in names), style=style)
-    return (table, *(Text(line) for line in [*worse_than_untrained(results), *online_is_better(results)]))
+    lines = [*worse_than_untrained(results), *online_is_better(results)]
+    if best is not None:
+        lines.insert(0, f"Best by validation: {Path(best.path).name} ({best.monitor} {best.value:.1f}).")
+    return (table, *(Text(line) for line in lines))
 
 
 def online_is_better(results: dict[str, float]) -> list[str]:
-    """Return one sentence when the online network beats the judged one by more than one point, else nothing."""
+    """Return one sentence when the online network beats the judged one by more than one point, else nothing.
+
+    Which to take is a choice, so it is made by the validation split.
+    """
+    sets = list(dict.fromkeys(name.split("/")[1] for name in results if name.startswith("probe/")))
     gaps = {
-        name.removesuffix("_online"): value - results[name.removesuffix("_online")]
-        for name, value in results.items()
-        if name.endswith("_online") and name.removesuffix("_online") in results
+        name: results[f"{name}_online"] - results[name]
+        for name in selection_metrics(sets)
+        if name in results and f"{name}_online" in results
     }
     name = max(gaps, key=lambda n: gaps[n], default="")
     if not name or not gaps[name] > 1:

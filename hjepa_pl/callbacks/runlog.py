@@ -16,7 +16,7 @@ from hjepa_pl.callbacks.collapse import CollapseMonitor
 from hjepa_pl.callbacks.pace import Pace, images_in, is_logging_step
 from hjepa_pl.callbacks.probes import ProbeCallback
 from hjepa_pl.callbacks.provenance import device_name, git_hash, seed, versions, write_json
-from hjepa_pl.callbacks.report import online_is_better, worse_than_untrained
+from hjepa_pl.callbacks.report import best_checkpoint, online_is_better, worse_than_untrained
 from hjepa_pl.functional.distributed import PEER_ENDED, peer_ended
 from hjepa_pl.functional.length import clock, total_steps
 from hjepa_pl.types import ConfigError
@@ -110,6 +110,8 @@ class RunLog(pl.Callback):
         else:
             self._pace.resume()
             figures = _figures(trainer, "probe/", "val/")
+        # A line for people: the penalties are in metrics.csv.
+        figures = {name: value for name, value in figures.items() if "/linear_l2" not in name}
         if figures:
             where = "before training" if trainer.sanity_checking else f"epoch {trainer.current_epoch} validation"
             self._write(trainer, "  ".join([where, *(f"{name} {value:.2f}" for name, value in figures.items())]))
@@ -186,6 +188,7 @@ class RunLog(pl.Callback):
             "error": None if exception is None else _one_line(exception),
             "metrics": {**_figures(trainer, "", keep_prefix=True), **probes},
             "judged": next((c.judged for c in _all(trainer, ProbeCallback)), None),
+            "best": None if (best := best_checkpoint(trainer)) is None else best._asdict(),
             "notes": [*([note] if note else []), *worse_than_untrained(probes), *online_is_better(probes)],
             "collapse": None if monitor is None else {"status": monitor.status, "verdict": monitor.verdict},
             "bad_files": _lines(self.directory / "bad_files.txt"),

@@ -10,15 +10,18 @@ from torch.nn import functional as F
 
 import hjepa_pl.data.colour as colour
 from hjepa_pl.data.augmentation import AugmentationConfig
+from hjepa_pl.data.draws import Draws
 from hjepa_pl.data.erase import erase
 from hjepa_pl.data.rand_augment import rand_augment, three_augment
-from hjepa_pl.data.resize import apply_axes, axis_weights, clean_resize, crop_boxes
+from hjepa_pl.data.resize import CROP_NUMBERS, apply_axes, axis_weights, clean_resize, crop_boxes
 from hjepa_pl.functional.constants import constant
-from hjepa_pl.functional.counters import Stream, hash_int, uniform
+from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.sizes import ImgSize, sides
 from hjepa_pl.types import Counters
 
 _ORDERS = tuple(permutations(range(4)))
+_PLACE = {Stream.CROP: CROP_NUMBERS, Stream.FLIP: 1}
+"""Streams, and how many numbers of each, that say where a view lies."""
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], *, in_place: bool = False) -> Tensor:
@@ -28,7 +31,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], *, in
 
 
 class Crop(NamedTuple):
-    """Where one view lies in each image."""
+    """Where a view lies in each image."""
 
     box: Tensor
     """(B, 4) float32 whole numbers: top, left, height, width in pixels."""
@@ -51,6 +54,8 @@ class Augmenter:
     Normalisation and blur are linear: the first is done where there are fewer pixels, the second is part of the resize.
     RandAugment and 3-Augment act on the view, whatever its size, and so does all that follows them.
 
+    Several views are made in one go as rows of one batch, view after view: every parameter is a number for each row.
+
     Attributes:
         colourless: Whether all images are known to be grey, although they may have three channels.
     """
@@ -69,8 +74,24 @@ class Augmenter:
         """Return one of other settings, and of another size if that is given."""
         return Augmenter(config, self.img_size if img_size is None else img_size, self.mean, self.std, self.seed)
 
-    def _key(self, epoch: int, stream: Stream, view: int) -> int:
-        return hash_int(self.seed, epoch, stream, view)
+    def _draws(self, epoch: int, position: Tensor, views: Sequence[int], counts: dict[Stream, int]) -> Draws:
+        return Draws(hash_int(self.seed, epoch, Stream.VIEW), position, views, counts)
+
+    def _looks(self) -> dict[Stream, int]:
+        """Return the streams, and how many numbers of each, that what is done to a view's pixels asks for."""
+        c = self.config
+        asked = {
+            Stream.AFFINE: (c.rotate or c.translate, 3),
+            Stream.RAND_AUGMENT: (c.rand_augment, 2 * c.rand_augment),
+            Stream.THREE_AUGMENT: (c.three_augment, 2),
+            Stream.JITTER: (c.jitter_prob, 5),
+            Stream.GRAY: (c.gray, 1),
+            Stream.SOLARIZE: (c.solarize, 1),
+            Stream.BLUR: (c.blur, 2),
+            Stream.ERASE: (c.erase_scale, 1),
+            Stream.ERASE_BOX: (c.erase_scale, CROP_NUMBERS),
+        }
+        return {stream: count for stream, (on, count) in asked.items() if on}
 
     def boxes(self, height: Tensor | int, width: Tensor | int, epoch: int, position: Tensor, view: int) -> Crop:
         """Draw the crops and flips of one view.
@@ -78,92 +99,105 @@ class Augmenter:
         The aspect of a box is drawn around the view's own. (torchvision's `RandomResizedCrop` draws it around a square
         whatever the view's size, so that a wide view would show everything stretched, which no clean image does.)
         """
-        c, aspect = self.config, self.img_size[1] / self.img_size[0]
-        key = self._key(epoch, Stream.CROP, view)
-        ratio = (c.crop_ratio[0] * aspect, c.crop_ratio[1] * aspect)
-        box = crop_boxes(key, position, height, width, c.crop_scale, ratio)
-        return Crop(box, uniform(self._key(epoch, Stream.FLIP, view), position, 1)[:, 0] < c.flip)
+        return self._crop(height, width, self._draws(epoch, position, (view,), _PLACE))
 
-    def view(self, images: Tensor, counters: Counters, view: int, crop: Crop | None = None) -> Tensor:
-        """Make one view of whole images.
+    def _crop(self, height: Tensor | int, width: Tensor | int, draws: Draws) -> Crop:
+        c, aspect = self.config, self.img_size[1] / self.img_size[0]
+        ratio = (c.crop_ratio[0] * aspect, c.crop_ratio[1] * aspect)
+        box = crop_boxes(draws[Stream.CROP], height, width, c.crop_scale, ratio)
+        return Crop(box, draws[Stream.FLIP][:, 0] < c.flip)
+
+    def view(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+        """Make one view of whole images, (B, C, *img_size); see `views`."""
+        return self.views(images, counters, (view,))[0]
+
+    def views(self, images: Tensor, counters: Counters, views: Sequence[int]) -> tuple[Tensor, Crop]:
+        """Make V views of whole images.
 
         Args:
             images: (B, C, H, W) float32 in [0, 1].
             counters: With the positions of these images.
-            view: Number of the view.
-            crop: What `boxes` draws for it, if that is already known.
+            views: Their numbers.
 
         Returns:
-            (B, C, *img_size) float32, normalised.
+            (V * B, C, *img_size) float32, normalised, view after view, and where each lies.
         """
         height, width = images.shape[2:]
-        box, flip = crop or self.boxes(height, width, counters.epoch, counters.position, view)
+        draws = self._draws(counters.epoch, counters.position, views, _PLACE | self._looks())
+        crop = self._crop(height, width, draws)
+        images = images.repeat(len(views), 1, 1, 1) if len(views) > 1 else images
+        return self._cut(images, crop, draws, counters.step), crop
+
+    def _cut(self, images: Tensor, crop: Crop, draws: Draws, step: int) -> Tensor:
+        """Make a view of each whole image, (rows, C, H, W)."""
+        (box, flip), (height, width) = crop, images.shape[2:]
         if self.config.whole:
             clean = clean_resize(images, self.img_size)
-            return self.finish(torch.where(flip[:, None, None, None], clean.flip(-1), clean), counters, view)
+            return self._finish(torch.where(flip[:, None, None, None], clean.flip(-1), clean), draws, step)
         rows = axis_weights(box[:, 0], box[:, 2], self.img_size[0], height)
         columns = axis_weights(box[:, 1], box[:, 3], self.img_size[1], width, flip)
         on_view = self.config.rand_augment or self.config.three_augment
         if on_view or height * width > self.img_size[0] * self.img_size[1]:
-            return self.finish(apply_axes(images, rows, columns), counters, view)
-        images = normalise(self._recolour(images, counters, view), self.mean, self.std)
-        blur = self._blur(counters, view)
+            return self._finish(apply_axes(images, rows, columns), draws, step)
+        images = normalise(self._recolour(images, draws, step), self.mean, self.std)
+        blur = self._blur(draws)
         if blur is not None:
             rows, columns = blur[0] @ rows, blur[1] @ columns
-        return self._erase(apply_axes(images, rows, columns), counters, view)
+        return self._erase(apply_axes(images, rows, columns), draws)
 
-    def finish(self, images: Tensor, counters: Counters, view: int) -> Tensor:
-        """Make one view of what is already cropped and flipped, and given up; shapes as in `view`."""
-        images = normalise(self._recolour(images, counters, view), self.mean, self.std, in_place=True)
-        blur = self._blur(counters, view)
-        return self._erase(images if blur is None else apply_axes(images, *blur), counters, view)
+    def finish(self, images: Tensor, counters: Counters, views: Sequence[int]) -> Tensor:
+        """Make views of what is already cropped and flipped, and given up: (V * B, C, *img_size), as `views`."""
+        draws = self._draws(counters.epoch, counters.position, views, self._looks())
+        return self._finish(images, draws, counters.step)
 
-    def _erase(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+    def _finish(self, images: Tensor, draws: Draws, step: int) -> Tensor:
+        images = normalise(self._recolour(images, draws, step), self.mean, self.std, in_place=True)
+        blur = self._blur(draws)
+        return self._erase(images if blur is None else apply_axes(images, *blur), draws)
+
+    def _erase(self, images: Tensor, draws: Draws) -> Tensor:
         c = self.config
         if c.erase_scale is None or c.erase_ratio is None:
             return images
-        keys = (self._key(counters.epoch, Stream.ERASE, view), self._key(counters.epoch, Stream.ERASE_BOX, view))
-        return erase(images, keys, counters.position, c.erase, c.erase_scale, c.erase_ratio)
+        u = (draws[Stream.ERASE], draws[Stream.ERASE_BOX])
+        return erase(images, u, c.erase, c.erase_scale, c.erase_ratio)
 
-    def _blur(self, counters: Counters, view: int) -> tuple[Tensor, Tensor] | None:
+    def _blur(self, draws: Draws) -> tuple[Tensor, Tensor] | None:
         """Return the matrices of the rows and of the columns, one and the same for a square view."""
         if not self.config.blur:
             return None
-        u = uniform(self._key(counters.epoch, Stream.BLUR, view), counters.position, 2)
+        u = draws[Stream.BLUR]
         (height, width), taps = self.img_size, colour.blur_kernel_size(min(self.img_size))
         sigma, chosen = 0.1 + 1.9 * u[:, 1], u[:, 0] < self.config.blur
         rows = colour.blur_matrix(sigma, chosen, height, taps)
         return rows, rows if width == height else colour.blur_matrix(sigma, chosen, width, taps)
 
-    def _recolour(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+    def _recolour(self, images: Tensor, draws: Draws, step: int) -> Tensor:
         """Turn, shift and change colours."""
-        c, epoch, position = self.config, counters.epoch, counters.position
+        c = self.config
         if c.rotate or c.translate:
-            u = uniform(self._key(epoch, Stream.AFFINE, view), position, 3) * 2 - 1
+            u = draws[Stream.AFFINE] * 2 - 1
             images = turn_and_shift(images, u[:, 0] * c.rotate, u[:, 1:] * c.translate)
         has_colour = images.shape[1] > 1 and not self.colourless
         if c.rand_magnitude is not None:
-            key = self._key(epoch, Stream.RAND_AUGMENT, view)
-            images = rand_augment(images, key, position, c.rand_augment, c.rand_magnitude, has_colour)
+            images = rand_augment(images, draws[Stream.RAND_AUGMENT], c.rand_magnitude, has_colour)
         if c.three_augment:
-            images = three_augment(images, self._key(epoch, Stream.THREE_AUGMENT, view), position, has_colour)
+            images = three_augment(images, draws[Stream.THREE_AUGMENT], has_colour)
         if c.jitter_prob:
-            images = self._jitter(images, counters, view)
+            images = self._jitter(images, draws[Stream.JITTER], step)
         if c.gray:
-            chosen = uniform(self._key(epoch, Stream.GRAY, view), position, 1) < c.gray
+            chosen = draws[Stream.GRAY] < c.gray
             images = torch.where(chosen[:, :, None, None], colour.to_gray(images), images)
         if c.solarize:
-            chosen = uniform(self._key(epoch, Stream.SOLARIZE, view), position, 1)[:, 0] < c.solarize
-            images = colour.solarize(images, chosen)
+            images = colour.solarize(images, draws[Stream.SOLARIZE][:, 0] < c.solarize)
         return images
 
-    def _jitter(self, images: Tensor, counters: Counters, view: int) -> Tensor:
+    def _jitter(self, images: Tensor, u: Tensor, step: int) -> Tensor:
         """Change brightness, contrast, saturation and hue, in an order that is drawn for the step."""
         c = self.config
-        u = uniform(self._key(counters.epoch, Stream.JITTER, view), counters.position, 5)
         chosen = u[:, 4] < c.jitter_prob
         amount = (u[:, :4] * 2 - 1) * chosen[:, None]
-        order = _ORDERS[hash_int(self.seed, Stream.JITTER_ORDER, counters.step, view) % len(_ORDERS)]
+        order = _ORDERS[hash_int(self.seed, Stream.JITTER_ORDER, step) % len(_ORDERS)]
         for which in order:
             strength = c.jitter[which]
             if not strength:

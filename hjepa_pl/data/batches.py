@@ -72,6 +72,8 @@ class FileRows(NamedTuple):
 def memory_groups(sets: list[ArrayImages | None], draw: Draw, ways: Sequence[int] = ()) -> tuple[RawGroup, ...]:
     """Gather the rows of a draw that are in memory, one group per image shape and way of augmenting.
 
+    They are gathered on the device that a set's images are on.
+
     Args:
         sets: The datasets, None in place of those that are not in memory.
         draw: What to gather.
@@ -89,10 +91,12 @@ def memory_groups(sets: list[ArrayImages | None], draw: Draw, ways: Sequence[int
             assert images is not None
             places = torch.nonzero(draw.source == i)[:, 0]
             if len(places):
-                parts.append(images.images[draw.place[places]])
+                parts.append(images.images[draw.place[places].to(images.images.device, non_blocking=True)])
                 rows.append(places)
         if parts:
             # In the order of the batch, so that a single group needs no scattering on the device.
             order = torch.argsort(torch.cat(rows))
-            groups.append(RawGroup(torch.cat(rows)[order], (torch.cat(parts)[order],), None, way))
+            whole = torch.cat(parts)
+            gathered = whole if len(parts) == 1 else whole[order.to(whole.device, non_blocking=True)]
+            groups.append(RawGroup(torch.cat(rows)[order], (gathered,), None, way))
     return tuple(groups)

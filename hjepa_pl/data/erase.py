@@ -4,13 +4,11 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.data.resize import crop_boxes
-from hjepa_pl.functional.counters import uniform
 
 
 def erase(
     images: Tensor,
-    keys: tuple[int, int],
-    position: Tensor,
+    u: tuple[Tensor, Tensor],
     probability: float,
     scale: tuple[float, float],
     ratio: tuple[float, float],
@@ -19,8 +17,7 @@ def erase(
 
     Args:
         images: (B, C, H, W) float32, normalised.
-        keys: What all samples share of the random keys: of who is chosen, and of the boxes.
-        position: (B,) int64 counters of the samples.
+        u: Uniform numbers: (B, 1) of who is chosen, and (B, CROP_NUMBERS) of the boxes.
         probability: That an image is chosen.
         scale: Smallest and largest share of the area.
         ratio: Smallest and largest width over height, in pixels.
@@ -29,12 +26,12 @@ def erase(
         (B, C, H, W) float32.
     """
     height, width = images.shape[2:]
-    box = crop_boxes(keys[1], position, height, width, scale, ratio)[:, :, None]
+    box = crop_boxes(u[1], height, width, scale, ratio)[:, :, None]
     # Where no try fits, a crop falls back to the largest there is: nothing is erased then, as in timm.
     fits = box[:, 2] * box[:, 3] <= scale[1] * height * width + max(height, width)
     row = torch.arange(height, device=images.device)[None]
     column = torch.arange(width, device=images.device)[None]
     inside = ((row >= box[:, 0]) & (row < box[:, 0] + box[:, 2]))[:, :, None]
     inside = inside & ((column >= box[:, 1]) & (column < box[:, 1] + box[:, 3]))[:, None]
-    chosen = (uniform(keys[0], position, 1)[:, :, None] < probability) & fits[:, :, None]
+    chosen = (u[0][:, :, None] < probability) & fits[:, :, None]
     return images.masked_fill((inside & chosen)[:, None], 0.0)

@@ -14,7 +14,7 @@ from hjepa_pl.data.mixture import EpochPlan
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.reader import FileReader
 from hjepa_pl.data.shards import ShardImages
-from hjepa_pl.data.storage import FileImages, Images
+from hjepa_pl.data.storage import ArrayImages, FileImages, Images
 from hjepa_pl.data.streams import fitting_workers, tell_streams
 
 
@@ -64,6 +64,9 @@ class Feed:
             pin_memory=surroundings.pins_memory(trainer),
             bad=bad,
             ways=self.views.ways,
+            device=surroundings.room_for(
+                trainer, sum(s.images.nbytes for s in self.sets if isinstance(s, ArrayImages))
+            ),
         )
 
     def _reader(self, rank: int, world: int) -> FileReader | None:

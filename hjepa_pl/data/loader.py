@@ -47,9 +47,10 @@ class TrainLoader:
         num_workers: Workers that decode files.
         position: Tells how many batches have been processed since the start of the run; 0 if not given.
         limit: Batches per epoch of the trainer, if it is told to stop earlier; the next one goes on from there.
-        pin_memory: Whether the memory of file batches is pinned.
+        pin_memory: Whether the memory of batches is pinned.
         bad: Takes note of files that cannot be decoded.
         ways: In which way each dataset is augmented, as in `ViewPlan`.
+        device: Where the images of sets in memory are kept, and gathered; the host if not given.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class TrainLoader:
         pin_memory: bool = False,
         bad: BadFiles | None = None,
         ways: Sequence[int] = (),
+        device: torch.device | None = None,
     ) -> None:
         self.names = names
         self.plan = plan
@@ -82,7 +84,8 @@ class TrainLoader:
         self.bad = bad or BadFiles()
         self.ways = ways
         self._sets = sets
-        self._memory = [s if isinstance(s, ArrayImages) else None for s in sets]
+        in_memory = [s if isinstance(s, ArrayImages) else None for s in sets]
+        self._memory = [s if s is None or device is None else s.on(device) for s in in_memory]
         self._broken: list[set[str]] = [set() for _ in sets]
         self._tried = [0] * len(sets)
         usable_size(plan.epoch_size, batch_size, world_size)
@@ -136,6 +139,10 @@ class TrainLoader:
                 rows = draw.source == i
                 label[rows] = images.labels[draw.place[rows]]
         groups = memory_groups(self._memory, draw, self.ways)
+        if self.pin_memory:  # or the copy to the device would wait for all that is queued there
+            groups = tuple(
+                g._replace(images=tuple(x if x.is_cuda else x.pin_memory() for x in g.images)) for g in groups
+            )
         if files is not None:
             self._count_broken(draw.source[files.rows], files)
             label[files.rows] = files.label

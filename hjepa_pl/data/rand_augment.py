@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import functional as T
 
 import hjepa_pl.data.colour as colour
 from hjepa_pl.data.resize import apply_axes
-from hjepa_pl.functional.counters import uniform
 
 _BINS = 31
 OPERATIONS = (
@@ -23,7 +22,7 @@ SIGNED = frozenset(OPERATIONS[1:10])
 """Those that go either way."""
 
 
-def rand_augment(images: Tensor, key: int, position: Tensor, count: int, magnitude: int, has_colour: bool) -> Tensor:
+def rand_augment(images: Tensor, u: Tensor, magnitude: int, has_colour: bool) -> Tensor:
     """Apply some operations to each image, drawn with replacement (RandAugment, arXiv:1909.13719).
 
     All images that drew the same operation and sign go through one call. (torchvision and the paper draw the same way;
@@ -31,9 +30,7 @@ def rand_augment(images: Tensor, key: int, position: Tensor, count: int, magnitu
 
     Args:
         images: (B, C, H, W).
-        key: What all samples share of the random key.
-        position: (B,) int64 counters of the samples.
-        count: Operations for each image.
+        u: (B, 2 * operations for each image) uniform in [0, 1): the operations, then the signs.
         magnitude: 0 to 30.
         has_colour: Whether `Color` is among the operations; it does nothing to grey.
 
@@ -41,12 +38,13 @@ def rand_augment(images: Tensor, key: int, position: Tensor, count: int, magnitu
         (B, C, H, W) float32.
     """
     names = [name for name in OPERATIONS if has_colour or name != "Color"]
-    u = uniform(key, position, 2 * count)
+    count = u.shape[1] // 2
     signed = torch.tensor([name in SIGNED for name in names]).to(u.device, non_blocking=True)
     drawn = (u[:, :count] * len(names)).long().clamp_(max=len(names) - 1)
     cells = (2 * drawn + ((u[:, count:] < 0.5) & signed[drawn])).T
     order = cells.argsort(1)
-    # The sizes of all groups come to the host at once: it waits for the device once a view.
+    # The sizes of all groups come to the host at once: it waits for the device, once
+    # for all views that are made together.
     sizes = (cells[:, None] == torch.arange(2 * len(names), device=u.device)[:, None]).sum(2).tolist()
     for rows_of_turn, sizes_of_turn in zip(order, sizes, strict=True):
         result = torch.empty_like(images)
@@ -96,19 +94,17 @@ def apply_operation(images: Tensor, name: str, magnitude: int, sign: int) -> Ten
     }[name]()
 
 
-def three_augment(images: Tensor, key: int, position: Tensor, has_colour: bool) -> Tensor:
+def three_augment(images: Tensor, u: Tensor, has_colour: bool) -> Tensor:
     """Make each image grey, solarised or blurred, one of the three by chance (3-Augment, DeiT III, arXiv:2204.07118).
 
     Args:
         images: (B, C, H, W).
-        key: What all samples share of the random key.
-        position: (B,) int64 counters of the samples.
+        u: (B, 2) uniform in [0, 1): which, and how wide the blur.
         has_colour: Whether grey is among the three; it does nothing to grey.
 
     Returns:
         (B, C, H, W) float32.
     """
-    u = uniform(key, position, 2)
     choice = (u[:, 0] * 3).floor_() if has_colour else 1 + (u[:, 0] * 2).floor_()
     if has_colour:
         images = torch.where((choice == 0)[:, None, None, None], colour.to_gray(images), images)

@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa_pl.functional.counters import uniform
+from hjepa_pl.functional.choice import first_true
 from hjepa_pl.functional.sizes import ImgSize, sides
 
 _TRIES = 10
+CROP_NUMBERS = 2 * _TRIES + 2
+"""Uniform numbers that `crop_boxes` makes a crop of."""
 
 
 def crop_boxes(
-    key: int,
-    position: Tensor,
+    u: Tensor,
     height: Tensor | int,
     width: Tensor | int,
     scale: tuple[float, float],
@@ -23,8 +24,7 @@ def crop_boxes(
     """Draw a crop for each sample by torchvision's rule: the first of ten that fits, else the centre.
 
     Args:
-        key: What all samples share of the random key.
-        position: (B,) int64 counters of the samples.
+        u: (B, CROP_NUMBERS) uniform in [0, 1).
         height: Of all images, or (B,).
         width: Of all images, or (B,).
         scale: Smallest and largest share of the area.
@@ -33,7 +33,6 @@ def crop_boxes(
     Returns:
         (B, 4) float32 whole numbers: top, left, height, width.
     """
-    u = uniform(key, position, 2 * _TRIES + 2)
     # `full` runs on the device; a tensor made from a number would be copied there.
     full_h, full_w = (
         x.to(u) if isinstance(x, Tensor) else torch.full((len(u),), float(x), device=u.device) for x in (height, width)
@@ -43,7 +42,7 @@ def crop_boxes(
     aspect = torch.exp(low + (high - low) * u[:, _TRIES : 2 * _TRIES])
     w, h = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
     fits = (w >= 1) & (w <= full_w[:, None]) & (h >= 1) & (h <= full_h[:, None])
-    first = fits.to(torch.int8).argmax(1, keepdim=True)
+    first = first_true(fits)[:, None]
     some = fits.any(1)
     # The largest crop of an allowed ratio, for those that none fits.
     h = torch.where(some, h.gather(1, first)[:, 0], torch.minimum(full_h, torch.round(full_w / ratio[0]).clamp_(min=1)))

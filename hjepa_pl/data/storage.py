@@ -35,6 +35,10 @@ class ArrayImages:
         """Return the images at `index` as a set of their own."""
         return ArrayImages(self.images[index], self.labels[index], self.classes)
 
+    def on(self, device: torch.device) -> "ArrayImages":
+        """Return the set with its images, but not its labels, on a device."""
+        return ArrayImages(self.images.to(device), self.labels, self.classes)
+
 
 class FileImages:
     """Images in files, each decoded when it is asked for.

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
 from hjepa_pl.functional.sizes import sides
@@ -39,6 +40,14 @@ def pins_memory(trainer: Trainer | None) -> bool:
     """Return whether batches go to a CUDA device."""
     strategy = getattr(trainer, "strategy", None)
     return getattr(getattr(strategy, "root_device", None), "type", "cpu") == "cuda"
+
+
+def room_for(trainer: Trainer | None, size: int) -> torch.device | None:
+    """Return the run's CUDA device where so many bytes of images are a twentieth of its memory at most, or None."""
+    device = getattr(getattr(trainer, "strategy", None), "root_device", None)
+    if device is None or device.type != "cuda":
+        return None
+    return device if 20 * size <= torch.cuda.get_device_properties(device).total_memory else None
 
 
 def free_workers(trainer: Trainer | None) -> int:

@@ -1,5 +1,7 @@
 """The views of a raw batch, made on the device that it is on."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from hjepa_pl.data.mix import mix_views
 from hjepa_pl.data.multicrop import ViewPlan
 from hjepa_pl.data.storage import adapt_channels
 from hjepa_pl.types import Counters, ViewBatch
+
+_AT_ONCE = 2**22
+"""Most pixels that are augmented at a time, unless a single view has more: 48 MB in three channels."""
 
 
 def view_batch(batch: RawBatch, plan: ViewPlan, channels: int) -> ViewBatch:
@@ -34,30 +39,48 @@ def make_views(batch: RawBatch, plan: ViewPlan, channels: int) -> tuple[tuple[Te
         (views, B, 4) as in `ViewBatch`, None without multi-crop.
     """
     step = batch.counters.step
-    parts = [_of_group(g, plan.at(step, g.way), batch.counters, channels) for g in batch.groups]
+    boxed = plan.multicrop is not None
+    parts = [_of_group(g, plan.at(step, g.way), batch.counters, channels, boxed) for g in batch.groups]
     views = tuple(_whole(batch, [p[0][i] for p in parts]) for i in range(len(plan.at(step))))
-    if plan.multicrop is None:
+    if not boxed:
         return views, None
     # The dimension of the images first, for `_whole`, and back.
     return views, _whole(batch, [torch.stack(p[1], 1) for p in parts]).transpose(0, 1).contiguous()
 
 
 def _of_group(
-    group: RawGroup, crops: list[tuple[Augmenter, int]], counters: Counters, channels: int
+    group: RawGroup, crops: list[tuple[Augmenter, int]], counters: Counters, channels: int, boxed: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the views of the images of one group, and the box of each, (n, 4)."""
+    """Return the views of the images of one group, and where `boxed` the box of each, (n, 4)."""
     counters = counters._replace(position=counters.position[group.rows])
-    if group.boxes is not None:
-        cut = zip(crops, group.images, strict=True)
-        return [a.finish(_floats(x, channels), counters, v) for (a, v), x in cut], list(group.boxes)
-    images = _floats(group.images[0], channels)
-    height, width = images.shape[2:]
-    views, boxes = [], []
+    views, boxes = list[Tensor](), list[Tensor]()
+    for augmenter, numbers in _together(crops, group):
+        if group.boxes is not None:
+            cut = group.images[len(views) : len(views) + len(numbers)]
+            made = augmenter.finish(_floats(torch.cat(cut), channels), counters, numbers)
+        else:
+            images = _floats(group.images[0], channels)
+            made, crop = augmenter.views(images, counters, numbers)
+            if boxed:
+                boxes += crop.shares(*images.shape[2:]).chunk(len(numbers))
+        views += made.chunk(len(numbers))
+    return views, boxes if group.boxes is None else list(group.boxes)
+
+
+def _together(crops: list[tuple[Augmenter, int]], group: RawGroup) -> list[tuple[Augmenter, list[int]]]:
+    """Return the numbers of the views that one call makes: those of one size, as many as `_AT_ONCE` allows.
+
+    What a call launches does not hang on how many views it makes, and small ones leave an accelerator waiting for that.
+    """
+    whole = group.images[0].shape[2:].numel() if group.boxes is None else 0
+    parts = list[tuple[Augmenter, list[int]]]()
     for augmenter, v in crops:
-        crop = augmenter.boxes(height, width, counters.epoch, counters.position, v)
-        views.append(augmenter.view(images, counters, v, crop))
-        boxes.append(crop.shares(height, width))
-    return views, boxes
+        pixels = len(group.rows) * max(math.prod(augmenter.img_size), whole)
+        if parts and parts[-1][0] is augmenter and (len(parts[-1][1]) + 1) * pixels <= _AT_ONCE:
+            parts[-1][1].append(v)
+        else:
+            parts.append((augmenter, [v]))
+    return parts
 
 
 def _floats(raw: Tensor, channels: int) -> Tensor:

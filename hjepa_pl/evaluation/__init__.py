@@ -1,15 +1,22 @@
 """How good a representation is: k-NN, linear probe and the signs of collapse, in plain PyTorch."""
 
-from hjepa_pl.evaluation.collapse import effective_rank, position_share, prediction_gain, std_across_images
+from hjepa_pl.evaluation.collapse import (
+    effective_rank,
+    image_share,
+    position_share,
+    prediction_gain,
+    std_across_images,
+)
 from hjepa_pl.evaluation.knn import knn_accuracy, knn_predict
 from hjepa_pl.evaluation.linear import LinearResult, fit_logistic, linear_probe
-from hjepa_pl.evaluation.probe import Verdict, judge
+from hjepa_pl.evaluation.probe import PROBES, judge
 
 __all__ = [
+    "PROBES",
     "LinearResult",
-    "Verdict",
     "effective_rank",
     "fit_logistic",
+    "image_share",
     "judge",
     "knn_accuracy",
     "knn_predict",

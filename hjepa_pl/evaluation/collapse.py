@@ -46,6 +46,31 @@ def position_share(features: Tensor) -> Tensor:
     return torch.where(dead, torch.ones_like(total), between / total.clamp_min(torch.finfo(torch.float32).tiny))
 
 
+def image_share(features: Tensor) -> Tensor:
+    """Return the share of what tells images apart that is the same at every position of an image: 0 none, 1 all.
+
+    At 1 all tokens of an image are one vector but for what their positions add: nothing local is left. With the model
+    token = constant + position + image + rest (the two-way layout of the analysis of variance), it is the variance of
+    the image's term over that of image and rest. Both are estimated without bias, so pure noise reads 0 whatever B and
+    n. A code that does not tell images apart reads 0: that is for `std_across_images` and `position_share` to see.
+
+    Args:
+        features: (B, n, D), B and n at least 2.
+    """
+    _need_two(features)
+    if features.shape[1] < 2:
+        raise ConfigError(f"The grid holds {features.shape[1]} cell: what is local needs 2 or more.")
+    features = features.float()
+    images, positions = features.shape[:2]
+    total = features.var(dim=0).mean()
+    centred = features - features.mean(dim=0)
+    rest = (centred - centred.mean(dim=1, keepdim=True)).square().sum(dim=(0, 1)).mean()
+    rest = rest / ((images - 1) * (positions - 1))
+    dead = total <= (_NOISE * features.square().mean().sqrt()).square()
+    share = (1 - rest / total.clamp_min(torch.finfo(torch.float32).tiny)).clamp_min(0)
+    return torch.where(dead, torch.zeros_like(share), share)
+
+
 def effective_rank(embeddings: Tensor) -> float:
     """Return exp(entropy) of the normalised singular values of the centred embeddings: 1 to min(N - 1, D).
 

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_stat_scores
 
 from hjepa_pl.evaluation.threads import one_thread
 from hjepa_pl.types import ConfigError
 
-PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Grid of L2 strengths, strongest first, so that each fit starts from the weights of the one before."""
 
 _MIDDLE = 1e-2
@@ -28,6 +29,8 @@ class LinearResult(NamedTuple):
     """Share of test images whose class is among the five best, in percent; None for five classes or fewer."""
     l2: float
     """Penalty that was chosen (see `fit_logistic` for its scale)."""
+    val: float | None
+    """Accuracy in percent on the validation split, with that penalty; None when nothing could be held out."""
 
 
 def fit_logistic(
@@ -87,11 +90,12 @@ def linear_probe(
 ) -> LinearResult:
     """Fit on the training bank, report on the test bank.
 
-    Features are standardised by the training bank's mean and standard deviation. Every fifth training image of each
-    class is held out; each penalty of the grid is fitted on the other four fifths; the one with the best held-out
-    accuracy wins (of equals, the one with the lowest held-out cross-entropy) and is fitted anew on the whole bank. The
-    test bank takes no part in the choice. When no class has five images, nothing can be held out and the penalty
-    nearest to 0.01 is taken. On the CPU everything is computed in float64, elsewhere in float32 (MPS has no float64).
+    Features are standardised by the training bank's mean and standard deviation. The validation split of the bank
+    (`validation_fifth`) is held out; each penalty of the grid is fitted on the other four fifths; the one with the best
+    held-out accuracy wins (of equals, the one with the lowest held-out cross-entropy) and is fitted anew on the whole
+    bank. The test bank takes no part in the choice. When no class has five images, nothing can be held out and the
+    penalty nearest to 0.01 is taken. On the CPU everything is computed in float64, elsewhere in float32 (MPS has no
+    float64).
 
     Args:
         train_x: (N, D) features.
@@ -102,7 +106,7 @@ def linear_probe(
         penalties: L2 strengths to choose from.
 
     Returns:
-        Accuracy and the penalty that was chosen.
+        Accuracies and the penalty that was chosen.
     """
     if not penalties:
         raise ConfigError("penalties is empty: give the linear probe at least one L2 strength, such as 0.01.")
@@ -110,31 +114,36 @@ def linear_probe(
     small = train_x.device.type == "cpu" and train_x.numel() * num_classes < _SMALL
     with one_thread(when=small):
         train_x, test_x = _rotate(*_standardise(train_x.to(dtype), test_x.to(dtype)))
-        l2, start = _choose(train_x, train_y, num_classes, penalties)
+        l2, start, val = _choose(train_x, train_y, num_classes, penalties)
         weight = fit_logistic(train_x, train_y, num_classes, l2, start)
     logits = _logits(test_x, weight)
-    top5 = _topk(logits, test_y, 5) if num_classes > 5 else None
-    return LinearResult(_topk(logits, test_y, 1), top5, l2)
+    top5 = top_k_accuracy(logits, test_y, 5) if num_classes > 5 else None
+    return LinearResult(top_k_accuracy(logits, test_y, 1), top5, l2, val)
 
 
-def _choose(x: Tensor, y: Tensor, num_classes: int, penalties: Sequence[float]) -> tuple[float, Tensor | None]:
-    """Return the penalty with the best held-out accuracy, and its weights to start the last fit from."""
-    held = _held_out(y)
-    if len(penalties) == 1 or not held.any():
-        return min(penalties, key=lambda p: abs(p - _MIDDLE)), None
+def _choose(
+    x: Tensor, y: Tensor, num_classes: int, penalties: Sequence[float]
+) -> tuple[float, Tensor | None, float | None]:
+    """Return the penalty with the best held-out accuracy, its weights to start the last fit from, and the accuracy."""
+    held = validation_fifth(y)
+    if not held.any():
+        return min(penalties, key=lambda p: abs(p - _MIDDLE)), None, None
     fit_x, fit_y, held_x, held_y = x[~held], y[~held], x[held], y[held]
     scores: list[tuple[float, float, float, Tensor]] = []
     weight: Tensor | None = None
     for l2 in sorted(penalties, reverse=True):
         weight = fit_logistic(fit_x, fit_y, num_classes, l2, weight, _SEARCH_STEPS)
         logits = _logits(held_x, weight)
-        scores.append((_topk(logits, held_y, 1), -F.cross_entropy(logits, held_y).item(), l2, weight))
+        scores.append((top_k_accuracy(logits, held_y, 1), -F.cross_entropy(logits, held_y).item(), l2, weight))
     best = max(scores, key=lambda s: s[:2])
-    return best[2], best[3]
+    return best[2], best[3], best[0]
 
 
-def _held_out(y: Tensor) -> Tensor:
-    """Return a (N,) bool mask of every fifth image of each class, in the order of the bank."""
+def validation_fifth(y: Tensor) -> Tensor:
+    """Return the validation split of a bank: a (N,) bool mask of every fifth image of each class, in the bank's order.
+
+    Classes of fewer than five images give none.
+    """
     order = y.argsort(stable=True)
     counts = torch.bincount(y)
     first = counts.cumsum(0) - counts
@@ -168,6 +177,15 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
     return torch.addmm(weight[-1], x, weight[:-1])
 
 
-def _topk(logits: Tensor, y: Tensor, k: int) -> float:
-    hits = (logits.topk(k, dim=1).indices == y[:, None]).any(dim=1)
-    return 100.0 * hits.sum().item() / len(y)
+def top_k_accuracy(logits: Tensor, y: Tensor, k: int) -> float:
+    """Return the percentage of images whose class is among the k of the largest logits.
+
+    Args:
+        logits: (N, classes).
+        y: (N,) int64 labels.
+        k: At most the number of classes.
+    """
+    # Counts, not torchmetrics' accuracy: that one is rounded to float32.
+    scores = multiclass_stat_scores(logits, y, logits.shape[1], average="micro", top_k=k)
+    hits, images = scores[0].item(), scores[4].item()
+    return 100.0 * hits / images

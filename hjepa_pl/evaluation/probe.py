@@ -1,20 +1,17 @@
 """The verdict on one set of features: the same numbers during training and afterwards."""
 
-from typing import TypedDict
-
 import torch
 from torch import Tensor
 
 from hjepa_pl.evaluation.knn import knn_accuracy
-from hjepa_pl.evaluation.linear import linear_probe
+from hjepa_pl.evaluation.linear import linear_probe, validation_fifth
 from hjepa_pl.types import ConfigError
 
+PROBES = {"knn": "k-NN", "linear": "linear"}
+"""The probes and their titles. Each gives its accuracy on the test split, under its name, and `<name>_val`."""
 
-class Verdict(TypedDict):
-    """Test accuracies in percent."""
-
-    knn: float
-    linear: float
+VAL = "_val"
+"""Ending of the metrics of the validation split, by which checkpoints and settings are chosen. Never by the others."""
 
 
 def judge(
@@ -25,8 +22,11 @@ def judge(
     num_classes: int,
     k: int = 20,
     temperature: float = 0.07,
-) -> Verdict:
+) -> dict[str, float]:
     """Judge features by weighted k-NN and by a converged linear classifier.
+
+    What is reported is measured on the test bank, by the whole training bank. What choices are made by is measured on
+    the validation split, every fifth training image of each class, by the other four fifths.
 
     Args:
         train_x: (N, D) features of the training bank.
@@ -38,15 +38,29 @@ def judge(
         temperature: Temperature of the k-NN.
 
     Returns:
-        `{"knn": percent, "linear": percent}`; both NaN when a feature is not finite, as after a divergence.
+        In percent `knn` and `linear`, `linear_top5` where there are more than five classes, `knn_val` and `linear_val`
+        unless no class of the training bank has five images; and `linear_l2`, the penalty that was chosen. All NaN when
+        a feature is not finite, as after a divergence.
     """
     _refuse(train_y, test_y, num_classes)
+    held = validation_fifth(train_y)
+    validated = bool(held.any())
     if not (torch.isfinite(train_x).all() and torch.isfinite(test_x).all()):
-        return {"knn": float("nan"), "linear": float("nan")}
-    return {
+        names = [*PROBES, "linear_l2", *(["linear_top5"] if num_classes > 5 else [])]
+        return dict.fromkeys([*names, *(name + VAL for name in PROBES if validated)], float("nan"))
+    linear = linear_probe(train_x, train_y, test_x, test_y, num_classes)
+    found = {
         "knn": knn_accuracy(train_x, train_y, test_x, test_y, num_classes, k, temperature),
-        "linear": linear_probe(train_x, train_y, test_x, test_y, num_classes).top1,
+        "linear": linear.top1,
+        "linear_l2": linear.l2,
     }
+    if linear.top5 is not None:
+        found["linear_top5"] = linear.top5
+    if validated and linear.val is not None:
+        rest, of_rest, val, of_val = train_x[~held], train_y[~held], train_x[held], train_y[held]
+        found["knn_val"] = knn_accuracy(rest, of_rest, val, of_val, num_classes, k, temperature)
+        found["linear_val"] = linear.val
+    return found
 
 
 def _refuse(train_y: Tensor, test_y: Tensor, num_classes: int) -> None:

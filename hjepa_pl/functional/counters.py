@@ -35,6 +35,7 @@ class Stream(enum.IntEnum):
     ERASE_BOX = 21
     MIX = 22
     SHUFFLE_BUFFER = 23
+    VIEW = 24
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -87,19 +88,40 @@ def uniform(key: int, position: Tensor, n: int) -> Tensor:
     return _draw(key, position, n).T.contiguous()
 
 
+def uniform_at(key: int, position: Tensor, columns: Tensor) -> Tensor:
+    """Draw uniform numbers in [0, 1) by the columns' own numbers: a column is the same whichever others are drawn.
+
+    Args:
+        key: As `uniform`'s.
+        position: (B,) int64 counters of the samples.
+        columns: (n,) int64 in [0, 2^32), all different, on the device of `position`.
+
+    Returns:
+        (n, B) float32, a column of `uniform`'s in each row.
+    """
+    return _to_uniform(_bits_at(key, position, columns))
+
+
 def bits(key: int, position: Tensor, n: int) -> Tensor:
     """Draw 32 bits n times for each sample: (B, n) int64; what `uniform` makes its numbers of."""
     return _bits(key, position, n).T.contiguous()
 
 
 def _bits(key: int, position: Tensor, n: int) -> Tensor:
+    return _bits_at(key, position, torch.arange(n, device=position.device, dtype=torch.int64))
+
+
+def _bits_at(key: int, position: Tensor, columns: Tensor) -> Tensor:
     """Draw (n, B): an operation on rows of few columns would be several times slower than on few rows."""
-    columns = torch.arange(n, device=position.device, dtype=torch.int64)[:, None] * 0x9E3779B1
-    return _mix(hash_counters(key, position) ^ _mix(columns & _MASK))
+    return _mix(hash_counters(key, position) ^ _mix((columns[:, None] * 0x9E3779B1) & _MASK))
 
 
 def _draw(key: int, position: Tensor, n: int) -> Tensor:
-    return _bits(key, position, n).bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24)
+    return _to_uniform(_bits(key, position, n))
+
+
+def _to_uniform(drawn: Tensor) -> Tensor:
+    return drawn.bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24)
 
 
 _CACHED = 2**16

@@ -1,6 +1,7 @@
 """The few collective operations that the objectives need, with gradients."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,14 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     x = x.detach().clone()
     dist.all_reduce(x)
     return x / world_size()
+
+
+def from_rank_zero(values: Sequence[float], device: torch.device) -> list[float]:
+    """Return rank zero's numbers on every rank, exactly: one tensor of theirs, on the device that the group uses."""
+    told = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.broadcast(told, 0)
+    found: list[float] = told.tolist()
+    return found
 
 
 def peer_ended(error: BaseException) -> bool:

@@ -4,21 +4,32 @@ import math
 from typing import Any
 
 
-def steps_per_epoch(trainer: Any) -> float:
+def limited(trainer: Any, batches: int) -> int:
+    """Return how many of an epoch's batches `limit_train_batches` leaves."""
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def steps_per_epoch(trainer: Any, batches: float | None = None) -> float:
     """Return the optimizer steps of one epoch, infinite for data without a length.
+
+    `batches` are those of an epoch, where the Trainer does not know them yet.
 
     `trainer.estimated_stepping_batches` would give it too, but reading that before the loaders are made loses their
     state on a resume (Lightning issue 20550).
     """
-    batches = float(trainer.num_training_batches)
+    batches = float(trainer.num_training_batches if batches is None else batches)
     return batches if math.isinf(batches) else float(math.ceil(batches / trainer.accumulate_grad_batches))
 
 
-def total_steps(trainer: Any) -> float:
-    """Return the optimizer steps of the whole run, infinite if nothing but the clock ends it."""
+def total_steps(trainer: Any, batches: float | None = None) -> float:
+    """Return the optimizer steps of the whole run, infinite if nothing but the clock ends it.
+
+    `batches` are those of an epoch, where the Trainer does not know them yet.
+    """
     ends = [float(trainer.max_steps)] if trainer.max_steps > 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        ends.append(trainer.max_epochs * steps_per_epoch(trainer))
+        ends.append(trainer.max_epochs * steps_per_epoch(trainer, batches))
     return min(ends, default=math.inf)
 
 

@@ -85,14 +85,17 @@ def cell_centers(grid: tuple[int, int], cell: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def sincos_at(rows: Tensor, columns: Tensor, dim: int) -> Tensor:
-    """Sine-cosine embedding (..., dim) of places in patches, (...) each: half for the row, half for the column."""
+    """Sine-cosine embedding (..., dim) of places in patches, (...) each: half for the column, then half for the row."""
     frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=rows.dtype, device=rows.device) / (dim // 4))
-    angles = [x[..., None] * frequency for x in (rows, columns)]
+    angles = [x[..., None] * frequency for x in (columns, rows)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1)
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, cell: int = 1) -> Tensor:
-    """Fixed 2-D sine-cosine embedding of the centres of all cells, as MAE (arXiv:2111.06377) places patches.
+    """Fixed 2-D sine-cosine embedding of the centres of all cells.
+
+    The table is that of MAE (arXiv:2111.06377; `get_2d_sincos_pos_embed` of its code, in which "w goes first") and
+    I-JEPA (arXiv:2301.08243), so that their weights find the positions that they were trained with.
 
     Args:
         grid: H and W of the patch grid.
@@ -100,7 +103,7 @@ def sincos_positions(grid: tuple[int, int], dim: int, cell: int = 1) -> Tensor:
         cell: Side of a cell in patches; 1 gives the patches themselves.
 
     Returns:
-        (H // cell * W // cell, dim) float32: half for the row, half for the column, in units of patches, so that a
-        cell lies where its patches lie.
+        (H // cell * W // cell, dim) float32: half for the column, then half for the row, in units of patches, so that
+        a cell lies where its patches lie. Each half has the sines of all frequencies, then the cosines.
     """
     return sincos_at(*cell_centers(grid, cell), dim).float()

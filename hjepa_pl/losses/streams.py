@@ -12,31 +12,31 @@ from hjepa_pl.losses.sigreg import sigreg
 from hjepa_pl.losses.vicreg import vicreg
 
 
-def center_positions(tokens: Tensor, index: Tensor, patches: int) -> Tensor:
+def center_positions(tokens: Tensor, index: Tensor, patches: int) -> tuple[Tensor, Tensor]:
     """Subtract from each token the mean, over images, of the tokens at its position.
 
     What is left is how images differ at one position: zero for a code that depends on position only, which the
     flattened tokens of such a code would hide.
 
     Args:
-        tokens: (B, K, D) of all ranks, float32.
+        tokens: (B, K, D) of all ranks, float32 or float64.
         index: (B, K) positions on the grid. Of an image's tokens at one position (blocks may overlap) the first counts.
         patches: Number of positions N of the grid.
 
     Returns:
-        (R, D): the centred tokens at positions that two images or more share, scaled so that independent tokens of
-        variance 1 keep variance 1.
+        The centred tokens (B * K, D), scaled so that independent tokens of variance 1 keep variance 1, and (B * K,)
+        which of them count, 1 or 0: those at positions that two images or more share. The others are 0. The shapes do
+        not depend on the positions, so that nothing waits for the device.
     """
     # Repeats go to a place of their own, behind the grid: a position's count is that of its images.
     flat, place = tokens.flatten(0, 1), index.masked_fill(_repeats(index), patches).flatten()
-    ones = torch.ones_like(place, dtype=torch.float)
-    count = torch.zeros(patches + 1, device=tokens.device).index_add_(0, place, ones)
-    count[patches] = 1.0
-    total = torch.zeros(patches + 1, tokens.shape[-1], device=tokens.device).index_add(0, place, flat)
-    n = count[place, None]
-    centred = (flat - total[place] / n) * torch.sqrt(n / (n - 1).clamp(min=1))
-    # A lone token centres to zero, which says nothing of collapse: it is left out.
-    return centred[count[place] > 1]
+    count = flat.new_zeros(patches + 1).index_add_(0, place, torch.ones_like(flat[:, 0]))
+    total = flat.new_zeros(patches + 1, flat.shape[1]).index_add(0, place, flat)
+    n = count[place]
+    # A lone token centres to zero, which says nothing of collapse: it does not count.
+    valid = ((n > 1) & (place < patches)).to(flat.dtype)
+    scale = valid * torch.sqrt(n / (n - 1).clamp(min=1))
+    return (flat - total[place] / n[:, None]) * scale[:, None], valid
 
 
 def _repeats(index: Tensor) -> Tensor:
@@ -64,15 +64,19 @@ def regularize(
         Scalar; zero where no two images have a token at one position.
     """
     with torch.autocast(stream.device.type, enabled=False):
-        if index is None:
-            views = stream.float()
-        else:
-            views = center_positions(gather_rows(stream.float()), gather_rows(index), patches)[None]
-            if not views.shape[1]:
-                return views.sum()
-        options = config.options
-        if config.kind == "vicreg":
-            return vicreg(views, **options, partial=partial)
-        if config.kind == "ntxent":
-            return ntxent(views, **options, partial=partial)
-        return torch.stack([sigreg(v, hash_int(key, Stream.SLICES), **options) for v in views]).mean()
+        views, valid = stream.float(), None
+        if index is not None:
+            rows, valid = center_positions(gather_rows(views), gather_rows(index), patches)
+            views = rows[None]
+        value = _value(config, views, key, partial, valid)
+        return value if valid is None else value * valid.any()
+
+
+def _value(config: RegularizerConfig, views: Tensor, key: int, partial: int, valid: Tensor | None) -> Tensor:
+    """Return a kind's value of views (V, R, P), of whose rows those count that `valid` (R,) says."""
+    options = config.options
+    if config.kind == "vicreg":
+        return vicreg(views, **options, partial=partial, valid=valid)
+    if config.kind == "ntxent":
+        return ntxent(views, **options, partial=partial)
+    return torch.stack([sigreg(v, hash_int(key, Stream.SLICES), **options, valid=valid) for v in views]).mean()

@@ -7,12 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_pl.functional.counters import Stream, bits, hash_int
+from hjepa_pl.functional.choice import LATER, scores, smallest
+from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.types import Counters, Masks
-
-_PLACE_BITS = 24
-_HIDDEN = 2 ** (32 + _PLACE_BITS)
-"""More than any score."""
 
 
 class MaskShape(NamedTuple):
@@ -56,9 +53,17 @@ class MaskGenerator(ABC):
         """Return the sizes of a step: a function of the seed and the step only, so that all ranks agree."""
         return self.shapes[hash_int(self.seed, step, Stream.BLOCK_SHAPE) % len(self.shapes)]
 
-    @abstractmethod
     def __call__(self, counters: Counters) -> Masks:
-        """Draw the masks of a batch, on the device of `counters.position`."""
+        """Draw the masks of a batch, on the device of `counters.position`, whatever the precision of the step.
+
+        Under autocast products and sums would have 16 bits, which round the count of patches beyond 256.
+        """
+        with torch.autocast(counters.position.device.type, enabled=False):
+            return self._draw(counters)
+
+    @abstractmethod
+    def _draw(self, counters: Counters) -> Masks:
+        """Draw the masks of a batch: `context` (B, K) and per level (B, T, M), all functions of the counters."""
 
     def _keep(self, visible: Tensor, count: int, counters: Counters) -> Tensor:
         """Pick `count` of the visible patches (B, N) at random: (B, count) indices, in no order.
@@ -68,7 +73,7 @@ class MaskGenerator(ABC):
         """
         key = hash_int(self.seed, counters.epoch, Stream.KEEP)
         score = scores(key, counters.position, visible.shape[1])
-        return smallest(score.masked_fill_(~visible, _HIDDEN), count)
+        return smallest(score.add_(~visible, alpha=LATER), count)
 
     def _cells_of(self, cell: int, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the cells of blocks of `size` at corners (B, T), in patches: (B, T, M) indices on the cells' grid."""
@@ -76,23 +81,3 @@ class MaskGenerator(ABC):
         across = self.grid[1] // cell
         first = top // cell * across + left // cell
         return first[..., None] + (rows[:, None] * across + columns).flatten()
-
-
-def scores(key: int, position: Tensor, n: int) -> Tensor:
-    """Draw a number for each of `n` places, (B, n) int64 of 56 bits.
-
-    The place is in the low bits: no two are equal, so that every device picks the same.
-    """
-    place = torch.arange(n, device=position.device)
-    return bits(key, position, n).bitwise_left_shift_(_PLACE_BITS).add_(place)
-
-
-def smallest(values: Tensor, count: int) -> Tensor:
-    """Return where the smallest scores of each row (B, N) stand: (B, count), in no order. The scores are given up."""
-    # NumPy's partition takes a quarter of topk's time on a CPU. (A fake tensor has no numbers.)
-    if values.device.type == "cpu" and type(values) is Tensor:
-        values.numpy().partition(count - 1, axis=1)
-        chosen = values[:, :count]
-    else:
-        chosen = values.topk(count, dim=1, largest=False, sorted=False).values
-    return chosen & (2**_PLACE_BITS - 1)

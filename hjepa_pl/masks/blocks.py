@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hjepa_pl.functional.choice import first_true
 from hjepa_pl.functional.counters import Stream, hash_int, uniform
 from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible
 from hjepa_pl.masks.settings import MaskConfig
@@ -132,7 +133,9 @@ class BlockMasks(MaskGenerator):
         # On the host even where networks are made without storage: the table is needed before there is a device.
         position = torch.arange(2000, device="cpu")
         corners = self._corners(hash_int(0, height, width, count), position, 1, shape)
-        hidden = self._covered(corners, shape).clamp_(max=1).sum(dim=-1).flatten()
+        # A table may be made inside a step (local crops): without the step's autocast, as masks are drawn.
+        with torch.autocast("cpu", enabled=False):
+            hidden = self._covered(corners, shape).clamp_(max=1).sum(dim=-1).flatten()
         return self.grid[0] * self.grid[1] - int(hidden.sort(descending=True).values[100])
 
     def _corners(self, key: int, position: Tensor, candidates: int, shape: MaskShape) -> Tensor:
@@ -155,7 +158,7 @@ class BlockMasks(MaskGenerator):
         corners = torch.cat([corners, corners[:, :, :1, :1].expand(-1, -1, 1, shape.blocks)], dim=2)
         covered = self._covered(corners, shape)
         fits = covered.clamp(max=1).sum(dim=2) <= covered.shape[2] - shape.visible
-        row, first = torch.arange(len(fits), device=fits.device), fits.int().argmax(dim=1)
+        row, first = torch.arange(len(fits), device=fits.device), first_true(fits)
         context = self._keep(covered[row, first] == 0, shape.visible, counters)
         top, left = corners[:, row, first]
         return top, left, context

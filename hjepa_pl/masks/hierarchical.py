@@ -80,8 +80,7 @@ class HierarchicalMasks(BlockMasks):
 
         return inside(outer, len(self.cells) - 2)
 
-    def __call__(self, counters: Counters) -> Masks:
-        """Draw masks: `context` (B, K) and per level (B, T, M), M of each level its own; functions of the counters."""
+    def _draw(self, counters: Counters) -> Masks:
         shape = self.shape_of(counters.step)
         top, left, context = self._place(shape, counters)
         key = hash_int(self.seed, counters.epoch, Stream.NEST)

@@ -9,8 +9,7 @@ class MultiBlockMasks(BlockMasks):
 
     default_scale = (0.15, 0.2)
 
-    def __call__(self, counters: Counters) -> Masks:
-        """Draw masks: `context` (B, K) and per level (B, T, M), all functions of the counters."""
+    def _draw(self, counters: Counters) -> Masks:
         shape = self.shape_of(counters.step)
         top, left, context = self._place(shape, counters)
         size = (shape.height, shape.width)

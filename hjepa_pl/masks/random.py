@@ -2,8 +2,9 @@
 
 import torch
 
+from hjepa_pl.functional.choice import scores, smallest
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible, scores, smallest
+from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible
 from hjepa_pl.masks.settings import MaskConfig
 from hjepa_pl.types import ConfigError, Counters, Masks
 
@@ -30,8 +31,7 @@ class RandomMasks(MaskGenerator):
             )
         self.shapes = (MaskShape(self.cell, self.cell, hidden, visible),)
 
-    def __call__(self, counters: Counters) -> Masks:
-        """Draw masks: `context` (B, K) and per level (B, T, M), all functions of the counters."""
+    def _draw(self, counters: Counters) -> Masks:
         shape = self.shapes[0]
         columns = self.grid[1] // self.cell
         total = columns * (self.grid[0] // self.cell)

@@ -48,13 +48,22 @@ def refuse_kernel(kind: AttentionKind, device: str, half: bool) -> None:
         )
 
 
-def fused_pays(device: torch.device) -> bool:
-    """Return whether PyTorch's fused attention is the faster form here.
+def fused_pays(device: str, half: bool, gradient: bool) -> bool:
+    """Return whether PyTorch's fused attention is the faster form on a type of device.
 
-    It is, but for bf16 on the CPU: forward and backward of a ViT-S layer on 68 to 196 tokens take 2.2 to 4.6 times as
-    long as the plain products do there (torch 2.15, 2 cores with AVX-512).
+    It is, but for 16 bits on the CPU: forward and backward of a ViT-S layer on 68 to 196 tokens take 2.2 to 4.6 times
+    as long as the plain products do there (torch 2.15, 2 cores with AVX-512). And but for Apple's GPU without
+    gradients (the target encoder): what it runs then takes twice as long as the products from 9 tokens on (PyTorch
+    pull 178545, issue 179294; not measured here). With gradients both are the plain products there.
+
+    Args:
+        device: Type of the device.
+        half: Whether attention runs in 16 bits under autocast.
+        gradient: Whether a backward pass may follow.
     """
-    return not (device.type == "cpu" and torch.is_autocast_enabled("cpu"))
+    if device == "mps":
+        return gradient
+    return not (device == "cpu" and half)
 
 
 def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, x: Tensor) -> AbstractContextManager:
@@ -68,7 +77,9 @@ def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, x: Tensor
         ConfigError: With gradients, if the device lacks the kernel.
     """
     if kind not in _KERNELS:
-        _set_fused(blocks, fused_pays(x.device) if kind == "auto" else False)
+        device = x.device.type
+        pays = kind == "auto" and fused_pays(device, torch.is_autocast_enabled(device), torch.is_grad_enabled())
+        _set_fused(blocks, pays)
         return nullcontext()
     half = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
     try:

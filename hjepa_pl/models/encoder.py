@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from hjepa_pl.functional.tokens import gather_tokens, patchify, sincos_positions
 from hjepa_pl.models.blocks import run_blocks
 from hjepa_pl.models.pretrained import load_pretrained
 from hjepa_pl.models.recipe import build_timm
+from hjepa_pl.models.resample import resample_positions
 from hjepa_pl.models.rope import RotaryAttention, rotations
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
@@ -57,6 +57,7 @@ class VisionEncoder(nn.Module):
         if config.position == "sincos":
             self._fix_positions()
         load_pretrained(self.vit, config)
+        self._turns: dict[tuple[Any, ...], Tensor] = {}
 
     def _fix_positions(self) -> None:
         """Fill the position table with sines and cosines, for good."""
@@ -75,8 +76,8 @@ class VisionEncoder(nn.Module):
 
         Args:
             images: (B, C, H, W), square or not. At another size than in training a table of positions, learned or
-                sine-cosine, is stretched over the new grid by timm's `resample_abs_pos_embed` (a sine-cosine table is
-                not continued beyond its ends); rotary angles are those of the new grid, in steps of a patch.
+                sine-cosine, is stretched over the new grid as by timm's `resample_abs_pos_embed` (a sine-cosine table
+                is not continued beyond its ends); rotary angles are those of the new grid, in steps of a patch.
             keep: (B, K) indices of the patches to compute on; None is all of them.
             blocks: Depths to return, counted from 1, or 'last'. No block beyond the deepest is computed.
 
@@ -112,6 +113,7 @@ class VisionEncoder(nn.Module):
             pixels = gather_tokens(pixels, keep)
         conv = vit.patch_embed.proj
         x = vit.patch_embed.norm(nn.functional.linear(pixels, conv.weight.flatten(1), conv.bias))
+        x = x.to(conv.weight.dtype)  # under autocast the residual stream stays in 32 bits
         position = self._positions(grid)
         if position is not None:
             x = x + (position if keep is None else gather_tokens(position.expand(len(x), -1, -1), keep))
@@ -125,7 +127,7 @@ class VisionEncoder(nn.Module):
             return None
         prefix = table.shape[1] - self.grid[0] * self.grid[1]
         if grid != self.grid:
-            table = resample_abs_pos_embed(table, list(grid), list(self.grid), num_prefix_tokens=prefix)
+            return resample_positions(table[:, prefix:], self.grid, grid)
         return table[:, prefix:]
 
     def _prefix(self, batch: int) -> list[Tensor]:
@@ -146,14 +148,27 @@ class VisionEncoder(nn.Module):
         rope = getattr(self.vit, "rope", None)
         if rope is None:
             return [()] * self.depth
-        table = rope.get_embed(shape=list(grid))  # (N, 2 d), or mixed (depth, heads, N, 2 d)
         if not isinstance(self.vit.blocks[0].attn, RotaryAttention):
+            table = rope.get_embed(shape=list(grid))  # (N, 2 d)
             kept_table = table if keep is None else gather_tokens(table.expand(len(keep), -1, -1), keep)[:, None]
             return [(kept_table,)] * self.depth
         prefix = self.vit.num_prefix_tokens
-        turn = rotations(table, prefix)  # (depth or 1, prefix + N, 1, heads or 1, d / 2)
+        turn = self._rotations(grid)  # (depth or 1, prefix + N, 1, heads or 1, d / 2, 2)
         if keep is None:
-            return [(t[None],) for t in turn.expand(self.depth, -1, -1, -1, -1)]
+            return [(t[None],) for t in turn.expand(self.depth, *turn.shape[1:])]
         place = torch.cat([torch.arange(prefix, device=keep.device).expand(len(keep), -1), keep + prefix], dim=1)
-        kept = [t[place] for t in turn]  # one for all blocks where they share it
+        # One for all blocks where they share it. Mixed ones learn; the gradient of t[place] would be sorted on a GPU.
+        kept = [t.index_select(0, place.flatten()).unflatten(0, place.shape) for t in turn]
         return [(t,) for t in kept * (self.depth if len(kept) == 1 else 1)]
+
+    def _rotations(self, grid: tuple[int, int]) -> Tensor:
+        """Return the `rotations` of a grid's patches; fixed ones are kept, which timm makes anew on every pass."""
+        rope: Any = self.vit.rope
+        prefix = self.vit.num_prefix_tokens
+        if any(True for _ in rope.parameters()) or getattr(rope, "aug_active", False):
+            return rotations(rope.get_embed(shape=list(grid)), prefix)
+        key = (grid, *((b.device, b.dtype) for b in rope.buffers()))
+        if key not in self._turns:
+            with torch.inference_mode(False), torch.no_grad():  # validation may ask first, and training go on with it
+                self._turns[key] = rotations(rope.get_embed(shape=list(grid)), prefix)
+        return self._turns[key]

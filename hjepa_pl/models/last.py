@@ -38,7 +38,7 @@ def attend_from(attention: Any, x: Tensor, first: int, turn: Tensor | None = Non
         attention: Layer with `qkv` and `proj` of timm's form, without norms of queries and keys.
         x: (B, N, D).
         first: Number of the first token that is asked for.
-        turn: Rotations of queries and keys (B or 1, N, heads or 1, d / 2), or None.
+        turn: Rotations of queries and keys (B or 1, N, heads or 1, d / 2, 2), or None.
 
     Returns:
         (B, N - first, D).

@@ -72,14 +72,11 @@ class Predictor(nn.Module):
         self._init_weights()
 
     def _places(self, grid: tuple[int, int], cell: int) -> Tensor:
-        """Return the positions of a grid's cells: a table (cells, P) to add, or rotations (cells, head_dim / 2, 2).
-
-        Rotations are kept as pairs of real numbers: `module.to(dtype)` would drop the imaginary part of complex ones.
-        """
+        """Return the positions of a grid's cells: a table (cells, P) to add, or rotations (cells, head_dim / 2, 2)."""
         config = self.config
         if config.position == "rope":
             theta = 100.0 if config.rope_theta is None else config.rope_theta
-            return torch.view_as_real(axial_rotations(grid, config.embed_dim // config.num_heads, theta, cell))
+            return axial_rotations(grid, config.embed_dim // config.num_heads, theta, cell)
         return sincos_positions(grid, config.embed_dim, cell)
 
     def _block(self, last: bool) -> nn.Module:
@@ -154,7 +151,7 @@ class Predictor(nn.Module):
         if config.position == "rope":
             theta = 100.0 if config.rope_theta is None else config.rope_theta
             head_dim = config.embed_dim // config.num_heads
-            return torch.view_as_real(rotations_at(where.rows, where.columns, head_dim, theta))
+            return rotations_at(where.rows, where.columns, head_dim, theta)
         return sincos_at(where.rows, where.columns, config.embed_dim)
 
     def _queries(self, level: int, cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,8 +163,10 @@ class Predictor(nn.Module):
         """Return the normed outputs (B, Q, P) at the queries."""
         turns = None
         if self.config.position == "rope":
-            turn, query_turn = (torch.view_as_complex(p.float())[:, :, None] for p in (place, query_place))
-            turns = (query_turn, turn)  # each (B, tokens, one for all heads, head_dim / 2)
+            turns = (
+                query_place.float()[:, :, None],
+                place.float()[:, :, None],
+            )  # (B, tokens, all heads, head_dim / 2, 2)
         else:
             context, queries = context + place, queries + query_place
         every = self.config.checkpoint_every if self.config.grad_checkpointing and self.training else 0

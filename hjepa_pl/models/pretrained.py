@@ -208,13 +208,8 @@ def _positions(
             f"{'has another number of patches' if found else 'has as many patches'}."
         )
     patches, registers = table[:, prefix:], tokens.get("reg_token", 0)
-    if config.position == "sincos" and not torch.allclose(
-        patches[0].float(), sincos_positions(found[0], table.shape[2]), atol=1e-5
-    ):
-        raise ConfigError(
-            f"{label} holds learned positions, and encoder.position 'sincos' keeps a fixed table; set encoder.position "
-            "learned."
-        )
+    if config.position == "sincos":
+        _check_fixed(label, patches[0], found[0])
     patches = resample_abs_pos_embed(patches, list(own), list(found[0]), num_prefix_tokens=0)
     room = vit.pos_embed.shape[1] - own[0] * own[1]
     if room != (registers if prefix else 0):
@@ -223,6 +218,16 @@ def _positions(
             f"{'' if room else 'none'}; {_OTHER_NAME}."
         )
     return torch.cat([table[:, prefix - room : prefix], patches], dim=1)
+
+
+def _check_fixed(label: str, table: Tensor, grid: Grid) -> None:
+    """Refuse a table of positions that is not the sine-cosine one, up to what the file's dtype rounds off."""
+    gap = (table.float() - sincos_positions(grid, table.shape[1])).abs().max().item()
+    if not gap <= max(1e-4, torch.finfo(table.dtype).eps):
+        raise ConfigError(
+            f"{label} holds positions that differ by up to {gap:.2g} from the fixed sine-cosine table, which "
+            "encoder.position 'sincos' keeps; set encoder.position learned."
+        )
 
 
 def _grids(count: int, own: Grid) -> list[Grid]:

@@ -29,8 +29,8 @@ def timm_recipe(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     `timm.create_model(name, **kwargs)` takes the encoder's state dict strictly. The pooled head is switched off in a
     way that leaves the final norm on the tokens (`fc_norm=False`), as timm's own I-JEPA weights do.
     """
-    rope = config.position in ("rope", "rope_mixed")
-    kwargs: dict[str, Any] = {
+    name, base = _base(config)
+    kwargs: dict[str, Any] = base | {
         "img_size": config.img_size,
         "in_chans": config.in_chans,
         "num_classes": 0,
@@ -40,8 +40,8 @@ def timm_recipe(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     }
     if config.name is None:
         embed_dim, depth, num_heads = config.architecture
-        kwargs |= {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "init_values": config.init_values}
-    elif config.init_values is not None:
+        kwargs |= {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+    if config.init_values is not None:
         kwargs["init_values"] = config.init_values
     if config.patch_size is not None:
         kwargs["patch_size"] = config.patch_size
@@ -49,7 +49,7 @@ def timm_recipe(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
         kwargs["patch_size"] = 16
     if config.qk_norm:
         kwargs["qk_norm"] = True
-    is_eva = rope or (config.name is not None and _is_eva(config.name))
+    is_eva = config.position in ("rope", "rope_mixed") or (config.name is not None and _is_eva(config.name))
     kwargs["use_fc_norm" if is_eva else "fc_norm"] = False
     if config.reg_tokens:
         kwargs["num_reg_tokens" if is_eva else "reg_tokens"] = config.reg_tokens
@@ -57,8 +57,27 @@ def timm_recipe(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
         kwargs["dynamic_img_size"] = True  # angles are then built for the grid at hand
     if config.rope_theta is not None:
         kwargs["rope_temperature"] = config.rope_theta
-    names = {"rope": "vit_small_patch16_rope_224", "rope_mixed": "vit_small_patch16_rope_mixed_224"}
-    return config.name or names.get(config.position, "vit_small_patch16_224"), kwargs
+    return name, kwargs
+
+
+def _base(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
+    """Return the timm model that an encoder is made of, and what gives it its kind of positions."""
+    if config.name is not None or config.position not in ("rope", "rope_mixed"):
+        return config.name or "vit_small_patch16_224", {}
+    if config.init_values is not None:
+        return f"vit_small_patch16_{config.position}_224", {}
+    # timm's rotary ViTs cannot be told to have no LayerScale: `create_model` drops None, and they then set 1e-5. The
+    # entry point of EVA-g sets nothing but a size, so that it makes their very model, without gains.
+    mixed = config.position == "rope_mixed"
+    return "eva_giant_patch14_224", {
+        "mlp_ratio": 4.0,
+        "attn_type": "rope",
+        "use_abs_pos_emb": False,
+        "use_rot_pos_emb": True,
+        "rope_type": "mixed" if mixed else "cat",
+        "rope_grid_indexing": "xy",
+        "rope_temperature": 10.0 if mixed else 100.0,
+    }
 
 
 def _is_eva(name: str) -> bool:
@@ -90,6 +109,10 @@ def build_timm(config: EncoderConfig) -> VisionTransformer | Eva:
     plain = plain and all(hasattr(getattr(block, "attn", None), "fused_attn") for block in vit.blocks)
     if not plain:
         raise ConfigError(f"encoder.name '{name}' is no plain vision transformer; name a vit_* model of timm.")
+    if config.init_values is not None and not any("gamma" in key for key in vit.state_dict()):
+        raise ConfigError(
+            f"invalid `encoder.init_values={config.init_values}`: timm's {name} has no LayerScale; remove it."
+        )
     return vit
 
 

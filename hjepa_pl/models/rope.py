@@ -1,7 +1,8 @@
 """Rotary positions (RoPE for vision, arXiv:2403.13298): attention logits depend on where patches lie to one another.
 
-A rotation is a complex number for each pair of a head's channels. Where timm turns channels by stacking, concatenating
-and multiplying, each a pass over memory, this is one complex product of queries and keys together.
+A rotation is a cosine and a sine for each pair of a head's channels. Where timm turns channels by stacking,
+concatenating and multiplying, each a pass over memory, this is one product of queries and keys together, of complex
+numbers where the device is fast at it.
 """
 
 import torch
@@ -21,12 +22,16 @@ def rotations(table: Tensor, prefix: int = 0) -> Tensor:
         prefix: Number of tokens in front that are not turned.
 
     Returns:
-        (B or 1, prefix + K, 1, heads or 1, d / 2), complex64; see `rotate`.
+        (B or 1, prefix + K, 1, heads or 1, d / 2, 2), float32: cosine and sine; see `rotate`.
     """
     sin, cos = table.float().chunk(2, dim=-1)
-    turn = torch.complex(cos[..., ::2].contiguous(), sin[..., ::2].contiguous())
-    turn = turn[(None,) * (4 - turn.ndim)].transpose(1, 2)[:, :, None]
-    return torch.cat([turn.new_ones(len(turn), prefix, *turn.shape[2:]), turn], dim=1) if prefix else turn
+    turn = torch.stack([cos[..., ::2], sin[..., ::2]], dim=-1)
+    turn = turn[(None,) * (5 - turn.ndim)].transpose(1, 2)[:, :, None]
+    if not prefix:
+        return turn
+    still = turn.new_zeros(len(turn), prefix, *turn.shape[2:])
+    still[..., 0] = 1.0
+    return torch.cat([still, turn], dim=1)
 
 
 def axial_rotations(grid: tuple[int, int], head_dim: int, theta: float, cell: int = 1) -> Tensor:
@@ -39,26 +44,46 @@ def axial_rotations(grid: tuple[int, int], head_dim: int, theta: float, cell: in
         cell: Side of a cell in patches; 1 gives the patches themselves.
 
     Returns:
-        (H // cell * W // cell, head_dim / 2), complex64.
+        (H // cell * W // cell, head_dim / 2, 2), float32: cosine and sine.
     """
-    return rotations_at(*cell_centers(grid, cell), head_dim, theta).to(torch.complex64)
+    return rotations_at(*cell_centers(grid, cell), head_dim, theta).float()
 
 
 def rotations_at(rows: Tensor, columns: Tensor, head_dim: int, theta: float) -> Tensor:
-    """Return the rotations of places given in patches, (...) each: (..., head_dim / 2), complex."""
+    """Return the rotations of places given in patches, (...) each: (..., head_dim / 2, 2), cosine and sine."""
     pair = torch.arange(head_dim // 4, dtype=rows.dtype, device=rows.device)
     frequency = theta ** -(pair / (head_dim // 4))
     angles = torch.cat([columns[..., None] * frequency, rows[..., None] * frequency], dim=-1)
-    return torch.polar(torch.ones_like(angles), angles)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+def complex_pays(device: str, compiling: bool) -> bool:
+    """Return whether a product of complex numbers is the faster way to rotate on a type of device.
+
+    It is one kernel on a CPU and with CUDA. Elsewhere (Apple's 'mps') complex numbers are slow or incomplete, and
+    inductor has none but fuses the real form into one kernel.
+    """
+    return device in ("cpu", "cuda") and not compiling
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels of x (..., d) by a rotation (..., d / 2), in float32; the dtype stays."""
+    """Turn each pair of neighbouring channels of x (..., d) by a rotation (..., d / 2, 2), in float32.
+
+    The dtype stays x's.
+    """
     pairs = x.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # inductor has no complex numbers, and fuses this into one kernel
-        (a, b), (c, s) = pairs.unbind(-1), (turn.real, turn.imag)
-        return torch.stack([a * c - b * s, a * s + b * c], dim=-1).flatten(-2).to(x.dtype)
-    return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(x.dtype)
+    by_complex = complex_pays(x.device.type, torch.compiler.is_compiling())
+    turned = (_complex_product if by_complex else _real_product)(pairs, turn)
+    return turned.flatten(-2).to(x.dtype)
+
+
+def _complex_product(pairs: Tensor, turn: Tensor) -> Tensor:
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
+
+
+def _real_product(pairs: Tensor, turn: Tensor) -> Tensor:
+    (a, b), (c, s) = pairs.unbind(-1), turn.unbind(-1)
+    return torch.stack([a * c - b * s, a * s + b * c], dim=-1)
 
 
 class RotaryAttention(nn.Module):
@@ -84,7 +109,7 @@ class RotaryAttention(nn.Module):
         """Attend within x (B, N, D); `rope` is the `rotations` of its tokens, or timm's table."""
         if rope is None or attn_mask is not None or is_causal:
             raise NotImplementedError("RotaryAttention takes rotary positions and no mask")
-        if not rope.is_complex():
+        if rope.ndim < 6:  # timm's own forward gives its table
             rope = rotations(rope, self.num_prefix_tokens)
         b, n, _ = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, -1)

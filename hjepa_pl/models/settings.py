@@ -37,10 +37,10 @@ def _check_recompute(config: "EncoderConfig | PredictorConfig") -> None:
 
 
 def _check_gains(config: "EncoderConfig | PredictorConfig") -> None:
-    if config.init_values is not None and not config.init_values > 0:
+    if config.init_values is not None and not 0 < config.init_values < float("inf"):
         raise ConfigError(
-            f"{_label(config)}.init_values must be positive, got {config.init_values} (timm reads 0 as no "
-            "LayerScale); leave it out, or take 1e-5."
+            f"invalid `{_label(config)}.init_values={config.init_values}`: must be > 0 and finite; remove it to have "
+            "no LayerScale, or take 1e-5."
         )
 
 
@@ -92,7 +92,8 @@ class EncoderConfig:
     rope_theta: float | None = None
     """Base of the rotary frequencies; null is timm's (100 for rope, 10 for rope_mixed)."""
     init_values: float | None = None
-    """Start of LayerScale's gains (CaiT, arXiv:2103.17239); null is without LayerScale."""
+    """Start of LayerScale's gains (CaiT, arXiv:2103.17239); null is without LayerScale, for every `position` (with
+    `name` it is what that model has)."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last block, rising linearly from 0 in the first (context encoder, training only)."""
     reg_tokens: int = 0
@@ -100,8 +101,9 @@ class EncoderConfig:
     qk_norm: bool = False
     """Normalise queries and keys."""
     attention: AttentionKind = "auto"
-    """Kernel of attention, of the predictor too: PyTorch's choice ('auto'; plain products for bf16 on the CPU, where
-    they are faster), its flash, efficient (memory-efficient) or math kernel, or plain products always ('eager')."""
+    """Kernel of attention, of the predictor too: PyTorch's choice ('auto'; plain products where they are faster:
+    bf16 on the CPU, and Apple's GPU without gradients), its flash, efficient (memory-efficient) or math kernel, or
+    plain products always ('eager')."""
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of storing them: less memory, about a third more compute."""
     checkpoint_every: int = 1

@@ -4,21 +4,28 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_pl.functional.allocator import keep_freed_memory
-from hjepa_pl.functional.length import steps_per_epoch, total_steps
+from hjepa_pl.functional.length import clock, limited, steps_per_epoch, total_steps
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.finite import FiniteSteps
 from hjepa_pl.modules.run_clock import RunClock
+from hjepa_pl.modules.trainer_checks import check_epoch, check_trainer, check_warmup
 from hjepa_pl.optim.groups import weight_decay_groups
 from hjepa_pl.optim.schedules import cosine, warmup_cosine
 from hjepa_pl.optim.settings import OptimizerConfig
 from hjepa_pl.types import ConfigError
+
+_LEAST_WARMUP = 10
+"""Optimizer steps of a warm-up under a time budget below which it is said to be none."""
 
 
 class PretrainModule(RunClock, FiniteSteps):
@@ -27,6 +34,7 @@ class PretrainModule(RunClock, FiniteSteps):
     def __init__(self, optimizer: OptimizerConfig, time_budget: str | None) -> None:
         super().__init__(time_budget)
         self.optimizer_config = optimizer
+        self._warms_up = True
 
     def trained_modules(self) -> list[nn.Module]:
         """Return the modules whose parameters the optimizer gets."""
@@ -35,8 +43,34 @@ class PretrainModule(RunClock, FiniteSteps):
     def after_optimizer_step(self, share: float) -> None:
         """Do what follows an optimizer step, at a share of the run in [0, 1]."""
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Refuse a Trainer that cannot train the model: in this first hook, before data is read."""
+        found = super().configure_callbacks()
+        check_trainer(self.trainer, self.budget)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_warmup(self.optimizer_config, self.trainer)
+        return found
+
+    def check_length(self, batches: int) -> None:
+        """Refuse a run whose length does not go with its limits and warm-up: before the untrained network is judged.
+
+        Args:
+            batches: Of an epoch, by the data.
+
+        Raises:
+            ConfigError: Naming the key.
+        """
+        trainer: Any = self.trainer
+        if not trainer.fast_dev_run:
+            check_epoch(trainer, batches)
+            kept = limited(trainer, batches)
+            self._warmup_share(total_steps(trainer, kept), steps_per_epoch(trainer, kept))
+
     def setup(self, stage: str) -> None:
         """Keep freed memory while a CPU computes."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and getattr(data, "knows_epoch", False):
+            self.check_length(data.batches_per_epoch)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
 
@@ -68,6 +102,7 @@ class PretrainModule(RunClock, FiniteSteps):
                 "raise trainer.max_epochs to train on."
             )
         self.begin_steps(total)
+        self._warms_up = True
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.warmup_share()
 
@@ -77,10 +112,13 @@ class PretrainModule(RunClock, FiniteSteps):
         Raises:
             ConfigError: If it is as long as the run, or its share is unknown.
         """
-        config, total = self.optimizer_config, self.progress.total_steps
+        return self._warmup_share(self.progress.total_steps, steps_per_epoch(self.trainer))
+
+    def _warmup_share(self, total: float, per_epoch: float) -> float:
+        """Return the warm-up's share of a run of `total` optimizer steps, of `per_epoch` an epoch."""
+        config = self.optimizer_config
         if config.warmup_epochs is None and config.warmup_steps is None:
             return 0.05
-        per_epoch = steps_per_epoch(self.trainer)
         steps = config.warmup_steps if config.warmup_steps is not None else (config.warmup_epochs or 0.0) * per_epoch
         if steps >= total:
             key = "warmup_steps" if config.warmup_steps is not None else "warmup_epochs"
@@ -94,6 +132,19 @@ class PretrainModule(RunClock, FiniteSteps):
                 "set trainer.max_epochs too, or leave both out for 5 % of the time."
             )
         return steps / total
+
+    def _judge_warmup(self, share: float) -> None:
+        """Say it once, where a time budget that is too short for the run's speed made the warm-up a jump."""
+        warmup, step = self.warmup_share(), self.trainer.global_step
+        if not self._warms_up or share < warmup:
+            return
+        self._warms_up = False
+        by_clock = share > (step + 1) / self.progress.total_steps
+        if self.budget is not None and by_clock and warmup > 0 and step < _LEAST_WARMUP:
+            rank_zero_warn(
+                f"`time_budget={clock(self.budget)}` is too short for a warm-up: its {warmup:.1%} of the run had "
+                f"{step} optimizer steps, and the rate was soon at its peak; raise it, or take smaller batches."
+            )
 
     def _apply_schedules(self, optimizer: Optimizer, share: float) -> None:
         config = self.optimizer_config
@@ -114,13 +165,15 @@ class PretrainModule(RunClock, FiniteSteps):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Set the schedules, step, then do what follows a step: once for each step of the optimizer."""
-        share, room = self.agreed((self.progress.share(self.trainer.global_step), self.progress.fits_validation()))
+        pace = self.pace()
+        share = self.progress.share(self.trainer.global_step, pace)
+        self._judge_warmup(share)
         self._apply_schedules(optimizer, share)  # type: ignore[arg-type]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._terms.clear()
         self.log_predictions()
         self.after_optimizer_step(share)
-        self.end_step(share, room)
+        self.end_step(share, room=pace.room >= 1.0)
 
     # -------------------------------------------------------------------------------------------------- the checkpoint
 

@@ -61,7 +61,11 @@ class FiniteSteps(SparseLogs):
             self.log("train/grad_norm", norm)
 
     def defers(self, optimizer: Optimizer, device: torch.device) -> bool:
-        """Return whether a step is judged on the device: where it has a queue, and the optimizer can pass over one."""
+        """Return whether a step is judged on the device: where it has a queue, and the optimizer can pass over one.
+
+        Apple's fused AdamW says that it can, but is given `found_inf` and does not read it (PyTorch's
+        FusedAdamWKernelImpl.mm): a step that is not finite would be taken. So the host waits there.
+        """
         return device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
 
     def _send_verdict(self, optimizer: Any, finite: Tensor) -> None:

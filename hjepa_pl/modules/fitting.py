@@ -1,8 +1,6 @@
-"""Whether a Trainer, data and batches go with the model: each refusal is one sentence with key, value and mend."""
+"""Whether data and batches go with the model: each refusal is one sentence with key, value and mend."""
 
 from typing import Any, Protocol
-
-import lightning.pytorch as pl
 
 from hjepa_pl.functional.sizes import ImgSize
 from hjepa_pl.losses.settings import RegularizerConfig, least_images
@@ -22,34 +20,6 @@ class Model(Protocol):
 
     def crop_masks(self, grid: tuple[int, int]) -> MaskGenerator:
         """Return the masks of local crops of a grid."""
-
-
-def check_trainer(trainer: pl.Trainer, budget: float | None = None) -> None:
-    """Refuse precisions under which the model does not learn, what the data module does itself, and unkept budgets."""
-    for key in ("min_epochs", "min_steps"):
-        least = getattr(trainer, key)
-        if budget is not None and least:
-            raise ConfigError(f"trainer.{key} {least} may not fit in time_budget; remove it, or the budget.")
-    precision = str(trainer.precision)
-    if precision in ("bf16-true", "16-true"):
-        raise ConfigError(
-            f"trainer.precision '{precision}' keeps weights in 16 bits, where the target encoder never moves "
-            "(its update is below their resolution); use 'bf16-mixed'."
-        )
-    if precision == "16-mixed":
-        raise ConfigError(
-            "trainer.precision '16-mixed' skips steps whose gradients overflow, which the target encoder would not "
-            "see; use 'bf16-mixed'."
-        )
-    if precision not in ("32-true", "bf16-mixed"):
-        raise ConfigError(f"trainer.precision '{precision}' is not supported; use '32-true' or 'bf16-mixed'.")
-    if not trainer.log_every_n_steps:  # type: ignore[attr-defined]
-        raise ConfigError("trainer.log_every_n_steps 0 is refused; take a large number to log seldom.")
-    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-        raise ConfigError(
-            "trainer.use_distributed_sampler would share out the probe sets a second time; set it to false: the data "
-            "module deals to the processes itself."
-        )
 
 
 def check_data(data: Any, model: Model, processes: int) -> None:

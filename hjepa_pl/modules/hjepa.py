@@ -20,7 +20,7 @@ from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_masks, check_model
 from hjepa_pl.modules.crops import LocalCrops
 from hjepa_pl.modules.features import Features
-from hjepa_pl.modules.fitting import check_batch, check_curriculum, check_data, check_trainer
+from hjepa_pl.modules.fitting import check_batch, check_curriculum, check_data
 from hjepa_pl.modules.image_level import ImageLevel
 from hjepa_pl.modules.networks import build_networks, plan_depths
 from hjepa_pl.modules.record import StepRecord
@@ -81,7 +81,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             ema: How the target encoder follows; null is without one: the context encoder makes the targets, with
                 gradient (experimental).
             optimizer: AdamW and its schedules.
-            time_budget: "HH:MM:SS"; the run ends by then, with its schedules complete.
+            time_budget: "HH:MM:SS"; the run ends by then, with its schedules complete. The start counts against it,
+                but schedules begin at the first step. A warm-up of fewer than 10 steps in it draws a warning.
             seed: Key of masks, directions and drop path; null is seed_everything's from the CLI, 0 from Python.
             experimental: Allow token levels without a moving average, which collapse unless a regulariser on stream
                 'tokens' holds them.
@@ -179,7 +180,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
     def after_optimizer_step(self, share: float) -> None:
         """Move the target networks."""
         if self.ema is not None:
-            momentum = self.ema.momentum(share, self.progress.total_steps)
+            steps = self.progress.expected_steps(self.trainer.global_step, share)
+            momentum = self.ema.momentum(share, steps)
             self.move_target(momentum)
             if self._logs_now():
                 self.log("train/momentum", momentum)
@@ -194,9 +196,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
     # ------------------------------------------------------------------------------------------------------- the use
 
     def setup(self, stage: str) -> None:
-        """Refuse a Trainer or data that does not go with the model."""
+        """Refuse data that does not go with the model."""
         super().setup(stage)
-        check_trainer(self.trainer, self.budget)
         if stage == "fit":
             check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
             self.check_device(self.trainer)

@@ -5,9 +5,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from hjepa_pl.functional.distributed import from_rank_zero
 from hjepa_pl.functional.length import end_after_step
-from hjepa_pl.optim.budget import Progress, parse_duration
+from hjepa_pl.optim.budget import Pace, Progress, parse_duration
 from hjepa_pl.types import ConfigError
+
+_SELDOM = 20
+"""Optimizer steps between two words of rank zero's clock, where the end is not near."""
 
 
 class RunClock(pl.LightningModule):
@@ -22,6 +26,8 @@ class RunClock(pl.LightningModule):
         self._validation_began = 0.0
         self._epoch_ended: float | None = None
         self._limit_val_batches: int | float = 1.0
+        self._said, self._said_at, self._say_at = Pace(0.0, math.inf, math.inf), 0, 0
+        """What rank zero's clock said last, at which step, and at which it is to be heard again."""
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Start the clock: this is the first hook of a run, before data is fetched or the untrained network judged."""
@@ -40,7 +46,7 @@ class RunClock(pl.LightningModule):
         if refusal is not None:
             raise ConfigError(refusal)
         self._limit_val_batches = self.trainer.limit_val_batches
-        self.progress.pause_ended()
+        self._pause_ended()
 
     def end_step(self, share: float, room: bool) -> None:
         """Time a step, and let the run end after the one at share 1 of it.
@@ -60,6 +66,29 @@ class RunClock(pl.LightningModule):
         """Return rank zero's value on every rank: a budget has one clock, or weights and numbers of steps part."""
         return value if self.budget is None or self.trainer.world_size == 1 else self.trainer.strategy.broadcast(value)
 
+    def pace(self) -> Pace:
+        """Return what the clock says of the step that is about to run, the same on every rank.
+
+        To hear of rank zero's clock, ranks wait for one another. They do so seldom, and count steps between: on to at
+        most half way to the end, so that steps may come to take twice as long and the run still ends in its budget.
+        """
+        if self.budget is None or self.trainer.world_size == 1:
+            return self.progress.pace()
+        step = self.trainer.global_step
+        if step >= self._say_at:
+            mine = self.progress.pace() if self.trainer.is_global_zero else Pace(0.0, 0.0, 0.0)
+            self._said, self._said_at = Pace(*from_rank_zero(mine, self.device)), step
+            left = self._said.left
+            self._say_at = step + (1 if math.isinf(left) else min(_SELDOM, max(1, int(left / 2))))
+        pace = self._said.later(step - self._said_at)
+        self.progress.done = pace.share
+        return pace
+
+    def _pause_ended(self) -> None:
+        """Time the next step from here; what the pause took is yet to be heard of."""
+        self.progress.pause_ended()
+        self._say_at = 0
+
     # -------------------------------------------------------------------------------------------- what is no step
 
     def on_validation_start(self) -> None:
@@ -76,7 +105,7 @@ class RunClock(pl.LightningModule):
             self.progress.rehearsal = took
         else:
             self.progress.validation_ended(took)
-            self.progress.pause_ended()
+            self._pause_ended()
 
     def on_train_epoch_end(self) -> None:
         """Time the end of an epoch: checkpoints are written after this hook and before the next epoch's first."""
@@ -87,7 +116,7 @@ class RunClock(pl.LightningModule):
         super().on_train_epoch_start()
         if self._epoch_ended is not None:
             self.progress.closing = max(self.progress.closing, self.progress.seconds - self._epoch_ended)
-        self.progress.pause_ended()
+        self._pause_ended()
 
     # -------------------------------------------------------------------------------------------------- the checkpoint
 
@@ -95,11 +124,16 @@ class RunClock(pl.LightningModule):
         """Store what the clock shows, so that a time budget spans resumes."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hjepa_seconds"] = self.progress.seconds
+        if self.budget is not None:
+            checkpoint["hjepa_trained"] = self.progress.done * self.budget
         checkpoint["hjepa_end"] = {"validation": self.progress.validation, "closing": self.progress.closing}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the clock of the earlier run, and what its end will take: a resumed run has no sanity check."""
         super().on_load_checkpoint(checkpoint)
-        self.progress.spent = max(self.progress.spent, float(checkpoint.get("hjepa_seconds", 0.0)))
+        spent = float(checkpoint.get("hjepa_seconds", 0.0))
+        self.progress.spent = max(self.progress.spent, spent)
+        if self.budget is not None:  # in seconds, as another budget is another length: the share is of the new one
+            self.progress.done = min(1.0, float(checkpoint.get("hjepa_trained", spent)) / self.budget)
         end = checkpoint.get("hjepa_end", {"validation": 0.0, "closing": 0.0})
         self.progress.rehearsal, self.progress.closing = float(end["validation"]), float(end["closing"])

@@ -5,6 +5,7 @@ import re
 import statistics
 import time
 from collections import deque
+from typing import NamedTuple
 
 from hjepa_pl.functional.length import clock
 from hjepa_pl.types import ConfigError
@@ -26,8 +27,34 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+_UNTIMED = 1e-4
+"""Share of training's time that a process' first step counts as, which has no measure yet: its rate is not zero."""
+
+
+class Pace(NamedTuple):
+    """What the clock says when an optimizer step is about to run, and for some steps after it."""
+
+    share: float
+    """Of training's time, at the end of this step."""
+    left: float
+    """Steps that fit in after this one; infinite where nothing is known of their length, or no clock ends the run."""
+    room: float
+    """The same with a validation among them."""
+
+    def later(self, steps: int) -> "Pace":
+        """Return what it says so many steps on, if each takes as long as the last ones did."""
+        if steps == 0 or math.isinf(self.left):
+            return self
+        share = self.share + (1.0 - self.share) * steps / max(self.left, steps)
+        return Pace(share, self.left - steps, self.room - steps)
+
+
 class Progress:
     """The share of the run that is done: the larger of the shares of steps and of time.
+
+    The share of time is 0 when the first optimizer step has run (it compiles) and 1 at the end of training's time: the
+    start counts against the budget, not against the warm-up. A resumed run goes on at the share it had, which then
+    rises to 1 over what is left of the time; what was lost between is lost to the budget alone. It never falls.
 
     Training gets what the end of the run does not need of the budget: a validation and an epoch's end (checkpoints),
     each for as long as it took before, 1 % for what varies, and what the process takes to exit: a seventh of what it
@@ -53,7 +80,10 @@ class Progress:
         """Seconds that the end of an epoch takes, most of them for checkpoints."""
         self._validations: deque[float] = deque(maxlen=2)
         self._steps: deque[float] = deque(maxlen=5)
-        self._warm = False
+        self.done = 0.0
+        """The share of time at the end of the latest step; never less than it was. What a resumed run goes on from."""
+        self._anchor: tuple[float, float] | None = None
+        """Seconds and share of time at the end of this process' latest step."""
         self.mark: float | None = None
         """Seconds of the run at which the latest step or pause ended."""
 
@@ -77,33 +107,47 @@ class Progress:
         """Seconds that the end of the run takes: a validation, checkpoints, and leaving."""
         return self.validation + self.closing + self.exit
 
-    def share(self, step: int) -> float:
-        """Return progress in [0, 1] of optimizer step number `step`, from 0, which is about to run.
-
-        It is exactly 1, the end of every schedule, for the last step: the one after which no other fits in the budget.
-        """
-        if not self._fits_after_this_step(0.0):
-            return 1.0
-        # Steps are counted at their end, so that the first one moves.
-        return min(1.0, max((step + 1) / self.total_steps, self.seconds / self.usable))
-
-    def fits_validation(self) -> bool:
-        """Return whether a validation after the step that is about to run leaves time for another step, and the end."""
-        return self._fits_after_this_step(self.validation)
-
-    def _fits_after_this_step(self, seconds: float) -> bool:
-        """Return whether something and one more step fit in after the step that is about to run."""
+    def pace(self) -> Pace:
+        """Return what the clock says of the step that is about to run."""
+        if self.budget is None:
+            return Pace(0.0, math.inf, math.inf)
         # The median: a stall, as when an epoch starts its workers, says nothing of the last steps.
         step, now = statistics.median(self._steps or [0.0]), self.seconds
         ends = now if self.mark is None else max(now, self.mark + step)
-        return ends + seconds + step <= self.usable
+        spare = self.usable - ends
+        left, room = (s / step if step else (math.inf if s >= 0 else 0.0) for s in (spare, spare - self.validation))
+        self.done = max(self.done, self._share_at(ends))
+        return Pace(self.done, left, room)
+
+    def _share_at(self, seconds: float) -> float:
+        """Return the share of training's time at so many seconds of the run, from where the latest step ended."""
+        if self._anchor is None:
+            return min(1.0, self.done + _UNTIMED)
+        since, share = self._anchor
+        return share + (1.0 - share) * min(1.0, (seconds - since) / max(self.usable - since, 1e-9))
+
+    def share(self, step: int, pace: Pace) -> float:
+        """Return progress in [0, 1] of optimizer step number `step`, from 0, which is about to run.
+
+        Steps are counted at their end, so that the first one moves. It is exactly 1, the end of every schedule, for
+        the last step: the one after which no other fits in the budget.
+        """
+        return 1.0 if pace.left < 1.0 else min(1.0, max((step + 1) / self.total_steps, pace.share))
+
+    def expected_steps(self, step: int, share: float) -> float:
+        """Return how many optimizer steps the run will have had at its end, by its share at the end of number `step`.
+
+        Those of its limits, unless the clock ends it sooner: then as many for a share as there were so far.
+        """
+        return self.total_steps if self.budget is None else min(self.total_steps, (step + 1) / share)
 
     def step_ended(self) -> None:
         """Take the time of a step, but for the first, which compiles."""
         now = self.seconds
-        if self.mark is not None and self._warm:
+        if self._anchor is not None and self.mark is not None:
             self._steps.append(now - self.mark)
-        self.mark, self._warm = now, True
+        self._anchor = (now, self.done if self._anchor is None else self._share_at(now))
+        self.mark = now
 
     def pause_ended(self) -> None:
         """Count the next step from here: what was before it was none of its own."""

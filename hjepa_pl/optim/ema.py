@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from hjepa_pl.optim.schedules import capped_momentum, cosine
+from hjepa_pl.optim.schedules import capped_momentum, linear
 from hjepa_pl.optim.settings import EMAConfig
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,11 +31,14 @@ class EMACallback:
         return target.eval()
 
     def momentum(self, progress: float, total_steps: float) -> float:
-        """Return the momentum at a share of the run of `total_steps` optimizer steps."""
+        """Return the momentum at a share of the run of `total_steps` optimizer steps.
+
+        The way to `momentum_end` is a straight line, as in I-JEPA's public code (BYOL's is a cosine).
+        """
         start = capped_momentum(self.config.momentum, total_steps)
         if self.config.momentum_end is None:
             return start
-        return cosine(start, self.config.momentum_end, progress)
+        return linear(start, self.config.momentum_end, progress)
 
     @torch.no_grad()
     def update(self, context: nn.Module, target: nn.Module, momentum: float) -> None:

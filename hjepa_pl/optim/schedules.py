@@ -3,6 +3,11 @@
 import math
 
 
+def linear(start: float, end: float, progress: float) -> float:
+    """Go from `start` to `end` on a straight line."""
+    return end + (start - end) * (1.0 - min(max(progress, 0.0), 1.0))
+
+
 def cosine(start: float, end: float, progress: float) -> float:
     """Go from `start` to `end` on half a cosine."""
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))

@@ -16,7 +16,9 @@ class OptimizerConfig:
     min_lr_ratio: float | None = None
     """Learning rate at the end over the peak's; null is 0.001 unless min_lr is given."""
     warmup_epochs: float | None = None
-    """Length of the warm-up in epochs; not with warmup_steps. Without either it is 5 % of the run."""
+    """Length of the warm-up in epochs; not with warmup_steps. Without either it is 5 % of the run.
+
+    It is a share of the run that the Trainer's limits allow; a budget that ends the run sooner shortens it alike."""
     warmup_steps: int | None = None
     """Length of the warm-up in optimizer steps."""
     weight_decay: float = 0.05
@@ -57,9 +59,10 @@ class EMAConfig:
     """How the target encoder follows the context encoder."""
 
     momentum: float = 0.996
-    """Share of the target that is kept in a step. Its horizon 1 / (1 - momentum) is capped at a third of the run."""
+    """Share of the target that is kept in a step. Its horizon 1 / (1 - momentum) is capped at a third of the run,
+    of the steps that a time budget leaves it."""
     momentum_end: float | None = None
-    """Momentum at the end, reached by a cosine; null keeps it constant (a ramp to 1 freezes the target early)."""
+    """Momentum at the end, reached on a straight line; null keeps it constant (a rise to 1 freezes the target)."""
 
     def __post_init__(self) -> None:
         """Refuse momenta outside [0, 1]."""

@@ -1,17 +1,16 @@
 """The files that a tool is given, and its refusals."""
 
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from hjepa_pl.config_files import find_config, refuse_other_files
 from hjepa_pl.refusals import refusal
 from hjepa_pl.types import ConfigError, RunStopped
 
 _YAML = (".yaml", ".yml")
-_WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
 def find_configs(path: str) -> tuple[list[str], list[str]]:
@@ -24,7 +23,10 @@ def find_configs(path: str) -> tuple[list[str], list[str]]:
         ConfigError: If there is no such file, or a folder holds no run.
     """
     if not Path(path).exists():
-        raise ConfigError("there is no such file or folder.")
+        try:
+            path = find_config(path)
+        except ConfigError:
+            raise ConfigError("there is no such file or folder.") from None
     if not Path(path).is_dir():
         return [path], []
     files = sorted(str(p) for p in Path(path).rglob("*") if p.suffix in _YAML and p.is_file())
@@ -42,31 +44,6 @@ def _is_run(path: str) -> bool:
     except (yaml.YAMLError, UnicodeDecodeError, OSError):
         return True  # which is then refused with the reason
     return isinstance(tree, dict) and "experiment_name" in tree
-
-
-def refuse_other_files(path: str) -> None:
-    """Refuse what is no config at all, where the parser would say something about bytes.
-
-    Raises:
-        ConfigError: If the file is missing, a checkpoint, or not a YAML mapping.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"there is no file {path}.")
-    if file.suffix in _WEIGHTS or zipfile.is_zipfile(file):
-        raise ConfigError(
-            "this is a checkpoint, not a config; a run's config is config.yaml in the folder above its checkpoints."
-        )
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise ConfigError("this is no text file; give a config in YAML.") from None
-    except OSError as error:
-        raise ConfigError(f"it cannot be read ({error.strerror}).") from None
-    except yaml.YAMLError:
-        return  # the parser says where
-    if not isinstance(tree, dict):
-        raise ConfigError("this is no config: a YAML mapping of keys was expected.")
 
 
 def layers(words: Sequence[str]) -> list[str]:

@@ -11,11 +11,12 @@ import torch
 from hjepa_pl.cli import HJEPACLI
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.multicrop import ViewPlan
-from hjepa_pl.data.surroundings import batch_limit, refuse_overfit
-from hjepa_pl.functional.length import total_steps
+from hjepa_pl.data.surroundings import refuse_overfit
+from hjepa_pl.functional.length import limited, total_steps
 from hjepa_pl.launch import start
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
+from hjepa_pl.words import read_words
 
 
 @contextmanager
@@ -37,10 +38,6 @@ class ToolCLI(HJEPACLI):
     """Makes what `hjepa fit` would make of a command line, and does not run it. Its files go to a scratch folder."""
 
     scratch: ClassVar[str] = ""
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse the words that a tool passes on, which are not those of the process."""
-        self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         """Refuse as fit does; then let the run's folder be the scratch folder."""
@@ -92,8 +89,7 @@ class DryCLI(ToolCLI):
         """Return the batches of an epoch; None where that depends on data that are not loaded."""
         if not getattr(self.datamodule, "knows_epoch", False):
             return None
-        whole: int = self.datamodule.batches_per_epoch
-        return max(1, min(whole, batch_limit(self.trainer, whole) or whole))
+        return limited(self.trainer, self.datamodule.batches_per_epoch)
 
     def steps(self) -> float | None:
         """Return the optimizer steps of the run, and refuse a warm-up or curriculum that it would not reach the end of.
@@ -103,6 +99,7 @@ class DryCLI(ToolCLI):
         batches = self.batches()
         if batches is None or not isinstance(self.model, PretrainModule):
             return None
+        self.model.check_length(self.datamodule.batches_per_epoch)
         self.trainer.fit_loop.max_batches = batches
         self.model.on_train_start()
         return total_steps(self.trainer)
@@ -115,4 +112,4 @@ def prepare(words: Sequence[str], kind: type[ToolCLI], scratch: str) -> Any:
         ConfigError: As fit refuses. (Other errors that `refusal` has a sentence for come as they are.)
     """
     kind.scratch = scratch
-    return start(["fit", *words], kind)
+    return start(read_words(["fit", *words]), kind)

@@ -9,8 +9,9 @@ First the step of every arm is measured, all arms taking turns: the lower quarti
 adds to them; arms that differ in weights only are one. An arm then gets `--seconds` / (its step) steps: equal computing
 time, the same steps for every seed whatever else the machine does meanwhile. Each run is a real Trainer run on CIFAR-10
 and Tiny-ImageNet (folders with train/ and test/ or val/, mixed 0.7 / 0.3), or one of them, judged on them by k-NN and
-linear probe. The arms are in `arms.py`: those of the levels (`--study levels`, the default) or of the objectives. Runs
-that are in the file already are not made again.
+linear probe. An arm is chosen by the mean of its validation metrics (images held out of the bank: the line under the
+table); what is reported of it is measured on the test split. The arms are in `arms.py`: those of the levels
+(`--study levels`, the default) or of the objectives. Runs that are in the file already are not made again.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from arms import STUDIES
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.callbacks.probes import ProbeCallback
+from hjepa_pl.evaluation.probe import PROBES, VAL
 
 REFERENCE = {"levels": "three pooled levels", "objectives": "LeJEPA"}
 """The arm that ties measurements of different days to one another."""
@@ -99,7 +101,7 @@ def fit(args: argparse.Namespace, arm: dict[str, Any], seed: int, steps: int, pr
         trainer.fit(model, data)
     else:
         trainer.validate(model, data, verbose=False)
-    figures = {k.removeprefix("probe/"): round(v, 2) for k, v in probes.results.items()}
+    figures = {k.removeprefix("probe/"): float(f"{v:.4g}") for k, v in probes.results.items()}
     return figures, [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]
 
 
@@ -163,24 +165,34 @@ def steps(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print mean and standard deviation over the seeds of every arm, as Markdown."""
+    """Print mean and standard deviation over the seeds of every arm, as Markdown, and the arm that is best.
+
+    The columns are the test metrics and their mean; then the mean of the validation metrics, by which the best is
+    chosen, where the runs have them.
+    """
     lines = read(args.out)
     step = {line["computation"]: line["step"] for line in lines if line["kind"] == "step"}
-    figures = sorted({key for line in lines if line["kind"] == "run" for key in line if _judged(key)})
-    print(f"| arm | seeds | step, ms | steps | {' | '.join(figures)} | mean |")
-    print("|---" * (5 + len(figures)) + "|")
+    keys = sorted({key for line in lines if line["kind"] == "run" for key in line})
+    figures = [key for key in keys if key.endswith(tuple(f"/{name}" for name in PROBES))]  # of the judged network
+    validation = [key + VAL for key in figures if key + VAL in keys]
+    print(f"| arm | seeds | step, ms | steps | {' | '.join(figures)} | mean | validation |")
+    print("|---" * (6 + len(figures)) + "|")
+    chosen: dict[str, float] = {}
     for name, arm in STUDIES[args.study](args.depth).items():
         runs = [line for line in lines if line["kind"] == "run" and line["arm"] == name]
         if not runs:
             continue
         cells = [_spread([r[f] for r in runs]) for f in figures]
         mean = _spread([statistics.mean(r[f] for f in figures) for r in runs])
+        held = [statistics.mean(r[f] for f in validation) for r in runs if validation and {*validation} <= {*r}]
+        if held:
+            chosen[name] = statistics.mean(held)
         head = f"| {name} | {len(runs)} | {step[computation(arm)] * 1e3:.0f} | {runs[0]['steps']} |"
-        print(head, " | ".join([*cells, mean]), "|")
-
-
-def _judged(key: str) -> bool:
-    return key.endswith(("/knn", "/linear"))  # of the judged network, not of one by name
+        print(head, " | ".join([*cells, mean, _spread(held) if held else "-"]), "|")
+    if chosen:
+        print(f"\nBest by validation: {max(chosen, key=lambda name: chosen[name])}.")
+    else:
+        print("\nThese runs have no validation metrics: no arm can be chosen by them.")
 
 
 def _spread(values: list[float]) -> str:

@@ -96,6 +96,8 @@ class ToyModule(pl.LightningModule):
         tokens = self.encoder(x).unflatten(1, (GRID * GRID, WIDTH))
         if self.code == "position":
             tokens = 1e-4 * tokens + self.places
+        if self.code == "image":
+            tokens = 0.2 * tokens + tokens.mean(1, keepdim=True) * GRID
         return torch.layer_norm(tokens, (WIDTH,))
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:

@@ -5,10 +5,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from callback_toy import ToyData, ToyModule, fit
 
 from hjepa_pl.callbacks import CollapseMonitor
-from hjepa_pl.types import ConfigError
+from hjepa_pl.callbacks.collapse import _MENDS
+from hjepa_pl.types import ConfigError, LevelState, ViewBatch
 
 QUICK = {"every_n_steps": 3, "window": 64, "patience": 2}
 
@@ -20,7 +22,7 @@ def test_living_code_is_green_and_logged_off_the_logging_steps(tmp_path: Path) -
         trainer, _ = fit(tmp_path, [monitor], log_every_n_steps=4)
     assert monitor.status == "green"
     assert set(monitor.figures) == {
-        "collapse/rank", *(f"collapse/last_c1/{x}" for x in ("std", "position_share", "gain", "rank"))
+        "collapse/rank", *(f"collapse/last_c1/{x}" for x in ("std", "position_share", "image_share", "gain", "rank"))
     }  # fmt: skip
     assert monitor.figures["collapse/last_c1/std"] > 0.2
     assert trainer.callback_metrics["collapse/last_c1/gain"].item() == pytest.approx(
@@ -39,11 +41,54 @@ def test_position_only_collapse_turns_red_and_warns_once(tmp_path: Path) -> None
     said = [str(w.message) for w in caught if "Collapse at step" in str(w.message)]
     assert len(said) == 1
     assert "last_c1" in said[0]
-    assert "sigreg" in said[0]
+    assert "collapse.max_position_share 0.95" in said[0]
+    assert "add {kind: sigreg, stream: tokens}, which compares images at one position" in said[0]
     assert "\n" not in said[0]
     assert monitor.status == "red"
     assert monitor.figures["collapse/last_c1/position_share"] > 0.99
     assert trainer.global_step == 12
+
+
+def test_tokens_of_an_image_that_become_one_vector_turn_red_with_a_fix_of_their_own(tmp_path: Path) -> None:
+    monitor = CollapseMonitor(**QUICK)
+    with pytest.warns(match="Collapse at step"):
+        fit(tmp_path, [monitor], ToyModule("image"))
+    assert monitor.figures["collapse/last_c1/image_share"] > 0.9
+    # The other metrics find nothing wrong with it: images still differ, in many directions.
+    assert monitor.figures["collapse/last_c1/std"] > 0.2
+    assert monitor.figures["collapse/last_c1/position_share"] < 0.5
+    assert monitor.figures["collapse/last_c1/rank"] > 2
+    assert "last_c1: " in monitor.verdict
+    assert "above collapse.max_image_share 0.7" in monitor.verdict
+    assert "add {cell: image} to model.init_args.levels or, where it is there, lower the `weight` of" in monitor.verdict
+    assert "sigreg" not in monitor.verdict
+
+
+def test_only_the_finest_levels_are_asked_for_what_is_local(tmp_path: Path) -> None:
+    class Levels(ToyModule):
+        def training_step(self, batch: ViewBatch, batch_idx: int) -> dict:
+            out = super().training_step(batch, batch_idx)
+            fine = out["levels"]["last_c1"].target_map
+            coarse = fine.unflatten(1, (2, 2, 2, 2)).mean((2, 4)).flatten(1, 2)
+            for name, target_map in (("last_c2", coarse), ("last_c4", coarse.mean(1, keepdim=True))):
+                cells = torch.zeros(len(fine), 1, dtype=torch.long)
+                out["levels"][name] = LevelState(target_map[:, :1], target_map[:, :1], cells, target_map)
+            return out
+
+    monitor = CollapseMonitor(**QUICK)
+    fit(tmp_path, [monitor], Levels())
+    assert [name for name in monitor.figures if name.endswith("image_share")] == ["collapse/last_c1/image_share"]
+    assert {"collapse/last_c2/std", "collapse/last_c4/std"} <= set(monitor.figures)
+
+
+def test_each_failure_names_its_own_fix(tmp_path: Path) -> None:
+    monitor = CollapseMonitor(every_n_steps=3, window=128, patience=1, min_std=0.99, min_rank=16)
+    with pytest.warns(match="Collapse at step"):
+        fit(tmp_path, [monitor], ToyModule("image"))
+    for words in ("below collapse.min_std 0.99", "below collapse.min_rank 16", "above collapse.max_image_share 0.7"):
+        assert words in monitor.verdict
+    assert len(set(_MENDS.values())) == len(_MENDS)
+    assert sum(mend in monitor.verdict for mend in _MENDS.values()) == 3
 
 
 def test_stop_stops(tmp_path: Path) -> None:
@@ -81,9 +126,9 @@ def test_strikes_survive_a_resume() -> None:
 @pytest.mark.parametrize(
     "keys",
     [{"action": "halt"}, {"every_n_steps": 0}, {"patience": 0}, {"window": 4}, {"min_std": 1.5},
-     {"max_position_share": 0.0}, {"min_rank": 0.5}],
+     {"max_position_share": 0.0}, {"max_image_share": 1.2}, {"min_rank": 0.5}],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(keys: dict) -> None:
     name, value = next(iter(keys.items()))
-    with pytest.raises(ConfigError, match=f"CollapseMonitor.{name} is {value!r}"):
+    with pytest.raises(ConfigError, match=f"invalid `collapse.{name}={value}`: use "):
         CollapseMonitor(**keys)

@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from callback_toy import ToyData, ToyModule, fit, images
+from callback_toy import CLASSES, ToyData, ToyModule, collate, fit, images
+from lightning.pytorch.callbacks import EarlyStopping
+from torch.utils.data import DataLoader
 
 from hjepa_pl.callbacks import CollapseMonitor, ProbeCallback
 from hjepa_pl.callbacks.probes import _Bank, _merge
+from hjepa_pl.callbacks.report import online_is_better
 from hjepa_pl.evaluation import judge
+from hjepa_pl.outputs import CheckpointConfig, checkpoint_callbacks
 from hjepa_pl.types import ConfigError
 
 NAMES = {
     f"probe/quads/{tail}"
     for tail in (
-        "knn", "linear", "knn_online", "linear_online",
+        *(f"{x}{n}" for x in ("knn", "linear", "knn_val", "linear_val", "linear_l2") for n in ("", "_online")),
         "untrained_knn", "untrained_linear", "pixels_knn", "pixels_linear",
     )
 }  # fmt: skip
@@ -33,6 +37,8 @@ def test_figures_are_those_of_the_offline_judge(tmp_path: Path, capsys: pytest.C
     offline = judge(online[0], train_y, online[1], test_y, 3)
     assert probe.results["probe/quads/knn_online"] == offline["knn"]
     assert probe.results["probe/quads/linear_online"] == offline["linear"]
+    for name in ("knn_val", "linear_val", "linear_l2"):
+        assert probe.results[f"probe/quads/{name}_online"] == offline[name]
     pixels = judge(train_x.flatten(1), train_y, test_x.flatten(1), test_y, 3)
     assert probe.results["probe/quads/pixels_linear"] == pixels["linear"]
     assert trainer.callback_metrics["probe/quads/knn"].item() == pytest.approx(probe.results["probe/quads/knn"])
@@ -128,3 +134,65 @@ def test_validate_alone(tmp_path: Path) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[probe], enable_progress_bar=False)
     trainer.validate(ToyModule(), datamodule=ToyData(), verbose=False)
     assert "probe/quads/knn" in trainer.callback_metrics
+
+
+class AdverseTest(ToyData):
+    """The toy sets with their test labels moved on by one: a better encoder has a lower test accuracy."""
+
+    def val_dataloader(self) -> list[DataLoader]:
+        loaders = super().val_dataloader()
+        rows = [(x, (y + 1) % CLASSES, i) for x, y, i in loaders[1].dataset]
+        return [loaders[0], DataLoader(rows, batch_size=16, collate_fn=collate)]
+
+
+def best(folder: Path, data: ToyData) -> tuple[str, list[float]]:
+    """Return the best checkpoint of a real run, and the test accuracy of each of its epochs."""
+    config = CheckpointConfig(monitor="probe/quads/knn_val", save_top_k=1)
+    ranked = [c for c in checkpoint_callbacks(config, folder, ["quads"]) if c.monitor]
+    torch.manual_seed(0)
+    fit(folder, [ProbeCallback(), *ranked], ToyModule(), data, max_epochs=6, num_sanity_val_steps=0)
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    return Path(ranked[0].best_model_path).name, [float(r["probe/quads/knn"]) for r in rows if r["probe/quads/knn"]]
+
+
+def test_the_test_split_does_not_choose_the_best_checkpoint(tmp_path: Path) -> None:
+    honest, accuracy = best(tmp_path / "honest", ToyData())
+    adverse, adverse_accuracy = best(tmp_path / "adverse", AdverseTest())
+    # The test splits disagree on which epoch is best: ranking by them would give two checkpoints.
+    assert accuracy.index(max(accuracy)) != adverse_accuracy.index(max(adverse_accuracy))
+    assert honest == adverse
+
+
+def test_another_callback_may_not_choose_by_the_test_split_either(tmp_path: Path) -> None:
+    stopping = EarlyStopping(monitor="probe/quads/knn_online", mode="max")
+    with pytest.raises(
+        ConfigError, match=r"EarlyStopping.monitor=probe/quads/knn_online.*use probe/quads/knn_val_online"
+    ):
+        fit(tmp_path, [ProbeCallback(), stopping])
+    fit(tmp_path, [ProbeCallback(), EarlyStopping(monitor="probe/quads/knn_val_online", mode="max")], max_epochs=1)
+
+
+class FewImages(ToyData):
+    """A bank of four images a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probe_splits[0].size = 4 * CLASSES
+
+
+def test_a_bank_too_small_for_a_validation_split_says_so_and_ranks_nothing(tmp_path: Path) -> None:
+    ranked = [c for c in checkpoint_callbacks(CheckpointConfig(), tmp_path, ["quads"]) if c.monitor]
+    probe = ProbeCallback()
+    with pytest.warns(match="quads has no validation metric, and ranks no checkpoint: .* max_train") as said:
+        fit(tmp_path, [probe, *ranked], data=FewImages())
+    assert sum("no validation metric" in str(w.message) for w in said) == 1
+    assert not any("_val" in name for name in probe.results)
+    assert not ranked[0].best_model_path
+
+
+def test_which_network_to_take_is_said_by_the_validation_split() -> None:
+    by_test = {"probe/a/linear": 50.0, "probe/a/linear_online": 60.0}
+    by_test |= {"probe/a/linear_l2": 1.0, "probe/a/linear_l2_online": 9.0}
+    assert online_is_better(by_test | {"probe/a/linear_val": 50.0, "probe/a/linear_val_online": 50.5}) == []
+    (said,) = online_is_better({"probe/a/linear_val": 50.0, "probe/a/linear_val_online": 52.5})
+    assert "by 2.5 points on a/linear_val" in said

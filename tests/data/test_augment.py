@@ -4,8 +4,9 @@ from torchvision.transforms.v2 import functional as T
 
 from hjepa_pl.data import AugmentationConfig, colour
 from hjepa_pl.data.augment import Augmenter, turn_and_shift
-from hjepa_pl.data.resize import crop_boxes
-from hjepa_pl.functional.counters import Stream, uniform
+from hjepa_pl.data.draws import Draws
+from hjepa_pl.data.resize import CROP_NUMBERS, crop_boxes
+from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.types import Counters
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -159,7 +160,8 @@ def test_views_that_are_not_square(native):
 def test_blur_of_a_view_that_is_not_square_is_one_round_kernel():
     x, counters = images(4, 40)[:, :, :20], Counters(0, 0, torch.arange(4))
     blurred = make(plain(blur=1.0, crop_ratio=(1, 1)), (20, 40)).view(x, counters, 0)
-    sigma = [0.1 + 1.9 * u for u in uniform(make(plain())._key(0, Stream.BLUR, 0), counters.position, 2)[:, 1].tolist()]
+    draws = Draws(hash_int(5, 0, Stream.VIEW), counters.position, (0,), {Stream.BLUR: 2})
+    sigma = [0.1 + 1.9 * u for u in draws[Stream.BLUR][:, 1].tolist()]
     for image, result, s in zip(x, blurred, sigma, strict=True):
         torch.testing.assert_close(result, T.gaussian_blur(image, [3, 3], [s, s]), atol=1e-4, rtol=0)
 
@@ -178,5 +180,38 @@ def test_crops_have_the_aspect_of_the_view(size):
 def test_square_views_draw_the_boxes_that_they_always_drew():
     augment, position = make(AugmentationConfig(), 32), torch.arange(100)
     box, _ = augment.boxes(40, 60, 3, position, 1)
-    key = augment._key(3, Stream.CROP, 1)
-    assert torch.equal(box, crop_boxes(key, position, 40, 60, (0.2, 1.0), (3 / 4, 4 / 3)))
+    u = Draws(hash_int(5, 3, Stream.VIEW), position, (1,), {Stream.CROP: CROP_NUMBERS})[Stream.CROP]
+    assert torch.equal(box, crop_boxes(u, 40, 60, (0.2, 1.0), (3 / 4, 4 / 3)))
+
+
+@pytest.mark.parametrize("native", [16, 64])
+def test_views_made_together_are_those_made_alone(native):
+    """Whichever other views and images are made with it, a view of an image is the same."""
+    config = AugmentationConfig(
+        blur=0.5, rotate=20, translate=0.1, gray=0.3, solarize=0.3, rand_augment=1, three_augment=True, erase=0.5
+    )
+    for c in (EVERYTHING, config):
+        augment, x, counters = make(c), images(side=native), Counters(2, 9, torch.arange(8))
+        together, crop = augment.views(x, counters, (0, 3))
+        for i, v in enumerate((0, 3)):
+            rows = slice(8 * i, 8 * i + 8)
+            torch.testing.assert_close(together[rows], augment.view(x, counters, v), atol=1e-5, rtol=0)
+            alone = augment.boxes(native, native, 2, counters.position, v)
+            assert all(torch.equal(a[rows], b) for a, b in zip(crop, alone, strict=True))
+
+
+def test_a_number_hangs_on_its_own_counters_only():
+    position, counts = torch.arange(50), {Stream.CROP: 22, Stream.FLIP: 1, Stream.JITTER: 5}
+    whole = Draws(7, position, (0, 1, 2), counts)
+    part = Draws(7, position[30:], (2,), {Stream.JITTER: 5})
+    assert torch.equal(part[Stream.JITTER], whole[Stream.JITTER][2 * 50 + 30 :])
+    drawn = torch.cat([whole[s].flatten() for s in counts])
+    assert len(drawn.unique()) > len(drawn) - 5  # no two of a view, stream or position are alike but by chance
+    assert abs(float(drawn.mean()) - 0.5) < 0.02
+
+
+def test_streams_and_views_are_independent():
+    draws = Draws(3, torch.arange(20000), (0, 1), {Stream.FLIP: 1, Stream.GRAY: 1, Stream.JITTER: 5})
+    columns = torch.cat([draws[s].view(2, 20000, -1).permute(0, 2, 1).flatten(0, 1) for s in draws._drawn])
+    correlation = torch.corrcoef(columns) - torch.eye(len(columns))
+    assert correlation.abs().max() < 5 / 20000**0.5

@@ -13,6 +13,8 @@ from hjepa_pl.data import AugmentationConfig, MultiDatasetDataModule
 from hjepa_pl.data.augment import Augmenter
 from hjepa_pl.data.augmentation import augmentation_config
 from hjepa_pl.data.erase import erase
+from hjepa_pl.data.resize import CROP_NUMBERS
+from hjepa_pl.functional.counters import uniform
 from hjepa_pl.types import CleanBatch, ConfigError, Counters, ViewBatch
 
 OFF = {
@@ -269,7 +271,8 @@ def test_a_part_changes_the_view_when_on(part):
 
 def test_a_box_too_small_to_be_drawn_erases_nothing_rather_than_everything() -> None:
     images = torch.ones(64, 3, 32, 32)
-    tiny = erase(images, (1, 2), torch.arange(64), 1.0, (1e-4, 2e-4), (0.3, 3.3))
+    u = uniform(1, torch.arange(64), 1), uniform(2, torch.arange(64), CROP_NUMBERS)
+    tiny = erase(images, u, 1.0, (1e-4, 2e-4), (0.3, 3.3))
     assert float((tiny == 0).float().mean()) < 0.01
-    usual = erase(images, (1, 2), torch.arange(64), 1.0, (0.02, 0.33), (0.3, 3.3))
+    usual = erase(images, u, 1.0, (0.02, 0.33), (0.3, 3.3))
     assert 0.1 < float((usual == 0).float().mean()) < 0.25

@@ -65,6 +65,28 @@ def test_labels_images_and_counters_belong_together():
                 assert torch.equal(image, sets[source].images[int(batch.label[row]) - 100 * source])
 
 
+def test_images_kept_on_a_device_are_gathered_there(files):
+    """No second real device is here: `meta` shows where and of what shape, the host that they are the same."""
+    sets = [memory(20), memory(30, label=100), memory(10, side=24), files]
+    on_host, on_meta = (list(make(sets, 24, device=torch.device(d))) for d in ("cpu", "meta"))
+    for plain, host, meta in zip(make(sets, 24), on_host, on_meta, strict=True):
+        same(plain, host)
+        assert torch.equal(plain.label, meta.label)
+        for a, b in zip(plain.groups, meta.groups, strict=True):
+            assert torch.equal(a.rows, b.rows)
+            assert [x.shape for x in a.images] == [x.shape for x in b.images]
+            assert {x.device.type for x in b.images} == {"meta" if b.boxes is None else "cpu"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_images_kept_on_a_gpu_are_those_of_the_host(files):
+    sets = [memory(20), memory(30, label=100), files]
+    for plain, kept in zip(make(sets, 24), make(sets, 24, device=torch.device("cuda"), pin_memory=True), strict=True):
+        for a, b in zip(plain.groups, kept.groups, strict=True):
+            assert torch.equal(a.rows, b.rows)
+            assert all(torch.equal(x, y.cpu()) for x, y in zip(a.images, b.images, strict=True))
+
+
 @pytest.mark.parametrize("position", [0, 2, 5, 6, 15])
 def test_from_a_position_it_is_the_tail_of_a_whole_run(files, position):
     sets = [memory(20), files]

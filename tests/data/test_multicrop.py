@@ -111,7 +111,9 @@ def test_colours_act_on_local_crops():
     for change in ({"jitter_prob": 1.0}, {"gray": 1.0}, {"solarize": 1.0}, {"blur": 1.0}):
         other = crops(augmentation=AugmentationConfig(**({"jitter_prob": 0, "gray": 0, "solarize": 0} | change)))
         plain, changed = make_views(batch, crops(), 3)[0], make_views(batch, other, 3)[0]
-        assert (plain[4] - changed[4]).abs().amax((1, 2, 3)).gt(1e-3).float().mean() > 0.9
+        difference = torch.cat([a - b for a, b in zip(plain[2:], changed[2:], strict=True)]).abs().amax((1, 2, 3))
+        # One blur in ten is of less than 0.3 pixels, which is none.
+        assert difference.gt(1e-3).float().mean() > (0.8 if "blur" in change else 0.95)
 
 
 def test_halves_of_a_batch_are_cropped_as_the_whole(files):

@@ -7,10 +7,15 @@ from torchvision.transforms.v2 import functional as T
 
 from hjepa_pl.data.erase import erase
 from hjepa_pl.data.rand_augment import OPERATIONS, SIGNED, apply_operation, rand_augment, three_augment
+from hjepa_pl.data.resize import CROP_NUMBERS
 from hjepa_pl.functional.counters import uniform
 
 SPACE = v2.RandAugment._AUGMENTATION_SPACE
-KEYS = (11, 12)
+
+
+def numbers(position):
+    """What `erase` makes its choice and its boxes of."""
+    return uniform(11, position, 1), uniform(12, position, CROP_NUMBERS)
 
 
 def images(n=4, height=32, width=32, channels=3):
@@ -53,7 +58,7 @@ def test_every_operation_and_sign_is_drawn_about_evenly():
     """Each image is compared with all 23 results that it may have: 2 x 9 signed operations and 5 unsigned."""
     n = 4600
     one = images(1, 8, 8)
-    result = rand_augment(one.expand(n, -1, -1, -1), 7, torch.arange(n), 1, 9, True)
+    result = rand_augment(one.expand(n, -1, -1, -1), uniform(7, torch.arange(n), 2), 9, True)
     cells = [(name, sign) for name in OPERATIONS for sign in ((1, -1) if name in SIGNED else (1,))]
     wanted = torch.cat([apply_operation(one, name, 9, sign) for name, sign in cells])
     assert len(wanted.flatten(1).unique(dim=0)) == 23
@@ -75,16 +80,14 @@ def test_operations_follow_one_another_and_grey_has_no_colour():
                 name, sign = names[int(row[turn] * len(names))], -1 if row[2 + turn] < 0.5 else 1
                 image = theirs(image, name, 9, sign)
             expected.append(image)
-        torch.testing.assert_close(
-            rand_augment(x, 7, position, 2, 9, has_colour), torch.stack(expected), atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(rand_augment(x, u, 9, has_colour), torch.stack(expected), atol=1e-5, rtol=0)
 
 
 def test_three_augment_is_one_of_three_evenly():
     n = 4000
     one = images(1, 16, 16)
     for has_colour in (True, False):
-        result = three_augment(one.expand(n, -1, -1, -1), 7, torch.arange(n), has_colour)
+        result = three_augment(one.expand(n, -1, -1, -1), uniform(7, torch.arange(n), 2), has_colour)
         gray = (result - T.rgb_to_grayscale(one, 3)).abs().amax((1, 2, 3)) < 1e-5
         bright = (result - T.solarize(one, 0.5)).abs().amax((1, 2, 3)) < 1e-5
         sigma = 0.1 + 1.9 * uniform(7, torch.arange(n), 2)[:, 1]
@@ -100,7 +103,7 @@ def test_three_augment_is_one_of_three_evenly():
 
 def test_erased_boxes_are_as_many_as_large_and_as_long_as_asked():
     n, side = 4000, 32
-    result = erase(torch.ones(n, 2, side, side), KEYS, torch.arange(n), 0.25, (0.02, 0.33), (0.3, 3.3))
+    result = erase(torch.ones(n, 2, side, side), numbers(torch.arange(n)), 0.25, (0.02, 0.33), (0.3, 3.3))
     gone = result[:, 0] == 0
     assert torch.equal(gone, result[:, 1] == 0)
     assert ((result == 0) | (result == 1)).all()
@@ -121,7 +124,7 @@ def test_erased_boxes_are_as_many_as_large_and_as_long_as_asked():
 
 def test_erasing_hangs_on_the_position_alone():
     x, position = images(64), torch.arange(64)
-    whole = erase(x, KEYS, position, 0.5, (0.1, 0.3), (0.5, 2))
-    halves = [erase(x[i : i + 32], KEYS, position[i : i + 32], 0.5, (0.1, 0.3), (0.5, 2)) for i in (0, 32)]
+    whole = erase(x, numbers(position), 0.5, (0.1, 0.3), (0.5, 2))
+    halves = [erase(x[i : i + 32], numbers(position[i : i + 32]), 0.5, (0.1, 0.3), (0.5, 2)) for i in (0, 32)]
     assert torch.equal(whole, torch.cat(halves))
-    assert torch.equal(erase(x, KEYS, position, 0.0, (0.1, 0.3), (0.5, 2)), x)
+    assert torch.equal(erase(x, numbers(position), 0.0, (0.1, 0.3), (0.5, 2)), x)

@@ -4,14 +4,15 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
-from hjepa_pl.data.resize import clean_resize, crop_boxes, crop_resize
+from hjepa_pl.data.resize import CROP_NUMBERS, clean_resize, crop_boxes, crop_resize
+from hjepa_pl.functional.counters import uniform
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (32, 32, 96), (64, 48, 24), (20, 30, 7)])
 def test_crop_resize_equals_torchvision(height, width, size):
     torch.manual_seed(0)
     images = torch.rand(16, 3, height, width)
-    boxes = crop_boxes(7, torch.arange(16), height, width, (0.1, 1.0), (0.5, 2.0))
+    boxes = crop_boxes(uniform(7, torch.arange(16), CROP_NUMBERS), height, width, (0.1, 1.0), (0.5, 2.0))
     flip = torch.arange(16) % 2 == 1
     ours = crop_resize(images, boxes, flip, size)
     for image, box, flipped, result in zip(images, boxes.int().tolist(), flip, ours, strict=True):
@@ -23,7 +24,7 @@ def test_crop_resize_equals_torchvision(height, width, size):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (60, 40)])
 def test_crop_boxes_are_distributed_like_torchvisions(height, width):
     scale, ratio, n = (0.2, 1.0), (3 / 4, 4 / 3), 4000
-    ours = crop_boxes(3, torch.arange(n), height, width, scale, ratio)
+    ours = crop_boxes(uniform(3, torch.arange(n), CROP_NUMBERS), height, width, scale, ratio)
     assert (ours[:, 0] >= 0).all()
     assert (ours[:, 0] + ours[:, 2] <= height).all()
     assert (ours[:, 1] + ours[:, 3] <= width).all()
@@ -40,23 +41,25 @@ def test_crop_boxes_are_distributed_like_torchvisions(height, width):
 
 def test_boxes_of_images_of_many_sizes_are_those_of_each_alone():
     heights, widths = torch.tensor([30, 200, 64]), torch.tensor([50, 20, 64])
-    together = crop_boxes(1, torch.arange(3), heights, widths, (0.2, 1.0), (3 / 4, 4 / 3))
+    together = crop_boxes(uniform(1, torch.arange(3), CROP_NUMBERS), heights, widths, (0.2, 1.0), (3 / 4, 4 / 3))
     for i in range(3):
-        alone = crop_boxes(1, torch.tensor([i]), int(heights[i]), int(widths[i]), (0.2, 1.0), (3 / 4, 4 / 3))
+        alone = crop_boxes(
+            uniform(1, torch.tensor([i]), CROP_NUMBERS), int(heights[i]), int(widths[i]), (0.2, 1.0), (3 / 4, 4 / 3)
+        )
         assert torch.equal(alone[0], together[i])
 
 
 @pytest.mark.parametrize("size", [(12, 40), (33, 7)])
 def test_crop_resize_to_oblongs_equals_torchvision(size):
     images = torch.rand(8, 3, 30, 40)
-    boxes = crop_boxes(7, torch.arange(8), 30, 40, (0.1, 1.0), (0.5, 2.0))
+    boxes = crop_boxes(uniform(7, torch.arange(8), CROP_NUMBERS), 30, 40, (0.1, 1.0), (0.5, 2.0))
     ours = crop_resize(images, boxes, torch.zeros(8, dtype=torch.bool), size)
     for image, box, result in zip(images, boxes.int().tolist(), ours, strict=True):
         torch.testing.assert_close(result, T.resized_crop(image, *box, size, antialias=True), atol=1e-4, rtol=0)
 
 
 def test_impossible_crop_falls_back_to_the_centre():
-    boxes = crop_boxes(1, torch.arange(5), 10, 100, (1.0, 1.0), (3 / 4, 4 / 3))
+    boxes = crop_boxes(uniform(1, torch.arange(5), CROP_NUMBERS), 10, 100, (1.0, 1.0), (3 / 4, 4 / 3))
     assert boxes.tolist() == [[0, 43, 10, 13]] * 5
 
 

@@ -159,6 +159,7 @@ SCRIPT = """
 import sys, torch, lightning.pytorch as pl
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.callbacks.metrics_csv import MetricsCSV
+from hjepa_pl.modules import run_clock
 torch.set_num_threads(1)
 pl.seed_everything(0)
 devices, batch = int(sys.argv[1]), int(sys.argv[2])
@@ -183,8 +184,14 @@ if devices > 1:
     again = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp", max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False)
-    again.fit(module, data)
+    calls, told = [], run_clock.from_rank_zero
+    run_clock.from_rank_zero = lambda *args: (calls.append(again.global_step), told(*args))[1]
+    again.fit(module, MultiDatasetDataModule(batch_size=batch, views=2, epoch_size=6400,
+        datasets=[dict(name="digits")], augmentation=dict(gray=0.0, jitter=[0.4, 0.4, 0.0, 0.0])))
     assert again.global_step > 3
+    # Ranks wait for rank zero's clock once in up to 20 steps, near the end more often.
+    assert calls[:2] == [0, 1]
+    assert again.global_step < 20 or len(calls) < again.global_step / 2 + 3, (again.global_step, calls)
     assert again.optimizers[0].param_groups[0]["lr"] == module.optimizer_config.floor
     torch.save((again.global_step, module.state_dict()), sys.argv[3] + f".budget{again.global_rank}")
 """

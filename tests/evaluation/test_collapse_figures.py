@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hjepa_pl.evaluation import effective_rank, position_share, prediction_gain, std_across_images
+from hjepa_pl.evaluation import effective_rank, image_share, position_share, prediction_gain, std_across_images
 from hjepa_pl.types import ConfigError, LevelState
 
 B, N, D = 128, 49, 64
@@ -104,3 +104,22 @@ def test_one_image_is_refused() -> None:
             figure(gaussian()[:1])
     with pytest.raises(ConfigError, match="1 image"):
         effective_rank(randn(1, D))
+
+
+def test_image_share_is_the_variance_component_of_a_two_way_layout() -> None:
+    g = torch.Generator().manual_seed(0)
+    images, cells, width = 400, 16, 8
+    image, place = torch.randn(images, 1, width, generator=g), torch.randn(1, cells, width, generator=g)
+    local = torch.randn(images, cells, width, generator=g)
+    for a, b in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (2.0, 1.0), (1.0, 3.0)):
+        share = image_share(a * image + b * local + 5 * place + 3)
+        assert share.item() == pytest.approx(a * a / (a * a + b * b), abs=0.02)
+    few = torch.stack([image_share(torch.randn(16, 4, 32, generator=g)) for _ in range(20)])
+    assert few.mean().item() < 0.02  # and not 1/4, which the means of four cells would have by chance
+
+
+def test_image_share_of_codes_that_do_not_tell_images_apart_is_none() -> None:
+    assert image_share(randn(1, 16, 8).expand(12, -1, -1)).item() == 0
+    assert image_share(torch.ones(12, 16, 8)).item() == 0
+    with pytest.raises(ConfigError, match="1 cell"):
+        image_share(randn(12, 1, 8))

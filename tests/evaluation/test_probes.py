@@ -7,11 +7,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from hjepa_pl.evaluation import fit_logistic, judge, knn_predict, linear_probe
-from hjepa_pl.evaluation.linear import _held_out, _logits, _rotate, _standardise
+from hjepa_pl.evaluation.linear import PENALTIES, _logits, _rotate, _standardise, top_k_accuracy, validation_fifth
 from hjepa_pl.types import ConfigError
 
 
@@ -91,15 +92,15 @@ def test_penalty_is_chosen_by_the_held_out_fifth(digits: tuple[Tensor, ...]) -> 
 
 def test_held_out_takes_a_fifth_of_every_class() -> None:
     y = torch.arange(5).repeat(20)  # every fifth image of this bank is of one class
-    held = _held_out(y)
+    held = validation_fifth(y)
     assert torch.bincount(y[held], minlength=5).tolist() == [4] * 5
-    assert not _held_out(torch.arange(4)).any()
+    assert not validation_fifth(torch.arange(4)).any()
 
 
 def test_judge_refuses_and_reports(digits: tuple[Tensor, ...]) -> None:
     train_x, train_y, test_x, test_y = digits
     verdict = judge(*digits, num_classes=10)
-    assert set(verdict) == {"knn", "linear"}
+    assert set(verdict) == {"knn", "linear", "knn_val", "linear_val", "linear_top5", "linear_l2"}
     assert verdict["knn"] > 90
     with pytest.raises(ConfigError, match="two classes"):
         judge(train_x, torch.zeros_like(train_y), test_x, test_y, 10)
@@ -107,10 +108,78 @@ def test_judge_refuses_and_reports(digits: tuple[Tensor, ...]) -> None:
         judge(train_x, train_y, test_x, test_y, 5)
     with pytest.raises(ConfigError, match="-1"):
         judge(train_x, train_y - 1, test_x, test_y, 10)
-    assert all(math.isnan(v) for v in judge(train_x * float("nan"), train_y, test_x, test_y, 10).values())
+    dead = judge(train_x * float("nan"), train_y, test_x, test_y, 10)
+    assert set(dead) == set(verdict)
+    assert all(math.isnan(v) for v in dead.values())
 
 
 def test_constant_feature_changes_nothing(digits: tuple[Tensor, ...]) -> None:
     train_x, train_y, test_x, test_y = digits
     wide = [torch.cat([x, torch.full((len(x), 1), 3.3)], 1) for x in (train_x, test_x)]
     assert linear_probe(wide[0], train_y, wide[1], test_y, 10).top1 == linear_probe(*digits, num_classes=10).top1
+
+
+def sklearn_validation(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """The validation accuracies of k-NN and linear probe, by scikit-learn and a plain loop over the bank."""
+    seen: dict[int, int] = {}
+    held = np.zeros(len(y), dtype=bool)
+    for i, label in enumerate(y.tolist()):
+        seen[label] = seen.get(label, 0) + 1
+        held[i] = seen[label] % 5 == 0
+    labels, raw = y.numpy(), x.double().numpy()
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    knn = KNeighborsClassifier(20, weights=lambda d: np.exp((1 - d) / 0.07), metric="cosine", algorithm="brute")
+    std = raw.std(axis=0)
+    z = (raw - raw.mean(axis=0)) / np.where(std == 0, np.inf, std)
+    linear = [
+        LogisticRegression(C=1 / (l2 * (~held).sum()), max_iter=5000, tol=1e-6).fit(z[~held], labels[~held])
+        for l2 in PENALTIES
+    ]
+    return (
+        100 * knn.fit(unit[~held], labels[~held]).score(unit[held], labels[held]),
+        max(100 * fitted.score(z[held], labels[held]) for fitted in linear),
+    )
+
+
+def test_validation_metrics_equal_sklearn_on_the_held_out_fifth(digits: tuple[Tensor, ...]) -> None:
+    train_x, train_y, test_x, test_y = (t[:600] for t in digits)
+    verdict = judge(train_x, train_y, test_x, test_y, 10)
+    knn, linear = sklearn_validation(train_x, train_y)
+    assert verdict["knn_val"] == pytest.approx(knn, abs=1e-9)
+    one_image = 100 / 118
+    assert abs(verdict["linear_val"] - linear) < 1.01 * one_image
+    assert verdict["linear_val"] != verdict["linear"]
+
+
+def test_the_test_split_has_no_part_in_the_validation_metrics(digits: tuple[Tensor, ...]) -> None:
+    train_x, train_y, test_x, test_y = (t[:300] for t in digits)
+    honest = judge(train_x, train_y, test_x, test_y, 10)
+    adverse = judge(train_x, train_y, test_x.flip(1), (test_y + 1) % 10, 10)
+    for name in ("knn_val", "linear_val", "linear_l2"):
+        assert adverse[name] == honest[name]
+    assert adverse["linear"] < 20 < honest["linear"]
+
+
+def test_without_five_images_of_a_class_there_is_no_validation_metric(digits: tuple[Tensor, ...]) -> None:
+    train_x, train_y, test_x, test_y = digits
+    few = torch.cat([torch.nonzero(train_y == label)[:4, 0] for label in range(10)])
+    verdict = judge(train_x[few], train_y[few], test_x, test_y, 10)
+    assert set(verdict) == {"knn", "linear", "linear_top5", "linear_l2"}
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_top_k_equals_sklearn_to_the_last_digit(digits: tuple[Tensor, ...], k: int) -> None:
+    train_x, train_y, test_x, test_y = digits
+    weight = fit_logistic(train_x.double() / 16, train_y, 10, 1e-1)
+    logits = _logits(test_x.double() / 16, weight)
+    theirs = top_k_accuracy_score(test_y.numpy(), logits.numpy(), k=k, labels=range(10), normalize=False)
+    assert top_k_accuracy(logits, test_y, k) == 100.0 * theirs / len(test_y)
+
+
+def test_top_5_is_reported_beyond_five_classes(digits: tuple[Tensor, ...]) -> None:
+    train_x, train_y, test_x, test_y = (t[:300] for t in digits)
+    verdict = judge(train_x, train_y, test_x, test_y, 10)
+    assert verdict["linear_top5"] == linear_probe(train_x, train_y, test_x, test_y, 10).top5
+    assert verdict["linear"] < verdict["linear_top5"] <= 100
+    five = judge(train_x[train_y < 5], train_y[train_y < 5], test_x[test_y < 5], test_y[test_y < 5], 5)
+    assert "linear_top5" not in five

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hjepa_pl.functional.counters import hash_int, normal
 from hjepa_pl.functional.settings import from_plain
@@ -11,6 +12,7 @@ from hjepa_pl.losses.settings import RegularizerConfig, least_images
 from hjepa_pl.losses.sigreg import epps_pulley, sigreg
 from hjepa_pl.losses.streams import center_positions, regularize
 from hjepa_pl.losses.vicreg import covariance_term, invariance_term, variance_term, vicreg
+from hjepa_pl.tools.counting import PeakBytes
 from hjepa_pl.types import ConfigError
 
 
@@ -115,6 +117,25 @@ def test_vicreg_equals_the_papers_pseudo_code_in_float64() -> None:
     assert torch.autograd.gradcheck(vicreg, views.requires_grad_(True))
 
 
+def test_sigreg_of_many_tokens_holds_few_angles_at_a_time() -> None:
+    """256 images of 68 tokens have 76 million angles, 303 MB each time that they are kept."""
+    with FakeTensorMode():
+        x = torch.empty(256 * 68, 192, requires_grad=True)
+        with PeakBytes([x]) as counted:
+            sigreg(x, 1).backward()
+    assert counted.peak < 128 * 2**20
+
+
+def test_sigreg_in_parts_is_sigreg_at_once(monkeypatch) -> None:
+    x = torch.randn(40, 6, dtype=torch.float64, requires_grad=True)
+    found = []
+    for at_once in (2**22, 40 * 17 * 5):  # of 32 directions, all or five at a time
+        monkeypatch.setattr("hjepa_pl.losses.sigreg._AT_ONCE", at_once)
+        value = sigreg(x, 9, 32)
+        found.append((value, torch.autograd.grad(value, x)[0]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-14, rtol=0)
+
+
 def position_only(images: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     codes = torch.randn(1, 16, 32)
     return codes.expand(images, -1, -1), torch.arange(16).expand(images, -1)
@@ -135,28 +156,66 @@ def test_the_token_stream_sees_position_only_collapse(kind) -> None:
 
 def test_centring_keeps_unit_variance_and_leaves_lone_tokens_out() -> None:
     tokens, index = torch.randn(3, 40, 32), torch.stack([torch.randperm(64)[:40] for _ in range(3)])
-    centred = center_positions(tokens, index, 64)
+    centred, valid = center_positions(tokens, index, 64)
     counts = torch.bincount(index.flatten(), minlength=64)
-    assert len(centred) == int(counts[counts > 1].sum())
-    assert float(centred.var()) == pytest.approx(1.0, rel=0.1)
+    torch.testing.assert_close(valid, (counts[index.flatten()] > 1).float(), rtol=0, atol=0)
+    assert float(centred[valid.bool()].var()) == pytest.approx(1.0, rel=0.1)
+    assert not centred[~valid.bool()].any()
 
 
 def test_centring_counts_an_image_once_at_a_position() -> None:
     """Target blocks overlap: a position that one image holds twice is no comparison between images."""
     tokens, index = torch.randn(3, 4, 5), torch.tensor([[0, 1, 1, 2], [0, 3, 4, 0], [5, 5, 5, 1]])
-    once = center_positions(tokens, index, 9)
-    first = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 0], [1, 0, 0, 1]]).bool()
-    expected = []
-    for i in range(3):
-        for k in range(4):
+    once, valid = center_positions(tokens, index, 9)
+    expected = shared_positions(tokens, index)
+    torch.testing.assert_close(once[valid.bool()], expected, atol=1e-6, rtol=1e-6)
+    assert len(expected) == 4  # positions 0 and 1, two images each
+    assert not once[~valid.bool()].any()
+    leaf = tokens.requires_grad_(True)
+    center_positions(leaf, index, 9)[0].square().sum().backward()
+    assert leaf.grad.isfinite().all()
+
+
+def shared_positions(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The centred tokens that two images or more have at a position, row by row, an image's first only."""
+    first = torch.tensor([[p not in row[:k] for k, p in enumerate(row)] for row in index.tolist()])
+    rows = []
+    for i in range(len(index)):
+        for k in range(index.shape[1]):
             same = tokens[first & (index == index[i, k])]
             if first[i, k] and len(same) > 1:
-                expected.append((tokens[i, k] - same.mean(0)) * math.sqrt(len(same) / (len(same) - 1)))
-    torch.testing.assert_close(once, torch.stack(expected), atol=1e-6, rtol=1e-6)
-    assert len(once) == 4  # positions 0 and 1, two images each
-    leaf = tokens.requires_grad_(True)
-    center_positions(leaf, index, 9).square().sum().backward()
-    assert leaf.grad.isfinite().all()
+                rows.append((tokens[i, k] - same.mean(0)) * math.sqrt(len(same) / (len(same) - 1)))
+    return torch.stack(rows)
+
+
+def test_terms_of_tokens_equal_those_of_the_rows_that_count_in_float64() -> None:
+    """Rows that do not count have no share in any mean, spectrum or covariance, nor a gradient."""
+    index = torch.stack([torch.randint(0, 30, (12,)) for _ in range(5)])
+    tokens = (0.8 * torch.randn(5, 12, 6, dtype=torch.float64) + 0.1).requires_grad_(True)
+    rows, valid = center_positions(tokens, index, 30)
+    kept = shared_positions(tokens, index)
+    assert 0 < len(kept) == int(valid.sum()) < len(rows)
+    assert not rows[valid == 0].any()
+    junk = torch.where(valid[:, None] > 0, rows, 7.0)  # what does not count may hold anything
+    for term in (lambda x, **v: sigreg(x, 3, 32, **v), lambda x, **v: vicreg(x[None], **v)):
+        slow = term(kept)
+        grad = torch.autograd.grad(slow, tokens, retain_graph=True)[0]
+        for given in (rows, junk):
+            value = term(given, valid=valid)
+            assert abs(value.item() - slow.item()) < 1e-12
+            got = torch.autograd.grad(value, tokens, retain_graph=True)[0]
+            torch.testing.assert_close(got, grad, atol=1e-12, rtol=0)
+    assert torch.autograd.gradcheck(lambda x: epps_pulley(x, valid=valid), junk[:, :2].detach().requires_grad_(True))
+
+
+@pytest.mark.parametrize("kind", ["sigreg", "vicreg"])
+def test_regularised_tokens_have_the_same_shapes_wherever_they_are(kind) -> None:
+    """Without storage there are no positions to look at: a shape that depended on them would raise."""
+    config = RegularizerConfig(kind=kind, stream="tokens")
+    with FakeTensorMode():
+        tokens = torch.empty(4, 6, 8, requires_grad=True)
+        regularize(config, tokens, torch.zeros(4, 6, dtype=torch.int64), 16, key=0).backward()
+        assert tokens.grad.shape == tokens.shape
 
 
 @pytest.mark.parametrize("kind", ["sigreg", "vicreg"])

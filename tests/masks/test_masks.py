@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hjepa_pl.masks import MaskConfig, MaskShape, build_masks
-from hjepa_pl.masks.base import scores, smallest
 from hjepa_pl.types import ConfigError, Counters
 
 CASES = [
@@ -196,15 +195,3 @@ def test_impossible_masks_are_refused_with_what_would_do(config, grid, cells, me
 def test_bad_mask_settings_are_refused(config, message) -> None:
     with pytest.raises(ConfigError, match=message):
         MaskConfig(**config)
-
-
-def test_the_smallest_are_picked_as_a_sort_picks_them() -> None:
-    class Elsewhere(torch.Tensor):
-        """Stands for a tensor that NumPy cannot read."""
-
-    values = scores(5, torch.arange(40), 196)
-    for count in (1, 68, 196):
-        expected = values.argsort(dim=1)[:, :count].sort(dim=1).values
-        assert torch.equal(smallest(values.clone(), count).sort(dim=1).values, expected)
-        elsewhere = smallest(values.clone().as_subclass(Elsewhere), count)
-        assert torch.equal(elsewhere.as_subclass(torch.Tensor).sort(dim=1).values, expected)

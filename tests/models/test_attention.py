@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from hjepa_pl.models.attention import refuse_kernel
+from hjepa_pl.models.attention import fused_pays, refuse_kernel
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.predictor import Predictor
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig
@@ -43,6 +43,14 @@ def test_auto_is_fused_but_for_bf16_on_the_cpu() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ran = operators(lambda: encoder(images))
     assert "aten::scaled_dot_product_attention" not in ran
+
+
+def test_where_fused_attention_pays() -> None:
+    for gradient in (False, True):
+        for half in (False, True):
+            assert fused_pays("cuda", half, gradient)
+            assert fused_pays("cpu", half, gradient) is not half
+            assert fused_pays("mps", half, gradient) is gradient
 
 
 @pytest.mark.parametrize("attention", ["self", "cross"])

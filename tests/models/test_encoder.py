@@ -164,6 +164,58 @@ def test_rope_sees_relative_positions_only() -> None:
         assert torch.allclose(first, second, atol=1e-4) is same
 
 
+POSITIONS = ["learned", "sincos", "rope", "rope_mixed"]
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_null_has_no_gains_and_computes_what_gains_of_one_compute(position) -> None:
+    plain = VisionEncoder(EncoderConfig(**SMALL, position=position, drop_path_rate=0.2)).eval()
+    assert not [name for name in plain.state_dict() if "gamma" in name]
+    scaled = VisionEncoder(EncoderConfig(**SMALL, position=position, drop_path_rate=0.2, init_values=1.0)).eval()
+    gains = {name: x for name, x in scaled.state_dict().items() if "gamma" in name}
+    assert len(gains) == 2 * 3
+    scaled.load_state_dict(plain.state_dict() | gains, strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(plain(images)["last"], scaled(images)["last"])
+
+
+@pytest.mark.parametrize("position", ["rope", "rope_mixed"])
+def test_the_rotary_model_without_gains_is_timms_but_for_them(position) -> None:
+    """The same start from the same seed, the same rotary base and settings: only LayerScale is left out."""
+    shape = {k: v for k, v in SMALL.items() if k != "img_size"} | {"img_size": 32, "class_token": False}
+    torch.manual_seed(5)
+    theirs = timm.create_model(
+        f"vit_small_patch16_{position}_224",
+        num_classes=0,
+        global_pool="avg",
+        use_fc_norm=False,
+        init_values=1.0,
+        **shape,
+    ).eval()
+    torch.manual_seed(5)
+    ours = VisionEncoder(EncoderConfig(**SMALL, position=position)).eval()
+    expected = {name: x for name, x in theirs.state_dict().items() if "gamma" not in name}
+    assert set(ours.vit.state_dict()) == set(expected)
+    assert all(torch.equal(x, expected[name]) for name, x in ours.vit.state_dict().items())
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images)["last"], theirs.forward_features(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("init_values", [None, 1e-5])
+@pytest.mark.parametrize("reg_tokens", [0, 1])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_the_residual_stream_is_in_32_bits(position, reg_tokens, init_values) -> None:
+    config = EncoderConfig(**SMALL, position=position, reg_tokens=reg_tokens, init_values=init_values)
+    encoder, seen = VisionEncoder(config, inner=(1,)), []
+    for block in encoder.vit.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+        block.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for keep in (None, torch.arange(20).expand(2, -1)):
+            encoder(torch.randn(2, 3, 32, 32), keep, blocks=(1, "last"))
+    assert seen == [torch.float32] * (2 * 2 * 3)
+
+
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_layer_scale_at_zero_is_the_identity(position) -> None:
     encoder = VisionEncoder(EncoderConfig(**SMALL, init_values=1e-12, position=position), inner=(1, 2)).eval()
@@ -225,7 +277,12 @@ def test_checkpointing_changes_memory_and_not_gradients(position) -> None:
         ({"name": "vit_small_patch16_224", "position": "rope"}, "encoder.position 'rope' would do nothing"),
         ({"embed_dim": 50, "num_heads": 3}, "encoder.embed_dim 50 does not divide by 3"),
         ({"embed_dim": 48, "num_heads": 8, "position": "rope"}, "encoder.embed_dim 48 does not divide by 32 .*RoPE"),
-        ({"init_values": 0.0}, "encoder.init_values must be positive, got 0.0"),
+        ({"init_values": 0.0}, r"invalid `encoder.init_values=0.0`: must be > 0 and finite; remove it"),
+        ({"init_values": float("inf")}, "invalid `encoder.init_values=inf`: must be > 0 and finite"),
+        (
+            {"name": "eva02_enormous_patch14_clip_224", "init_values": 0.1},
+            "invalid `encoder.init_values=0.1`: timm's eva02_enormous_patch14_clip_224 has no LayerScale",
+        ),
         ({"depth": 0}, "encoder.depth must be at least 1, got 0"),
         ({"drop_path_rate": 1.0}, r"encoder.drop_path_rate must lie in \[0, 1\)"),
         ({"drop_path_rate": -0.1}, r"encoder.drop_path_rate must lie in \[0, 1\)"),

@@ -14,10 +14,11 @@ from hjepa_pl import HJEPALightningModule
 from hjepa_pl.functional.tokens import sincos_positions
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.pretrained import weights_follow
-from hjepa_pl.models.recipe import measure
+from hjepa_pl.models.recipe import measure, timm_recipe
 from hjepa_pl.models.settings import EncoderConfig
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
+from tests.functional.test_tokens import mae_table
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 32, "patch_size": 4}
 SIZES = {k: v for k, v in SMALL.items() if k != "img_size"}
@@ -72,15 +73,27 @@ def test_every_part_of_an_encoder_is_taken(tmp_path, settings, timms) -> None:
     same(load(saved(tmp_path / "vit.safetensors", model), **settings), model.state_dict())
 
 
-ROTARY = {"fc_norm": None, "use_fc_norm": False, "init_values": None}
+ROTARY = {"fc_norm": None, "use_fc_norm": False}  # timm's rotary ViTs have LayerScale, told or not
 
 
 @pytest.mark.parametrize("kind", ["rope", "rope_mixed"])
 @pytest.mark.parametrize("img_size", [32, (24, 40)], ids=str)
 def test_rotary_encoders_take_rotary_files_of_any_size(tmp_path, kind, img_size) -> None:
     model = timm_model(f"vit_small_patch16_{kind}_224", **ROTARY)
-    ours = load(saved(tmp_path / "vit.safetensors", model), position=kind, img_size=img_size)
+    path = saved(tmp_path / "vit.safetensors", model)
+    ours = load(path, position=kind, img_size=img_size, init_values=1.0)
     same(ours, model.state_dict())
+    with pytest.raises(ConfigError, match=r"holds blocks.0.gamma_1, .* set encoder.init_values, to any value"):
+        load(path, position=kind, img_size=img_size)
+
+
+@pytest.mark.parametrize("kind", ["rope", "rope_mixed"])
+def test_rotary_encoders_without_gains_take_what_they_export(tmp_path, kind) -> None:
+    config = EncoderConfig(**SMALL, position=kind)
+    model = VisionEncoder(config).vit
+    rebuilt = timm.create_model(timm_recipe(config)[0], **timm_recipe(config)[1])
+    rebuilt.load_state_dict(model.state_dict(), strict=True)
+    same(load(saved(tmp_path / "vit.safetensors", rebuilt), position=kind), model.state_dict())
 
 
 def test_context_and_target_encoder_both_start_there(tmp_path) -> None:
@@ -152,12 +165,26 @@ def test_positions_of_another_size_are_resampled_by_timms_function(tmp_path, img
 def test_fixed_positions_start_from_fixed_positions_only(tmp_path, img_size) -> None:
     model = timm_model()
     path = saved(tmp_path / "vit.safetensors", model)
-    with pytest.raises(ConfigError, match=r"holds learned positions, and encoder.position 'sincos'.*set encoder.pos"):
+    with pytest.raises(ConfigError, match=r"holds positions that differ by up to 1.* from the fixed .*set encoder.pos"):
         load(path, position="sincos", img_size=img_size)
     table = sincos_positions((8, 8), 48)[None]
     ours = load(saved(tmp_path / "fixed.bin", model, pos_embed=table), position="sincos", img_size=img_size)
     grid = [img_size // 4] * 2
     assert torch.equal(ours["pos_embed"], resample_abs_pos_embed(table, grid, [8, 8], num_prefix_tokens=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("ignore:.*cls_token left out")
+def test_the_published_fixed_table_is_taken_in_any_precision(tmp_path, dtype) -> None:
+    """MAE's and I-JEPA's table, by the formula of their code: the class token's zeros, then the patches."""
+    model = timm_model(class_token=True, global_pool="token")
+    table = torch.tensor([[0.0] * 48, *mae_table(48, 8)])[None].to(dtype)
+    ours = load(saved(tmp_path / "mae.bin", model, pos_embed=table), position="sincos")
+    assert torch.equal(ours["pos_embed"], table[:, 1:].float())
+    nearly = table.clone()
+    nearly[0, 20, 5] += 0.02
+    with pytest.raises(ConfigError, match=r"differ by up to 0.0\d+ from the fixed sine-cosine table"):
+        load(saved(tmp_path / "tuned.bin", model, pos_embed=nearly), position="sincos")
 
 
 REFUSED = [
@@ -176,8 +203,16 @@ REFUSED = [
     ({"position": "rope"}, {}, r"holds a table of positions \(pos_embed\) .* set encoder.position learned"),
     ({}, {"name": "rope"}, "holds no pos_embed and the encoder has a table; set encoder.position rope,"),
     ({}, {"name": "rope_mixed"}, "holds no pos_embed and the encoder has a table; set encoder.position rope_mixed,"),
-    ({"position": "rope"}, {"name": "rope_mixed"}, "holds rope.freqs, .* set encoder.position rope_mixed"),
-    ({"position": "rope_mixed"}, {"name": "rope"}, "lacks rope.freqs, .* set encoder.position rope"),
+    (
+        {"position": "rope", "init_values": 1.0},
+        {"name": "rope_mixed"},
+        "holds rope.freqs, .* set encoder.position rope_mixed",
+    ),
+    (
+        {"position": "rope_mixed", "init_values": 1.0},
+        {"name": "rope"},
+        "lacks rope.freqs, .* set encoder.position rope",
+    ),
     ({"position": "rope_mixed", "num_heads": 2}, {"name": "rope_mixed"}, "rope.freqs .* set encoder.num_heads 3 and d"),
     ({"img_size": (16, 64)}, {}, "64 positions, which may be 4 x 16 or 8 x 8; set an encoder.img_size"),
     ({"img_size": 48}, {"img_size": (24, 40)}, "60 positions, which form no square; set an encoder.img_size"),

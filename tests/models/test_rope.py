@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.predictor import Predictor
 from hjepa_pl.models.recipe import timm_recipe
-from hjepa_pl.models.rope import axial_rotations, rotate
+from hjepa_pl.models.rope import _complex_product, _real_product, axial_rotations, complex_pays, rotate
 from hjepa_pl.models.settings import EncoderConfig, PredictorConfig
 from hjepa_pl.types import ConfigError
 
@@ -15,7 +16,7 @@ SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "patch_siz
 
 def test_rotation_turns_pairs_by_the_angle_of_their_axis() -> None:
     turn = axial_rotations((2, 3), 8, theta=10.0)
-    assert turn.shape == (6, 4)
+    assert turn.shape == (6, 4, 2)
     x = torch.randn(6, 8)
     turned = rotate(x, turn)
     for cell, (row, column) in enumerate((r, c) for r in range(2) for c in range(3)):
@@ -26,7 +27,7 @@ def test_rotation_turns_pairs_by_the_angle_of_their_axis() -> None:
 
 
 def test_logits_depend_on_the_relative_position_only() -> None:
-    turn = axial_rotations((8, 8), 16, theta=100.0).reshape(8, 8, 8)
+    turn = axial_rotations((8, 8), 16, theta=100.0).reshape(8, 8, 8, 2)
     q, k = torch.randn(16), torch.randn(16)
     logit = [(rotate(q, turn[r, c]) @ rotate(k, turn[r + 2, c + 3])).item() for r in range(5) for c in range(4)]
     assert max(logit) - min(logit) < 1e-5
@@ -34,9 +35,48 @@ def test_logits_depend_on_the_relative_position_only() -> None:
 
 
 def test_cells_lie_where_their_patches_lie() -> None:
-    turn, coarse = axial_rotations((4, 4), 8, 100.0), axial_rotations((4, 4), 8, 100.0, cell=2)
+    both = (axial_rotations((4, 4), 8, 100.0, cell) for cell in (1, 2))
+    turn, coarse = (torch.view_as_complex(x) for x in both)
     corners = turn.reshape(4, 4, 4)[:2, :2].reshape(4, 4)
     torch.testing.assert_close(coarse[0].angle(), corners.angle().mean(0))
+
+
+def test_complex_numbers_are_used_where_they_are_fast() -> None:
+    assert [complex_pays(device, False) for device in ("cpu", "cuda", "mps", "xpu")] == [True, True, False, False]
+    assert not any(complex_pays(device, True) for device in ("cpu", "cuda", "mps"))
+    assert "aten::view_as_complex" in operators_of_an_encoder(position="rope")
+
+
+@pytest.mark.parametrize("position", ["rope", "rope_mixed"])
+def test_no_operator_is_complex_where_complex_numbers_do_not_pay(position, monkeypatch) -> None:
+    monkeypatch.setattr("hjepa_pl.models.rope.complex_pays", lambda *_: False)
+    assert not [name for name in operators_of_an_encoder(position=position) if "complex" in name or "polar" in name]
+
+
+def operators_of_an_encoder(**extra) -> set[str]:
+    """Return the operators of a step of encoder and rotary predictor, both ways."""
+    encoder = VisionEncoder(EncoderConfig(**SMALL, reg_tokens=1, **extra))
+    predictor = Predictor(PredictorConfig(embed_dim=24, depth=2, num_heads=3, position="rope"), 48, (8, 8), (1,))
+    keep = torch.arange(20).expand(2, -1)
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        context = encoder(torch.randn(2, 3, 32, 32), keep)["last"]
+        predictor(context, keep, (torch.arange(30, 36).expand(2, 1, -1),))[0].square().mean().backward()
+    return {event.name for event in found.events()}
+
+
+def test_the_real_form_and_the_complex_one_agree_in_values_and_gradients() -> None:
+    results = []
+    for product in (_complex_product, _real_product):
+        torch.manual_seed(0)
+        pairs, turn = torch.randn(2, 5, 1, 3, 4, 2).requires_grad_(), torch.randn(2, 5, 1, 1, 4, 2).requires_grad_()
+        out = product(pairs, turn)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (pairs, turn))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_of_mixed_frequencies_is_not_sorted() -> None:
+    assert not {"aten::index_put_", "aten::_index_put_impl_"} & operators_of_an_encoder(position="rope_mixed")
 
 
 @pytest.mark.parametrize("position", ["rope", "rope_mixed"])
@@ -51,6 +91,23 @@ def test_mixed_frequencies_learn() -> None:
     encoder = VisionEncoder(EncoderConfig(**SMALL, position="rope_mixed"))
     encoder(torch.randn(2, 3, 32, 32), torch.arange(20).expand(2, -1))["last"].square().mean().backward()
     assert encoder.vit.rope.freqs.grad.abs().min() > 0
+
+
+def test_fixed_rotations_are_made_once_for_a_grid_and_learned_ones_each_time() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    for position, times in (("rope", 2), ("rope_mixed", 4)):
+        encoder = VisionEncoder(EncoderConfig(**SMALL, position=position))
+        calls = []
+        made = encoder.vit.rope.get_embed
+        encoder.vit.rope.get_embed = lambda made=made, calls=calls, **k: calls.append(k) or made(**k)
+        with torch.inference_mode():
+            encoder(images)
+        for x in (images, images, images[..., :16]):
+            encoder(x, torch.arange(10).expand(2, -1))["last"].sum().backward()
+        assert len(calls) == times
+    encoder = VisionEncoder(EncoderConfig(**SMALL, position="rope"))
+    before = encoder(images)["last"]
+    torch.testing.assert_close(encoder.double()(images.double())["last"].float(), before, atol=1e-4, rtol=1e-4)
 
 
 def test_theta_is_the_base_of_the_angles() -> None:
@@ -97,12 +154,13 @@ def test_rotations_survive_a_change_of_dtype() -> None:
 @pytest.mark.parametrize("position", ["sincos", "rope"])
 @pytest.mark.parametrize("attention", ["self", "cross"])
 def test_the_predictors_residual_stream_is_in_32_bits(attention, position) -> None:
-    config = PredictorConfig(embed_dim=24, depth=1, num_heads=3, position=position, attention=attention)
+    config = PredictorConfig(embed_dim=24, depth=2, num_heads=3, position=position, attention=attention)
     predictor, seen = Predictor(config, 48, (4, 4), (1,)), []
-    predictor.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    for block in predictor.blocks:
+        block.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predictor(torch.randn(1, 4, 48), torch.arange(4)[None], (torch.tensor([[[9, 12]]]),))
-    assert seen == [torch.float32]
+    assert seen == [torch.float32] * 2
 
 
 @pytest.mark.parametrize("position", ["sincos", "rope"])
@@ -132,7 +190,10 @@ def test_layer_scale_in_the_predictor(attention, position) -> None:
         (lambda: EncoderConfig(position="rope", rope_theta=0.5), "encoder.rope_theta must be above 1, got 0.5"),
         (lambda: PredictorConfig(rope_theta=10.0), "predictor.rope_theta 10 does nothing with predictor.position"),
         (lambda: PredictorConfig(position="rope", embed_dim=20, num_heads=2), "must be a multiple of 8 with predictor"),
-        (lambda: PredictorConfig(init_values=0.0), "predictor.init_values must be positive, got 0.0"),
+        (
+            lambda: PredictorConfig(init_values=0.0),
+            r"invalid `predictor.init_values=0.0`: must be > 0 and finite; remove it",
+        ),
         (lambda: EncoderConfig(checkpoint_every=2), "encoder.checkpoint_every 2 does nothing without"),
         (lambda: PredictorConfig(checkpoint_every=2), "predictor.checkpoint_every 2 does nothing without"),
         (lambda: PredictorConfig(grad_checkpointing=True, checkpoint_every=9), "is more than predictor.depth 4"),

@@ -99,6 +99,14 @@ def test_biases_norms_and_tables_do_not_decay() -> None:
     assert all(id(p) in free for m in module.trained_modules() for p in m.parameters() if p.ndim == 1)
 
 
+def test_only_cuda_defers_the_verdict_on_a_step() -> None:
+    module = make_module()
+    optimizer = module.configure_optimizers()
+    assert optimizer._step_supports_amp_scaling
+    judged_there = [module.defers(optimizer, torch.device(kind)) for kind in ("cpu", "cuda", "mps", "xpu")]
+    assert judged_there == [False, True, False, False]
+
+
 class Queued(HJEPALightningModule):
     """Judges steps as on a device with a queue: the optimizer passes over a bad one, the host hears of it later."""
 
@@ -186,7 +194,7 @@ def faults_of_filling() -> int:
 def test_precisions_under_which_the_target_does_not_move_are_refused(tmp_path, precision) -> None:
     trainer = make_trainer(tmp_path, precision="32-true")
     trainer.strategy.precision_plugin.precision = precision  # 16-mixed itself needs a card to be constructed
-    with pytest.raises(ConfigError, match=f"trainer.precision '{precision}'"):
+    with pytest.raises(ConfigError, match=f"trainer.precision={precision}"):
         trainer.fit(make_module(), make_data())
 
 
@@ -195,7 +203,7 @@ def test_precisions_under_which_the_target_does_not_move_are_refused(tmp_path, p
     [
         ({}, {"views": 1}, "data.views 1 is too few: the image level"),
         ({"levels": [{"cell": 1}], "projector": {}}, {"views": 2}, "data.views 2 does nothing without an image level"),
-        ({"optimizer": {"warmup_epochs": 1}}, {}, "optimizer.warmup_epochs 1.0 is 8 steps, as long as the run of 8"),
+        ({"optimizer": {"warmup_epochs": 1}}, {}, "`optimizer.warmup_epochs=1`: must be < trainer.max_epochs=1"),
     ],
 )
 def test_model_and_data_that_do_not_go_together_are_refused(tmp_path, module, data, message) -> None:

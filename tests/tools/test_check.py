@@ -179,10 +179,10 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
         (["noise.yaml"], "check: noise.yaml: this is no text file"),
         (["list.yaml"], "check: list.yaml: this is no config"),
         (["tiny.yaml", "--config", "nowhere.yaml"], "hjepa check: error: --config nowhere.yaml: there is no file"),
-        (["tiny.yaml", "--model.init_args.optimizer.warmup_epochs=4"], "as long as the run of 4; shorten it"),
+        (["tiny.yaml", "--model.init_args.optimizer.warmup_steps=4"], "as long as the run of 4; shorten it"),
         (
             ["tiny.yaml", "--data.init_args.datasets=[{name: folder, root: .}]", "--trainer.overfit_batches=2"],
-            "overfit_batches=2` is",
+            "`trainer.overfit_batches=2`: must be 0",
         ),
     ],
 )
@@ -220,6 +220,19 @@ def test_data_that_are_missing_are_not_fetched(config, capsys) -> None:
                  "--model.init_args.encoder.in_chans=1"]) == 2  # fmt: skip
     assert "get them with `python -c" in capsys.readouterr().err
     assert not Path("data").exists()
+
+
+@pytest.mark.parametrize("path", ["features/sigreg.yaml", pytest.param("", marks=pytest.mark.slow)])
+def test_configs_of_the_repository_are_checked(path, capsys, monkeypatch) -> None:
+    """What the README says of `hjepa check configs`: one table a run, none left out, exit status 0."""
+    monkeypatch.setattr("sys.argv", ["hjepa"])
+    asked = CONFIGS / path
+    assert main(["check", str(asked), "--trainer.devices=1", "--trainer.accelerator=cpu"]) == 0
+    out, err = capsys.readouterr()
+    runs = [p for p in CONFIGS.glob("**/*.yaml") if p.parent.name != "on" and p.is_relative_to(asked)]
+    assert runs
+    assert all(f"{p}\n" in out for p in runs)
+    assert "check: " not in err
 
 
 def test_networks_get_no_storage(capsys, monkeypatch) -> None:

@@ -1,0 +1,31 @@
+"""By which metrics a run may choose: those of the validation split, never those of the test split."""
+
+from hjepa_pl.evaluation.probe import PROBES, VAL
+from hjepa_pl.types import ConfigError
+
+DEFAULT = "linear"
+"""The probe whose validation accuracy ranks checkpoints."""
+
+
+def selection_metrics(probes: list[str]) -> list[str]:
+    """Return the metrics of some probe sets that checkpoints may be ranked by; the first is the default."""
+    order = sorted(PROBES, key=lambda name: name != DEFAULT)
+    return [f"probe/{name}/{probe}{VAL}{tail}" for name in probes for probe in order for tail in ("", "_online")]
+
+
+def refuse_test_metric(key: str, monitor: str | None) -> None:
+    """Refuse to choose by a metric of a test split.
+
+    Raises:
+        ConfigError: If `monitor` is such a metric.
+    """
+    if monitor is None or not monitor.startswith("probe/"):
+        return
+    head, _, metric = monitor.rpartition("/")
+    tail = "_online" if metric.endswith("_online") else ""
+    probe = metric.removesuffix(tail).removesuffix("_top5")
+    if probe in PROBES:
+        raise ConfigError(
+            f"invalid `{key}={monitor}`: it is measured on the test split, which would no longer tell how good the "
+            f"chosen checkpoint is; use {head}/{probe}{VAL}{tail}, measured on images held out of the training split"
+        )

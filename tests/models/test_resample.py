@@ -1,0 +1,33 @@
+"""Positions on another grid are timm's, by values and gradients, without the operator that some devices lack."""
+
+import pytest
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch.profiler import ProfilerActivity, profile
+
+from hjepa_pl.models.encoder import VisionEncoder
+from hjepa_pl.models.resample import resample_positions
+from hjepa_pl.models.settings import EncoderConfig
+
+
+@pytest.mark.parametrize("old", [(8, 8), (6, 10), (14, 14)], ids=str)
+@pytest.mark.parametrize("new", [(3, 3), (6, 6), (4, 10), (16, 16), (5, 23), (1, 8)], ids=str)
+def test_it_equals_timms_resampling_both_ways(old, new) -> None:
+    table = torch.randn(1, old[0] * old[1], 24, requires_grad=True)
+    weight = torch.randn(1, new[0] * new[1], 24)
+    expected = resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=0)
+    found = resample_positions(table, old, new)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), table)
+    (gradient,) = torch.autograd.grad((found * weight).sum(), table)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_crop_of_another_size_trains_the_table_without_the_bicubic_operator() -> None:
+    encoder = VisionEncoder(EncoderConfig(embed_dim=48, depth=1, num_heads=3, img_size=32, patch_size=4))
+    with torch.inference_mode():  # as a validation does, before the matrices are used in training
+        encoder(torch.randn(1, 3, 16, 12))
+    with profile(activities=[ProfilerActivity.CPU]) as found, torch.autocast("cpu", dtype=torch.bfloat16):
+        encoder(torch.randn(2, 3, 16, 12))["last"].square().mean().backward()
+    assert encoder.vit.pos_embed.grad.abs().sum() > 0
+    assert not [event.name for event in found.events() if "bicubic" in event.name]
