@@ -84,7 +84,7 @@ def _told(error: BaseException | None) -> str:
 def _fail(sentence: str, status: int) -> int:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     print(f"hjepa: error{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr, flush=True)
-    if world_size() > 1 and list(HJEPACLI.argv) == sys.argv[2:]:
+    if world_size() > 1:
         # At once: taking leave of processes that are gone, or wait for this one, may take for ever.
         sys.stdout.flush()
         os._exit(status)

@@ -136,16 +136,16 @@ def test_a_reader_who_has_enough_is_no_error(config) -> None:  # noqa: F811
 
 
 REFUSED = {
-    "--trainer.devices=-1": "trainer.devices -1 is all devices, and a CPU is one; set trainer.devices to 1",
-    "--trainer.accelerator=tpu": "trainer (accelerator 'tpu', devices",
+    "--trainer.devices=-1": "invalid `trainer.devices=-1`: a CPU has no number of devices",
+    "--trainer.accelerator=tpu": "invalid `trainer.accelerator=tpu`: must be",
     "--trainer.callbacks=DeviceStatsMonitor": "install it, or remove the key that asks for it",
-    "--trainer.logger=wandb": "for Weights & Biases set logging.wandb to true",
+    "--trainer.logger=wandb": "write --logging.wandb=true",
     "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: foo}}]": (
         "EarlyStopping.monitor 'foo' is logged by nothing; take train/loss"
     ),
-    "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {monitor: probe/digits/knnn}}]": (
-        "ModelCheckpoint.monitor 'probe/digits/knnn' is logged by nothing; take train/loss, another train/..., "
-        "collapse/..., probe/digits/linear, "
+    "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {monitor: probe/digits/knnn_val}}]": (
+        "ModelCheckpoint.monitor 'probe/digits/knnn_val' is logged by nothing; take train/loss, another train/..., "
+        "collapse/..., probe/digits/"
     ),
     "--trainer.callbacks=[{class_path: LambdaCallback, init_args: {on_fit_start: os.system}}]": (
         "LambdaCallback takes functions, which no config can hold"

@@ -8,18 +8,27 @@ from hjepa_pl.__main__ import main
 from tests.test_configs import CONFIGS, CROPS_AT_ONCE, FOLDER, SMALL, data_folder, write_tree  # noqa: F401 (a fixture)
 
 
-def test_check_takes_every_config(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
+def check(folder, monkeypatch, capsys, path) -> list[str]:
+    monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["hjepa"])
-    status = main(["check", str(FOLDER)])
+    status = main(["check", str(path)])
     said = capsys.readouterr()
     assert (status, said.err) == (0, "")
-    tables = {line for line in said.out.splitlines() if line.endswith(".yaml")}
-    assert tables >= {str(path) for path in CONFIGS}
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
+    return said.out.splitlines()
 
 
-@pytest.mark.slow  # minutes in all; .ci/run asks for them
+def test_check_takes_a_config_with_regularizers_on_tokens(tmp_path, monkeypatch, capsys) -> None:
+    check(tmp_path, monkeypatch, capsys, FOLDER / "features" / "sigreg.yaml")
+
+
+@pytest.mark.slow  # as long as all of the suite, with the next; .ci/run asks for them
+def test_check_takes_every_config(tmp_path, monkeypatch, capsys) -> None:
+    lines = check(tmp_path, monkeypatch, capsys, FOLDER)
+    assert {line for line in lines if line.endswith(".yaml")} >= {str(path) for path in CONFIGS}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_bench_measures_every_config(path, data_folder, capsys, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setattr("sys.argv", ["hjepa"])
@@ -36,6 +45,7 @@ def test_bench_measures_every_config(path, data_folder, capsys, monkeypatch) -> 
     status = main([
         "bench", "--json", "--steps=2", "--config", str(path), "--trainer.accelerator=cpu",
         "--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=8", "--data.init_args.epoch_size=8",
+        "--data.init_args.num_workers=0",  # two steps are over before a worker has started
         "--model.init_args.optimizer.warmup_epochs=0", *SMALL.get(path.stem, []), *CROPS_AT_ONCE.get(path.stem, []),
     ])  # fmt: skip
     said = capsys.readouterr()
