@@ -47,7 +47,8 @@ ANSWERED: list[tuple[str, list[str], str]] = [
      "EarlyStopping.monitor 'val_loss' is logged by nothing; take train/loss"),
     ("tiny", ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=probe/digits/knn"],
      "`trainer.callbacks: EarlyStopping.monitor=probe/digits/knn`: it is measured on the test split"),
-    ("tiny", ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val_loss"], "ModelCheckpoint.monitor 'val_loss' is"),
+    ("tiny", ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val_loss"],
+     "ModelCheckpoint.monitor 'val_loss' is logged by nothing"),
 ]  # fmt: skip
 
 
@@ -77,7 +78,7 @@ WORKS: list[tuple[list[str], Any]] = [
      {"size": None, "embed_dim": 64}),
     (["sized.yaml", "--model.encoder", "small", "--trainer.max_steps=1", "--data.batch_size=4",
       "--model.encoder.in_chans=1", "--model.encoder.img_size=8", "--data.augmentation=jepa"], {"size": "small"}),
-    (["tiny.yaml", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=probe/digits/linear"], {}),
+    (["tiny.yaml", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=probe/digits/linear_val"], {}),
 ]  # fmt: skip
 
 

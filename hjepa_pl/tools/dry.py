@@ -11,7 +11,6 @@ import torch
 from hjepa_pl.cli import HJEPACLI
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.multicrop import ViewPlan
-from hjepa_pl.data.surroundings import refuse_overfit
 from hjepa_pl.functional.length import limited, total_steps
 from hjepa_pl.launch import start
 from hjepa_pl.models.pretrained import weights_follow
@@ -77,7 +76,6 @@ class DryCLI(ToolCLI):
         self.trainer._data_connector.attach_data(self.model, datamodule=self.datamodule)
         self.trainer.strategy.connect(self.model)
         if isinstance(self.datamodule, MultiDatasetDataModule):
-            refuse_overfit(self.trainer)
             self.views = self.datamodule.planned_views()
         self.model.setup("fit")
 
