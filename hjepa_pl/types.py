@@ -78,7 +78,9 @@ class Masks(NamedTuple):
     context: Tensor
     """(B, K) int64: indices of the visible patches, in no particular order."""
     targets: tuple[Tensor, ...]
-    """One (B, T, M) int64 tensor per token level: indices of the target cells on that level's own grid."""
+    """One (B, T, M) int64 tensor per token level: indices of the target cells on that level's own grid. With joint
+    targets (and with random masks) T is 1 and no cell is twice in a row; else the T blocks of an image may share
+    cells."""
 
 
 class LevelState(NamedTuple):

@@ -20,6 +20,12 @@ def scores(key: int, position: Tensor, n: int) -> Tensor:
     return drawn.add_(place).to(torch.int32)
 
 
+def some_of(values: Tensor, n: int) -> Tensor:
+    """Return some of the scores of `n` places, (B, m), with their places among the m."""
+    drawn = values.bitwise_right_shift(_place_bits(n)).bitwise_left_shift_(_place_bits(n))
+    return drawn.add_(torch.arange(values.shape[1], dtype=torch.int32, device=values.device))
+
+
 def smallest(values: Tensor, count: int) -> Tensor:
     """Return where the smallest scores of each row (B, N) stand: (B, count) int64, in no order.
 

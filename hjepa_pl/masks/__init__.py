@@ -1,6 +1,7 @@
 """Masks: which patches the context encoder sees and which cells are predicted."""
 
 from collections.abc import Callable
+from functools import partial
 
 from hjepa_pl.masks.base import MaskGenerator, MaskShape
 from hjepa_pl.masks.hierarchical import HierarchicalMasks
@@ -14,14 +15,11 @@ __all__ = [
 ]  # fmt: skip
 
 _Maker = Callable[[MaskConfig, tuple[int, int], tuple[int, ...], int], MaskGenerator]
-_KINDS: dict[str, _Maker] = {
-    "multiblock": MultiBlockMasks,
-    "hierarchical": HierarchicalMasks,
-    "random": RandomMasks,
-}
 
 
-def build_masks(config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], seed: int) -> MaskGenerator:
+def build_masks(
+    config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], seed: int, joint: bool = True
+) -> MaskGenerator:
     """Make the mask generator of a config for a grid and the levels' cells.
 
     Args:
@@ -29,11 +27,18 @@ def build_masks(config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...
         grid: Rows and columns of patches.
         cells: Side of the cells of each token level, in patches, finest level first.
         seed: Seed of the run.
+        joint: Whether all targets of a level are predicted in one pass: each cell once, however many blocks hold it.
+            Else each block is a pass of its own, whole.
 
     Raises:
         ConfigError: If a cell does not divide the grid or the masks are impossible on it.
     """
-    make = _KINDS[config.kind]
+    kinds: dict[str, _Maker] = {
+        "multiblock": partial(MultiBlockMasks, joint=joint),
+        "hierarchical": partial(HierarchicalMasks, joint=joint),
+        "random": RandomMasks,
+    }
+    make = kinds[config.kind]
     for level, cell in enumerate(cells):
         if grid[0] % cell or grid[1] % cell:
             divide = [c for c in range(1, min(grid) + 1) if grid[0] % c == 0 and grid[1] % c == 0]

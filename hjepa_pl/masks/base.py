@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hjepa_pl.functional.choice import LATER, scores, smallest
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.types import Counters, Masks
 
@@ -25,6 +24,9 @@ class MaskShape(NamedTuple):
     """Patches that the context encoder sees."""
     inner: tuple[tuple[int, int], ...] = ()
     """Hierarchical masks: rows and columns of each finer level's block, finest level first."""
+    asked: tuple[int, ...] = ()
+    """Joint targets: the distinct cells that are asked for, in whole cells of all levels (hierarchical masks: of each
+    level, finest first, in cells that are whole at the finer levels too). Empty: all of every block."""
 
 
 def min_visible(patches: int) -> int:
@@ -64,16 +66,6 @@ class MaskGenerator(ABC):
     @abstractmethod
     def _draw(self, counters: Counters) -> Masks:
         """Draw the masks of a batch: `context` (B, K) and per level (B, T, M), all functions of the counters."""
-
-    def _keep(self, visible: Tensor, count: int, counters: Counters) -> Tensor:
-        """Pick `count` of the visible patches (B, N) at random: (B, count) indices, in no order.
-
-        Which are dropped is random, so that no corner of the image is seen less often (I-JEPA cuts a raster-ordered
-        list, which drops the lower right).
-        """
-        key = hash_int(self.seed, counters.epoch, Stream.KEEP)
-        score = scores(key, counters.position, visible.shape[1])
-        return smallest(score.add_(~visible, alpha=LATER), count)
 
     def _cells_of(self, cell: int, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the cells of blocks of `size` at corners (B, T), in patches: (B, T, M) indices on the cells' grid."""

@@ -1,13 +1,19 @@
 """Hierarchical masks: every level predicts a block of its own, nested in that of the next coarser level."""
 
 import math
+from collections.abc import Iterator
+from copy import copy
 
+import torch
+from torch import Tensor
+
+from hjepa_pl.functional.choice import LATER, scores, smallest
 from hjepa_pl.functional.counters import Stream, hash_int, uniform
-from hjepa_pl.masks.blocks import MAX_SHAPES, NEAR, BlockMasks
+from hjepa_pl.masks.base import MaskShape
+from hjepa_pl.masks.blocks import COVERED, BlockMasks, Placed
 from hjepa_pl.masks.settings import MaskConfig
+from hjepa_pl.masks.sizes import MAX_SHAPES, Size, nested_sizes
 from hjepa_pl.types import ConfigError, Counters, Masks
-
-Size = tuple[int, int]
 
 
 class HierarchicalMasks(BlockMasks):
@@ -21,10 +27,12 @@ class HierarchicalMasks(BlockMasks):
     is reached at every level, but its border less often than its middle, the more so the finer the level.
     """
 
-    default_scale = (0.2, 0.35)
+    default_scales = ((0.2, 0.35),)
     prefers_several = True
 
-    def __init__(self, config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self, config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], seed: int, joint: bool = True
+    ) -> None:
         """Make the table of shapes.
 
         Raises:
@@ -44,9 +52,11 @@ class HierarchicalMasks(BlockMasks):
         self.nest = 0.5 if config.nest is None else config.nest
         # A level's block is also whole in the cells of all finer levels, so that theirs fit into it.
         self.steps = tuple(math.lcm(*cells[: level + 1]) for level in range(len(cells)))
-        super().__init__(config, grid, cells, seed)
+        super().__init__(config, grid, cells, seed, joint)
         nested = [s._replace(inner=i) for s in self.shapes for i in self._chains((s.height, s.width), self.nest)]
         self.shapes = tuple(nested[:MAX_SHAPES])
+        if joint:
+            self.shapes = tuple(self._count_inner(shape) for shape in self.shapes)
 
     def _choose(self, sizes: list[Size]) -> list[Size]:
         """Return sizes that hold a chain of nested blocks, spread over the range of areas.
@@ -82,43 +92,63 @@ class HierarchicalMasks(BlockMasks):
 
     def _draw(self, counters: Counters) -> Masks:
         shape = self.shape_of(counters.step)
-        top, left, context = self._place(shape, counters)
+        placed = self._place(shape, counters)
+        if not self.joint:
+            targets = [self._cells_of(self.cells[-1], placed.top, placed.left, (shape.height, shape.width))]
+            for level, (top, left) in self._nested(shape, placed, counters):
+                targets.append(self._cells_of(self.cells[level], top, left, shape.inner[level]))
+            return Masks(self._context(placed.covered, shape, self._scores(counters)), tuple(reversed(targets)))
+        asked, context = self._divide(shape, placed, counters)
+        targets = [self._split(asked, self.cell, self.cells[-1])[:, None]]
+        for level, corners in self._nested(shape, placed, counters):
+            asked = self._ask(asked, level, corners, shape, counters, shape.asked[level])
+            targets.append(self._split(asked, self.steps[level], self.cells[level])[:, None])
+        return Masks(context, tuple(reversed(targets)))
+
+    def _nested(self, shape: MaskShape, placed: Placed, counters: Counters) -> Iterator[tuple[int, Tensor]]:
+        """Draw where each finer level's blocks lie in those of the next coarser: the level, and corners (2, B, T)."""
         key = hash_int(self.seed, counters.epoch, Stream.NEST)
         u = uniform(key, counters.position, 2 * len(shape.inner) * shape.blocks)
         u = u.reshape(len(u), 2, len(shape.inner), shape.blocks)
-        size = (shape.height, shape.width)
-        targets = [self._cells_of(self.cells[-1], top, left, size)]
+        corners, size = torch.stack([placed.top, placed.left]), (shape.height, shape.width)
         for level in reversed(range(len(shape.inner))):
             step, inner = self.steps[level], shape.inner[level]
             places = [(o - i) // step + 1 for o, i in zip(size, inner, strict=True)]
-            down, right = ((u[:, axis, level] * n).long().clamp_(max=n - 1) * step for axis, n in enumerate(places))
-            top, left, size = top + down, left + right, inner
-            targets.append(self._cells_of(self.cells[level], top, left, size))
-        return Masks(context, tuple(reversed(targets)))
+            shift = [(u[:, axis, level] * n).long().clamp_(max=n - 1) * step for axis, n in enumerate(places)]
+            corners, size = corners + torch.stack(shift), inner
+            yield level, corners
 
+    def _ask(
+        self, asked: Tensor, level: int, corners: Tensor, shape: MaskShape, counters: Counters, count: int | None
+    ) -> Tensor:
+        """Return the cells that a finer level is asked for, all within those of the next coarser level.
 
-def nested_sizes(outer: Size, nest: float, step: int) -> list[Size]:
-    """Return the heights and widths, multiples of `step`, that are nearest to a share of a block's area and its form.
+        Those that its blocks cover, less the surplus, which is dropped at random; and others where they are too few.
 
-    Args:
-        outer: Rows and columns of the block that holds it, in patches.
-        nest: Area asked for, as a share of the outer block's.
-        step: Side of the cells that it is made of, in patches.
+        Args:
+            asked: (B, U) cells that the coarser level is asked for.
+            level: Number of the finer level.
+            corners: (2, B, T) of its blocks.
+            shape: Of the step.
+            counters: Of the batch.
+            count: How many; None is the percentile over the batch.
+        """
+        step = self.steps[level]
+        own = self._split(asked, self.steps[level + 1], step)
+        wanted = self._covered(corners, shape.inner[level], step).gather(1, own) > 0
+        if count is None:
+            count = max(1, int(wanted.sum(dim=1).sort().values[int(COVERED[0] * len(own))]))
+        score = scores(hash_int(self.seed, counters.epoch, Stream.KEEP, level), counters.position, own.shape[1])
+        return own.gather(1, smallest(score.add_(~wanted, alpha=LATER), count))
 
-    Returns:
-        The best size, or those that tie (a lying and a standing one); empty where the share is less than one cell, or
-        nothing smaller than the outer block is near it.
-    """
-    area = outer[0] * outer[1]
-    if nest * area < step * step - 1e-9:
-        return []
-    ranked = []
-    for height in range(step, outer[0] + 1, step):
-        for width in range(step, outer[1] + 1, step):
-            off = abs(math.log(height * width / area / nest))
-            if height * width < area and off <= NEAR:
-                turn = abs(math.log(height / width * outer[1] / outer[0]))
-                # The area counts twice, the form follows the outer block's, and of equals the squarer is taken.
-                ranked.append((round(2 * off + turn, 6), round(abs(math.log(height / width)), 6), height, width))
-    best = min(ranked)[:2] if ranked else ()
-    return [(h, w) for *rank, h, w in ranked if tuple(rank) == best]
+    def _count_inner(self, shape: MaskShape) -> MaskShape:
+        """Add how many cells the finer levels are asked for: percentiles over 2,000 placements of a fixed key."""
+        fixed, counters = copy(self), Counters(0, 0, torch.arange(2000, device="cpu"))
+        fixed.seed = 0
+        with torch.autocast("cpu", enabled=False):
+            placed = fixed._place(shape, counters)
+            asked = fixed._divide(shape, placed, counters)[0]
+            for level, corners in fixed._nested(shape, placed, counters):
+                asked = fixed._ask(asked, level, corners, shape, counters, None)
+                shape = shape._replace(asked=(asked.shape[1], *shape.asked))
+        return shape

@@ -7,10 +7,14 @@ from hjepa_pl.types import Counters, Masks
 class MultiBlockMasks(BlockMasks):
     """Several target blocks an image, of one size a step, that every level predicts; the context is what they leave."""
 
-    default_scale = (0.15, 0.2)
+    default_scales = ((0.15, 0.2), (0.2, 0.25))
 
     def _draw(self, counters: Counters) -> Masks:
         shape = self.shape_of(counters.step)
-        top, left, context = self._place(shape, counters)
+        placed = self._place(shape, counters)
+        if self.joint:
+            asked, context = self._divide(shape, placed, counters)
+            return Masks(context, tuple(self._split(asked, self.cell, cell)[:, None] for cell in self.cells))
         size = (shape.height, shape.width)
-        return Masks(context, tuple(self._cells_of(cell, top, left, size) for cell in self.cells))
+        targets = tuple(self._cells_of(cell, placed.top, placed.left, size) for cell in self.cells)
+        return Masks(self._context(placed.covered, shape, self._scores(counters)), targets)

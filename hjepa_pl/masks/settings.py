@@ -19,16 +19,16 @@ class MaskConfig:
     """Rectangular target blocks (I-JEPA, arXiv:2301.08243, appendix A.1); such blocks for the coarsest token level,
     with smaller ones for the finer levels nested inside; or single cells anywhere."""
     num_targets: int | Literal["auto"] | None = None
-    """Target blocks an image (multiblock; hierarchical: of each level); null or 'auto' is 4, or fewer where the grid
-    is too small for 4."""
+    """Target blocks an image (multiblock; hierarchical: of each level); null or 'auto' is the fewest, for each size of
+    block, that bring the visible patches to 0.3 to 0.4 of the grid, or as near as the grid allows (at most 8)."""
     target_scale: tuple[float, float] | None = None
-    """Area of a block as a share of the grid; null is [0.15, 0.2] (multiblock), or [0.2, 0.35] for the coarsest
-    level's blocks (hierarchical)."""
+    """Area of a block as a share of the grid; null is [0.15, 0.2] (multiblock; [0.2, 0.25] where no block of whole
+    cells has that), or [0.2, 0.35] for the coarsest level's blocks (hierarchical)."""
     aspect_ratio: tuple[float, float] | None = None
     """Height over width of a block (hierarchical: of the coarsest level); null is [0.75, 1.5]."""
     max_visible: float | None = None
     """Most patches that the context encoder is given, as a share of the grid (not random): fewer are cheaper and
-    harder; null is all that the blocks leave. I-JEPA's published masks leave about 0.3."""
+    harder; null is 0.4. I-JEPA's published masks leave about 0.3."""
     nest: float | None = None
     """Area of a level's block as a share of the next coarser level's, which holds it (hierarchical only); null is 0.5,
     snapped to whole cells."""

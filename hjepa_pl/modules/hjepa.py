@@ -120,7 +120,8 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         self._crop_masks: dict[tuple[int, int], MaskGenerator] = {}
         if self.token_levels:
             cells = tuple(int(level.cell) for level in self.token_levels)
-            self.masks = build_masks(settings["masks"], grid, cells, self.seed)
+            joint = settings["predictor"].targets == "joint"
+            self.masks = build_masks(settings["masks"], grid, cells, self.seed, joint)
             check_masks(settings["predictor"].targets, self.masks)
         self.depths = plan_depths(self.token_levels, self.image_level, settings, geometry.depth)
         networks = build_networks(settings, self.token_levels, self.image_level, self.depths)

@@ -17,7 +17,7 @@ from step import add_sizes, make_batch, timed_step
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.functional.allocator import keep_freed_memory
-from hjepa_pl.masks import MaskShape
+from hjepa_pl.masks import MaskShape, build_masks
 from hjepa_pl.models.compiled import compile_blocks
 
 
@@ -40,7 +40,8 @@ def main() -> None:
     predictor = {"embed_dim": a.pred_dim, "depth": a.pred_depth, "num_heads": a.pred_heads, "attention": a.attention}
     encoder = {"size": a.size, "patch_size": a.patch, "img_size": a.img}
     module = HJEPALightningModule(encoder=encoder, levels=[{"cell": 1}], predictor=predictor).train().to(device)
-    assert module.masks is not None
+    # Whole blocks, repeats and all, so that the predictor has as many queries as the reference's.
+    module.masks = build_masks(module.mask_config, module.context_encoder.grid, (1,), module.seed, joint=False)
     module.masks.shapes = (MaskShape(*a.block, 4, a.visible),)
     optimizer = module.configure_optimizers()
     if a.compile:

@@ -181,7 +181,7 @@ CHANGES = {
     "hierarchical masks": {"masks": {"kind": "hierarchical"}},
     "num_targets": {"masks": {"num_targets": 1}},
     "target_scale": {"masks": {"target_scale": [0.05, 0.07]}},
-    "max_visible": {"masks": {"max_visible": 0.4}},
+    "max_visible": {"masks": {"max_visible": 0.5}},
     "separate": {"predictor": SMALL_PREDICTOR | {"targets": "separate"}},
     "cross": {"predictor": SMALL_PREDICTOR | {"attention": "cross"}},
     "fused": {

@@ -101,7 +101,7 @@ def test_the_predictor_s_tokens_are_those_of_its_blocks(config, more) -> None:
 
 def test_sizes_that_leave_as_much_visible_count_each(config, capsys) -> None:
     """Of the same number of visible patches, blocks of other sizes have more to predict."""
-    keys = {"encoder.img_size": 12, "encoder.depth": 1, "masks.max_visible": 0.4}
+    keys = {"encoder.img_size": 24, "encoder.depth": 1, "masks.max_visible": 0.3}
     words = ["--config", str(config), *(f"--model.init_args.{key}={value}" for key, value in keys.items())]
     with scratch_folder() as scratch:
         cli = prepare(words, DryCLI, scratch)
