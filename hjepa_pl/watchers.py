@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from hjepa_pl.callbacks.clock import Clock
+from hjepa_pl.callbacks.model_line import ModelLine
 from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.outputs import (
@@ -53,6 +54,8 @@ def of_training(
         found.append(Clock(str(folder)))
     if trainer["enable_progress_bar"] is not False:
         found.append(Progress())
+    if trainer["enable_model_summary"] is not False:
+        found.append(ModelLine())
     return found
 
 

@@ -61,6 +61,20 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert "hjepa fit --config configs/quickstart.yaml" in done.stdout
 
 
+def test_the_first_screen_is_about_the_run(config) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hjepa_pl", "fit", "tiny.yaml", "--trainer.max_steps=2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "parameters: context_encoder 15 k, target_encoder 15 k (no gradient), predictor" in said
+    for noise in ("FLOPs", "eval mode", "Tip:", "TPU", "LeafSpec", "Deprecat", "model summary", "rank_zero_warn("):
+        assert noise not in said, said
+
+
 def test_a_run_writes_what_the_design_says(config) -> None:
     assert fit(config) == 0
     run = Path("results/tiny")
