@@ -1,5 +1,6 @@
 """From the words of a command line to its run and its exit status."""
 
+import logging
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | N
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch, nothing that a user could change
     ):
         warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
     kind.argv, kind.started = list(args[1:]), time.monotonic() if began is None else began
     return kind(
         PretrainModule,
@@ -44,6 +46,13 @@ def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | N
         save_config_callback=None,
         parser_kwargs={"allow_abbrev": False, "exit_on_error": False},
         trainer_defaults={"num_sanity_val_steps": -1, "use_distributed_sampler": False, "log_every_n_steps": 10},
+    )
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Return whether a note of Lightning is about the run: not an advertisement, a TPU, or a table that is ours."""
+    return not record.getMessage().startswith(
+        ("\N{ELECTRIC LIGHT BULB} Tip", "TPU available: False", "Trainer already")
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,11 +57,22 @@ class LoggingConfig:
     """Whether W&B uploads while the run goes on; offline runs are uploaded by `wandb sync`."""
     wandb_project: str = "hjepa_pl"
     """W&B's project."""
+    wandb_group: str | None = None
+    """Group of runs that W&B shows together, the seeds of one config for example."""
+    wandb_tags: list[str] | None = None
+    """Tags of the W&B run."""
+    wandb_notes: str | None = None
+    """Notes of the W&B run."""
 
     def __post_init__(self) -> None:
         """Refuse W&B's keys without W&B."""
-        if not self.wandb and (self.wandb_mode, self.wandb_project) != ("offline", "hjepa_pl"):
-            raise ConfigError("logging.wandb_mode and wandb_project do nothing without logging.wandb true; set it.")
+        given = [
+            field.name
+            for field in fields(self)
+            if field.name.startswith("wandb_") and getattr(self, field.name) != field.default
+        ]
+        if given and not self.wandb:
+            raise ConfigError(f"logging.{given[0]} does nothing without logging.wandb true; set it.")
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -144,13 +155,18 @@ def build_loggers(config: LoggingConfig, folder: Path, resumed_step: int | None)
     if config.tensorboard:
         loggers.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=""))
     if config.wandb:
-        loggers.append(
-            WandbLogger(
-                name=folder.name, project=config.wandb_project, save_dir=folder / "logs",
-                offline=config.wandb_mode == "offline",
-            )
-        )  # fmt: skip
+        loggers.append(_wandb(config, folder, resumed=resumed_step is not None))
     return loggers
+
+
+def _wandb(config: LoggingConfig, folder: Path, *, resumed: bool) -> WandbLogger:
+    """Return W&B's logger; a run that goes on is the same one for W&B, whose id is the end of its folder's name."""
+    earlier = sorted((folder / "logs" / "wandb").glob("*run-*-*")) if resumed else []
+    run: dict[str, Any] = {"id": earlier[-1].name.rpartition("-")[2], "resume": "allow"} if earlier else {}
+    return WandbLogger(
+        name=folder.name, project=config.wandb_project, save_dir=folder / "logs", group=config.wandb_group,
+        offline=config.wandb_mode == "offline", tags=config.wandb_tags, notes=config.wandb_notes, **run,
+    )  # fmt: skip
 
 
 def refuse_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from hjepa_pl.callbacks.clock import Clock
+from hjepa_pl.callbacks.model_line import ModelLine
 from hjepa_pl.callbacks.progress import Progress
 from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.callbacks.selection import refuse_test_metric, selection_metrics
@@ -51,6 +52,8 @@ def of_training(
         found.append(Clock(str(folder)))
     if trainer["enable_progress_bar"] is not False:
         found.append(Progress())
+    if trainer["enable_model_summary"] is not False:
+        found.append(ModelLine())
     return found
 
 

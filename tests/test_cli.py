@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import wandb
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
@@ -59,6 +60,21 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = "import sys; from hjepa_pl.__main__ import main; main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert "hjepa fit --config configs/quickstart.yaml" in done.stdout
+    assert "predict" not in done.stdout  # row numbers of the training sets are no answer to advertise
+
+
+def test_the_first_screen_is_about_the_run(config) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hjepa_pl", "fit", "tiny.yaml", "--trainer.max_steps=2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "parameters: context_encoder 15 k, target_encoder 15 k (no gradient), predictor" in said
+    for noise in ("FLOPs", "eval mode", "Tip:", "TPU", "LeafSpec", "Deprecat", "model summary", "rank_zero_warn("):
+        assert noise not in said, said
 
 
 def test_a_run_writes_what_the_design_says(config, capsys) -> None:
@@ -236,10 +252,29 @@ def test_checkpoints_of_every_kind_and_a_users_own_callbacks(config) -> None:
     assert list(Path("mine").glob("*.ckpt"))
 
 
-def test_wandb_logs_offline_into_the_run(config) -> None:
-    assert fit(config, "--logging.wandb=true") == 0
-    assert list(Path("results/tiny/logs").glob("wandb/offline-run-*"))
+def test_wandb_logs_offline_into_the_run_and_a_resumed_one_is_the_same(config) -> None:
+    words = [
+        "--logging.wandb=true",
+        "--logging.wandb_tags=[firsttag, secondtag]",
+        "--logging.wandb_group=seeds",
+        "--logging.wandb_notes=mynotes",
+    ]
+    assert fit(config, *words) == 0
+    first = list(Path("results/tiny/logs").glob("wandb/offline-run-*"))
+    assert len(first) == 1
     assert not Path("results/tiny.1").exists()
+    wandb.finish()  # as the end of a process does
+    assert fit(config, *words, "--ckpt_path=last", "--trainer.max_epochs=2") == 0
+    both = list(Path("results/tiny/logs").glob("wandb/offline-run-*"))
+    assert len(both) == 2
+    assert len({run.name.rpartition("-")[2] for run in both}) == 1
+    wandb.finish()
+    for run in both:
+        record = next(run.glob("*.wandb")).read_bytes()
+        assert all(word in record for word in (b"firsttag", b"secondtag", b"mynotes", b"seeds"))
+    assert fit(config, *words) == 0  # a fresh start is another
+    fresh = next(Path("results/tiny/logs").glob("wandb/offline-run-*"))
+    assert fresh.name.rpartition("-")[2] != first[0].name.rpartition("-")[2]
 
 
 @pytest.mark.parametrize("side", [32, 300])
@@ -434,7 +469,7 @@ REFUSED = [
     (["--checkpoint.monitor=probe/digits/knn_online"], "use probe/digits/knn_val_online"),
     (["--checkpoint.monitor=probe/digits/linear_top5"], "use probe/digits/linear_val"),
     (["--collapse.max_image_share=0"], "invalid `collapse.max_image_share=0.0`: use above 0 to 1"),
-    (["--logging.wandb_project=x"], "logging.wandb_mode and wandb_project do nothing"),
+    (["--logging.wandb_project=x"], "logging.wandb_project does nothing without logging.wandb true"),
     (["--model.init_args.encoder.size=tiny"], "encoder.size 'tiny' does nothing"),
     (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),
     (["--model.init_args.masks={target_scale: [0.01, 0.02]}"], "masks.target_scale"),

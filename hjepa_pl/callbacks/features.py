@@ -39,4 +39,7 @@ class FeatureWriter(BasePredictionWriter):
         rank = f".rank{trainer.global_rank}" if trainer.world_size > 1 else ""
         path = self.directory / f"features{rank}.pt"
         torch.save(joined, path)
-        rank_zero_info(f"features of {', '.join(joined)} written to {path}")
+        rank_zero_info(
+            f"features of the training sets ({', '.join(joined)}) written to {path}: rows by number in each set "
+            "('place'), without names of files."
+        )

@@ -27,7 +27,7 @@ from hjepa_pl.data.plan import plan_epoch
 from hjepa_pl.data.presets import Preset
 from hjepa_pl.data.probes import ProbeSplit
 from hjepa_pl.data.sets import LoadedSets, dataset_names
-from hjepa_pl.data.settings import DatasetConfig, ProbeConfig
+from hjepa_pl.data.settings import DatasetConfig, ProbeConfig, as_list
 from hjepa_pl.data.shards import ShardImages
 from hjepa_pl.data.storage import Images
 from hjepa_pl.data.stored import stored_settings
@@ -41,7 +41,7 @@ class MultiDatasetDataModule(LightningDataModule):
     """Draws augmented views from a mixture of datasets, and clean images from probe sets.
 
     Args:
-        datasets: The mixture.
+        datasets: The mixture: a list of settings or mappings of them; a name or one mapping is a list of one.
         batch_size: Images per process and step.
         views: Views of each image.
         epoch_size: Images drawn in an epoch over all processes; the sum of the datasets' sizes if not given.
@@ -87,8 +87,8 @@ class MultiDatasetDataModule(LightningDataModule):
         index_cache: str | None = INDEX_CACHE,
     ) -> None:
         super().__init__()
-        self.datasets = list(from_plain_list(DatasetConfig, datasets, "datasets"))
-        self.probe = list(from_plain_list(ProbeConfig, probe or [], "probe"))
+        self.datasets = list(from_plain_list(DatasetConfig, as_list(datasets), "datasets"))
+        self.probe = list(from_plain_list(ProbeConfig, as_list(probe or []), "probe"))
         self.augmentation = augmentation_config(augmentation)
         self.multicrop = None if multicrop is None else from_plain(MultiCropConfig, multicrop, "multicrop")
         self.batch_size, self.views, self.epoch_size = batch_size, views, epoch_size

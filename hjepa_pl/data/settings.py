@@ -1,6 +1,8 @@
 """What a user may set about the data: frozen records that refuse what cannot be meant."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config, of_dataset
@@ -43,6 +45,7 @@ class DatasetConfig:
     parts or None."""
 
     def __post_init__(self) -> None:
+        _take_paths(self)
         check_name("datasets.name", self.name)
         check_name("datasets.split", self.split)
         check_number(f"datasets.weight (of {self.name})", self.weight, 0.0, open_low=True)
@@ -85,6 +88,7 @@ class ProbeConfig:
     that is judged on and left out of `datasets`."""
 
     def __post_init__(self) -> None:
+        _take_paths(self)
         check_name("probe.name", self.name)
         if self.name == "webdataset":
             raise ConfigError(
@@ -102,6 +106,20 @@ class ProbeConfig:
                 )
         check_whole(f"probe.max_train (of {self.name})", self.max_train, 2)
         check_whole(f"probe.max_test (of {self.name})", self.max_test, 1)
+
+
+def _take_paths(config: "DatasetConfig | ProbeConfig") -> None:
+    """Turn pathlib's paths into text, as a config holds them."""
+    for key in ("root", "classes"):
+        if isinstance(getattr(config, key), PurePath):
+            object.__setattr__(config, key, str(getattr(config, key)))
+
+
+def as_list(given: Any) -> Any:
+    """Return a list of datasets or probes from a name, one mapping or record, or a list of any of them."""
+    single = isinstance(given, str | Mapping | DatasetConfig | ProbeConfig)
+    entries = [given] if single else given
+    return [{"name": e} if isinstance(e, str) else e for e in entries] if isinstance(entries, list | tuple) else entries
 
 
 def refuse_twice(key: str, names: list[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from hjepa_pl.types import ConfigError
@@ -79,6 +80,8 @@ def _coerce(hint: Any, value: Any, key: str) -> Any:
             return float(value)
         if option is int and isinstance(value, int) and not isinstance(value, bool):
             return value
+        if option is str and isinstance(value, PurePath):
+            return str(value)
         if option in (bool, str) and isinstance(value, option):
             return value
         if dataclasses.is_dataclass(option) and isinstance(value, option):  # type: ignore[arg-type]

@@ -9,6 +9,21 @@ from hjepa_pl.modules.networks import Depths
 from hjepa_pl.types import ConfigError
 
 
+def refuse_raw(images: Tensor, channels: int) -> None:
+    """Refuse images as they come from a file: bytes, without a batch, or with the channels last.
+
+    Raises:
+        ConfigError: Saying how images are prepared.
+    """
+    if not images.is_floating_point():
+        raise ConfigError(
+            f"images of {images.dtype} cannot be encoded: give floats, (x / 255 - mean) / std for each channel, with "
+            "the mean and std of training (ImageNet's for color)."
+        )
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ConfigError(f"images must be (B, {channels}, H, W), got the shape {tuple(images.shape)}.")
+
+
 class Features:
     """The use of a module. Images are prepared as the data module prepares clean ones.
 
@@ -27,6 +42,15 @@ class Features:
         """The target encoder, or the online one where there is no other."""
         return self.context_encoder if self.target_encoder is None else self.target_encoder
 
+    @property
+    def encoder(self) -> VisionEncoder:
+        """The encoder to use after training: the judged one (`context_encoder` and `target_encoder` are both kept)."""
+        return self.judged_encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return `encode(images)`, so that the module can be called."""
+        return self.encode(images)
+
     @staticmethod
     def pooled(encoder: VisionEncoder, images: Tensor) -> Tensor:
         """Return the mean of an encoder's final-norm patch tokens (B, D), float32."""
@@ -41,7 +65,11 @@ class Features:
 
         Returns:
             (B, D), float32.
+
+        Raises:
+            ConfigError: If the images are not floats, or not (B, C, H, W).
         """
+        refuse_raw(images, self.judged_encoder.config.in_chans)
         return self.pooled(self.judged_encoder, images)
 
     @torch.no_grad()
@@ -54,6 +82,7 @@ class Features:
         Returns:
             (B, N, D), float32, N = H / p * W / p patches in raster order.
         """
+        refuse_raw(images, self.judged_encoder.config.in_chans)
         return self.judged_encoder(images)["last"].float()
 
     @torch.no_grad()

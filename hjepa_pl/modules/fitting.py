@@ -6,7 +6,7 @@ from hjepa_pl.functional.sizes import ImgSize
 from hjepa_pl.losses.settings import RegularizerConfig, least_images
 from hjepa_pl.masks import MaskConfig, MaskGenerator
 from hjepa_pl.models.levels import LevelConfig
-from hjepa_pl.types import ConfigError, ViewBatch
+from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
 
 
 class Model(Protocol):
@@ -122,8 +122,18 @@ def check_batch(batch: ViewBatch, model: Model, processes: int) -> None:
     if not isinstance(batch, ViewBatch):
         raise ConfigError(
             f"the batch is a {type(batch).__name__}, not a ViewBatch: give Trainer.fit a MultiDatasetDataModule, "
-            "which makes the views and carries the counters."
+            "which makes the views and carries the counters; its datasets=[{'name': 'folder', 'root': FOLDER}] reads "
+            "any folder of images, in the place of a DataLoader of your own."
         )
     check_views(len(batch.views), len(batch.local_views), model)
     _check_crops(len(batch.local_views), "the batch's number of local crops", model)
     _check_images(len(batch.label) * processes, f"the batch of {len(batch.label)} images", model)
+
+
+def check_clean(batch: Any) -> None:
+    """Refuse a batch of validation that is not a `CleanBatch`."""
+    if not isinstance(batch, CleanBatch):
+        raise ConfigError(
+            f"the validation batch is a {type(batch).__name__}, not a CleanBatch: there is no validation loss; give "
+            "the data module a probe, a labelled set (probe=[{'name': 'folder', 'root': FOLDER}]), and no loader."
+        )

@@ -20,7 +20,7 @@ from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.checks import check_masks, check_model
 from hjepa_pl.modules.crops import LocalCrops
 from hjepa_pl.modules.features import Features
-from hjepa_pl.modules.fitting import check_batch, check_curriculum, check_data
+from hjepa_pl.modules.fitting import check_batch, check_clean, check_curriculum, check_data
 from hjepa_pl.modules.image_level import ImageLevel
 from hjepa_pl.modules.networks import build_networks, plan_depths
 from hjepa_pl.modules.record import StepRecord
@@ -67,7 +67,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         """Check the settings, then make the networks. Each settings object may also be a mapping of its fields.
 
         Args:
-            encoder: The vision transformer.
+            encoder: The vision transformer; from Python also a size ('small') or timm's name of one.
             levels: Levels of the hierarchy, finest first, or a preset: 'flat' is [{cell: 1}] (I-JEPA), 'three' is
                 [{cell: 1, weight: 0.1}, {cell: 2, weight: 0.1}, {cell: image, masked_view: replace}].
             masks: What is hidden and predicted, at the token levels.
@@ -220,6 +220,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
 
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""
+        check_clean(batch)
         features = {"online": self.pooled(self.context_encoder, batch.image)}
         untrained = self.trainer.sanity_checking and self.trainer.global_step == 0
         if self.target_encoder is not None and not untrained:  # before training both are one network

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from hjepa_pl.functional.settings import from_plain, from_plain_list, to_plain
 from hjepa_pl.losses.settings import RegularizerConfig
 from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.levels import read_levels, split_levels
-from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
+from hjepa_pl.models.settings import SIZES, EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import ConfigError
 
@@ -38,6 +40,7 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     seed = settings["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"invalid `seed={seed!r}`: must be a whole number >= 0.")
+    settings["encoder"] = _named(settings["encoder"])
     for key, kind in _PARTS.items():
         if settings[key] is not None or key not in _OPTIONAL:
             settings[key] = from_plain(kind, settings[key], key)
@@ -48,6 +51,23 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         terms = [] if image_level is None else [RegularizerConfig(kind="sigreg")]
     settings["regularizers"] = from_plain_list(RegularizerConfig, terms, "regularizers")
     return settings
+
+
+def _named(encoder: Any) -> Any:
+    """Return the settings of an encoder that is given by a size or a timm name; else what is given.
+
+    Raises:
+        ConfigError: If it is a network.
+    """
+    if isinstance(encoder, str):
+        return EncoderConfig(**{"size" if encoder in SIZES else "name": encoder})  # type: ignore[arg-type]
+    if isinstance(encoder, nn.Module):
+        raise ConfigError(
+            f"encoder is a network ({type(encoder).__name__}), and must be settings, from which the context encoder "
+            "and its target are made and reloaded: give a timm name (encoder='vit_small_patch16_224'), and its "
+            "weights as a file (encoder={'name': ..., 'pretrained': 'FILE'})."
+        )
+    return encoder
 
 
 def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
