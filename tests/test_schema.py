@@ -1,4 +1,4 @@
-"""The keys as a person finds them: --print_config, --help, and what README.md and configs/README.md say of them."""
+"""The keys as a person finds them: --print_config, --help, and what the documents say of them."""
 
 import inspect
 import re
@@ -23,7 +23,9 @@ from hjepa_pl.words import read_words
 all_keys = cache(schema.all_keys)
 ROOT = Path(__file__).parent.parent
 DOTS = "...\n"  # what PyYAML ends a lone word with
-DOCUMENTS = [ROOT / "README.md", ROOT / "configs" / "README.md"]
+DOCUMENTS = [
+    ROOT / "README.md", ROOT / "configs" / "README.md", ROOT / "docs" / "model.md", ROOT / "docs" / "data.md",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +104,9 @@ def test_help_is_about_keys_that_the_parser_takes() -> None:
     assert "DatasetConfig" not in schema.help_text("fit", "datasets")
 
 
-# ----------------------------------------------------------------------------------------------- README, configs/README
+# --------------------------------------------------------------------------------------------------- the documents
 
-TABLE = {  # the row of README's table of keys: where its keys are
+TABLE = {  # the row of a table of keys: where its keys are
     "encoder": "model.encoder", "levels": "model.levels", "regularizers": "model.regularizers", "masks": "model.masks",
     "predictor": "model.predictor", "projector": "model.projector", "views (data)": "data",
     "augmentation (data)": "data.augmentation", "pyramid": "model.pyramid",
@@ -182,8 +184,9 @@ def refused(meant: list[str], choice: Any) -> str:
     return f"{meant}={choice!r}: {said}"
 
 
-def test_every_key_of_the_readmes_table_is_taken_by_the_parser() -> None:
-    rows = dict(re.findall(r"^\| ([\w ()]+) \| (.*) \|$", DOCUMENTS[0].read_text(), re.MULTILINE))
+def test_every_key_of_the_documents_tables_is_taken_by_the_parser() -> None:
+    documents = "\n".join(path.read_text() for path in DOCUMENTS)
+    rows = dict(re.findall(r"^\| ([\w ()]+) \| (.*) \|$", documents, re.MULTILINE))
     wrong = []
     for part, prefix in TABLE.items():
         cell = rows[part].replace("\\|", "|")
