@@ -13,14 +13,14 @@ import yaml
 
 from tests.test_cli import TINY
 
-# The command, with a fault of one process in its second step. Lightning starts the second process by this file too.
+# The command, with a fault of one process in its second step. Lightning starts the second process by this module too.
 SCRIPT = """
 import os, signal, sys, torch
 from pathlib import Path
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.__main__ import main
 torch.set_num_threads(1)
-fault, rank = sys.argv[0].rpartition("/")[2].removesuffix(".py").split("_")
+fault, rank = __spec__.name.split("_")
 honest = HJEPALightningModule.training_step
 
 def training_step(self, batch, batch_idx):
@@ -58,7 +58,7 @@ def test_a_fault_of_one_process_ends_both(tmp_path, case) -> None:
     try:
         # Both processes hold standard error: it ends when the last of them has.
         done = subprocess.run(
-            [sys.executable, str(tmp_path / f"{case}.py"), *WORDS],
+            [sys.executable, "-m", case, *WORDS],
             cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500,
         )  # fmt: skip
     finally:
