@@ -14,7 +14,7 @@ from hjepa_pl.masks import MaskConfig, build_masks
 from hjepa_pl.types import Counters
 
 GRID, PATCH, CELLS = 14, 16, (1, 2)
-STEP, IMAGE = 3, 5  # which of the masks to show
+STEP, IMAGE = 1, 4  # which of the masks to show
 HIDDEN = 0.93  # gray level of what the context encoder does not see
 COLORS = ("#d1495b", "#00798c")
 
