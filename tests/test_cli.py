@@ -77,6 +77,16 @@ def test_the_first_screen_is_about_the_run(config) -> None:
         assert noise not in said, said
 
 
+def test_the_other_processes_start_whatever_the_command_was_found_as(config) -> None:
+    """argv[0] is a bare name that no file in the working folder has."""
+    code = "import sys; sys.argv[0] = 'hjepa'; from hjepa_pl.__main__ import main; sys.exit(main())"
+    words = ["fit", "tiny.yaml", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=1"]
+    words += ["--data.probe=[]", "--data.batch_size=16"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("results/tiny/summary.json").read_text())["steps"] == 1
+
+
 def test_a_run_writes_what_the_design_says(config, capsys) -> None:
     assert fit(config) == 0
     run = Path("results/tiny")
