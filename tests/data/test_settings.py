@@ -34,7 +34,7 @@ def test_augmentation_refusals(kwargs, message):
     ("kwargs", "message"),
     [
         ({"datasets": []}, r"`datasets=\[\]` is refused"),
-        ({"datasets": "digits"}, "datasets must be a list, got 'digits'"),
+        ({"datasets": 3}, "datasets must be a list, got 3"),
         ({"datasets": [3]}, "must be a DatasetConfig or a mapping of its fields, got 3"),
         ({"datasets": [{"nam": "digits"}]}, "does not accept 'nam'; its keys are name, weight"),
         ({"datasets": [{"weight": 1.0}]}, "lacks the key 'name'"),
