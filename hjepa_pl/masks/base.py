@@ -28,6 +28,14 @@ class MaskShape(NamedTuple):
     """Joint targets: the distinct cells that are asked for, in whole cells of all levels (hierarchical masks: of each
     level, finest first, in cells that are whole at the finer levels too). Empty: all of every block."""
 
+    @property
+    def lengths(self) -> tuple[int | tuple[int, ...], ...]:
+        """Numbers of patches and cells: steps of two shapes with equal ones take the same operations and memory."""
+        if self.asked:
+            return self.visible, self.asked
+        areas = (self.height * self.width, *(height * width for height, width in self.inner))
+        return self.visible, self.blocks, areas
+
 
 def min_visible(patches: int) -> int:
     """Return the least number of visible patches that is accepted: a quarter, 24 where that is under 3/8, and 4."""

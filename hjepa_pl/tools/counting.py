@@ -180,12 +180,20 @@ class TableCount(NamedTuple):
 
 
 def count_table(counter: StepCounter, batch_size: int) -> TableCount:
-    """Count a step for each row of the masks' table; rows that are alike are counted once."""
+    """Count a step for each row of the masks' table; rows of the same lengths are counted once."""
     masks = counter.module.masks
     by_shape = steps_by_shape(masks)
-    counted = {shape: counter.count(batch_size, step) for shape, step in by_shape.items()}
+    counted: dict[object, StepCount] = {}
+    for shape, step in by_shape.items():
+        lengths = _lengths(shape)
+        if lengths not in counted:
+            counted[lengths] = counter.count(batch_size, step)
     rows = [None] if masks is None else masks.shapes
-    return TableCount([by_shape[r] for r in rows], [counted[r] for r in rows])
+    return TableCount([by_shape[r] for r in rows], [counted[_lengths(r)] for r in rows])
+
+
+def _lengths(shape: MaskShape | None) -> object:
+    return None if shape is None else shape.lengths
 
 
 @contextmanager

@@ -116,6 +116,20 @@ def test_sizes_that_leave_as_much_visible_count_each(config, capsys) -> None:
     assert f"about {scaled(table.flops * 4, 'FLOP')} the run" in out
 
 
+@pytest.mark.parametrize("targets", ["joint", "separate"])
+def test_rows_of_the_same_lengths_count_alike(config, targets) -> None:
+    """Lying blocks and standing ones: one of them is counted for both."""
+    keys = {"encoder.img_size": 24, "encoder.depth": 1, "masks.max_visible": 0.3, "predictor.targets": targets}
+    words = ["--config", str(config), *(f"--model.init_args.{key}={value}" for key, value in keys.items())]
+    with scratch_folder() as scratch:
+        cli = prepare(words, DryCLI, scratch)
+    counter = StepCounter(cli.model, cli.views, torch.device("cpu"), half=False)
+    table = count_table(counter, 32)
+    shapes = cli.model.masks.shapes
+    assert len({shape.lengths for shape in shapes}) < len(shapes)
+    assert [counter.count(32, step) for step in table.steps] == table.counts
+
+
 def test_what_the_memory_count_says_is_what_tensors_take() -> None:
     known = torch.zeros(1000)
     with PeakBytes([known]) as counted:
