@@ -111,7 +111,10 @@ def test_a_batch_norm_that_is_not_finite_ends_the_run_and_is_not_kept(config, ca
 
 def test_ctrl_c_at_the_start_is_no_traceback(config) -> None:  # noqa: F811
     command = [sys.executable, "-X", "importtime", "-m", "hjepa_pl", "fit", "--config", str(config)]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    started = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )  # fmt: skip
     assert started.stderr is not None
     said = ""
     for line in started.stderr:

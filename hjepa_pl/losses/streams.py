@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.distributed import gather_rows
+from hjepa_pl.functional.precision import without_autocast
 from hjepa_pl.losses.ntxent import ntxent
 from hjepa_pl.losses.settings import RegularizerConfig
 from hjepa_pl.losses.sigreg import sigreg
@@ -63,7 +64,7 @@ def regularize(
     Returns:
         Scalar; zero where no two images have a token at one position.
     """
-    with torch.autocast(stream.device.type, enabled=False):
+    with without_autocast(stream.device):
         views, valid = stream.float(), None
         if index is not None:
             rows, valid = center_positions(gather_rows(views), gather_rows(index), patches)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.functional.counters import Stream, hash_int
+from hjepa_pl.functional.precision import without_autocast
 from hjepa_pl.types import Counters, Masks
 
 
@@ -68,7 +69,7 @@ class MaskGenerator(ABC):
 
         Under autocast products and sums would have 16 bits, which round the count of patches beyond 256.
         """
-        with torch.autocast(counters.position.device.type, enabled=False):
+        with without_autocast(counters.position.device):
             return self._draw(counters)
 
     @abstractmethod

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hjepa_pl.functional.precision import autocasts
 from hjepa_pl.types import ConfigError
 
 AttentionKind = Literal["auto", "flash", "efficient", "math", "eager"]
@@ -78,10 +79,10 @@ def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, x: Tensor
     """
     if kind not in _KERNELS:
         device = x.device.type
-        pays = kind == "auto" and fused_pays(device, torch.is_autocast_enabled(device), torch.is_grad_enabled())
+        pays = kind == "auto" and fused_pays(device, autocasts(x.device), torch.is_grad_enabled())
         _set_fused(blocks, pays)
         return nullcontext()
-    half = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
+    half = x.dtype != torch.float32 or autocasts(x.device)
     try:
         refuse_kernel(kind, x.device.type, half)
     except ConfigError:

@@ -1,10 +1,10 @@
 """Stretching a table of positions over another grid."""
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hjepa_pl.functional.precision import without_autocast
 
 
 def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -22,8 +22,7 @@ def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]
     Returns:
         (1, rows * columns, D), of the table's dtype.
     """
-    kind = table.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    with without_autocast(table.device):
         rows, columns = (_axis(a, b, table.device) for a, b in zip(old, new, strict=True))
         found = torch.einsum("yh,xw,hwd->yxd", rows, columns, table[0].float().unflatten(0, old))
     return found.flatten(0, 1)[None].to(table.dtype)

@@ -130,7 +130,8 @@ def check_keys(given: Mapping[str, Any], *, budgeted: bool) -> None:
     for key, value in given.items():
         rule = _RULES.get(key)
         if rule is not None and value is not None and not rule.holds(value):
-            raise ConfigError(f"invalid `trainer.{key}={value}`: must be {rule.must}.")
+            typed = str(value).lower() if isinstance(value, bool) else value
+            raise ConfigError(f"invalid `trainer.{key}={typed}`: must be {rule.must}.")
     _check_pairs(given, budgeted)
     strategy = given.get("strategy")
     if isinstance(strategy, str):

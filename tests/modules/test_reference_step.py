@@ -72,9 +72,9 @@ def encode(image: Tensor, places: list[int], encoder: nn.Module) -> list[Tensor]
 
 
 def position(row: float, column: float, dim: int) -> Tensor:
-    """Sines and cosines of the row, then of the column (MAE, arXiv:2111.06377)."""
+    """Sines and cosines of the column, then of the row (MAE, arXiv:2111.06377, and its code)."""
     values = []
-    for at in (row, column):
+    for at in (column, row):
         angles = [at / 10000 ** (i / (dim // 4)) for i in range(dim // 4)]
         values += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
     return torch.tensor(values)
@@ -124,7 +124,6 @@ def slow_loss(module: HJEPALightningModule, batch) -> Tensor:
         with torch.no_grad():
             whole = encode(image, list(range(SIDE * SIDE)), module.target_encoder)
         places = masks.context[i].tolist()
-        # Blocks of one image may overlap: a cell is asked for as often as it is in one.
         cells = [level[i].flatten().tolist() for level in masks.targets]
         predicted = predict(encode(image, places, module.context_encoder), places, cells, module.predictor)
         for level, (config, wanted) in enumerate(zip(module.token_levels, cells, strict=True)):
