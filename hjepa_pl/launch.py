@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -72,9 +73,9 @@ def run(args: Sequence[str], began: float) -> int:
     except Exception as error:
         if peer_ended(error):
             return _fail(PEER_ENDED, 1)
-        if lost := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited|is killed)", _told(error)):
+        if (lost := _lost_worker(error)) is not None:
             return _fail(
-                f"a loader's worker was killed (process {lost[1]}), as a system does that has no memory left; "
+                f"a loader's worker was killed{lost}, as a system does that has no memory left; "
                 "lower data.num_workers, or data.batch_size, and resume with --ckpt_path last.",
                 1,
             )
@@ -85,9 +86,18 @@ def run(args: Sequence[str], began: float) -> int:
     return 0
 
 
-def _told(error: BaseException | None) -> str:
-    """Return what an error says, and those that it came from."""
-    return "" if error is None else f"{error} {_told(error.__cause__ or error.__context__)}"
+def _lost_worker(error: BaseException) -> str | None:
+    """Return which of the loader's workers is gone (" (process 7)", or "" where that is not known); None if none is."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited|is killed)", str(seen)):
+            return f" (process {found[1]})"
+        # Or it was gone while a tensor of its was being fetched.
+        frames = traceback.extract_tb(seen.__traceback__)
+        if isinstance(seen, ConnectionError | EOFError) and any("multiprocessing" in f.filename for f in frames):
+            return ""
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _fail(sentence: str, status: int) -> int:

@@ -77,6 +77,7 @@ def test_the_first_screen_is_about_the_run(config) -> None:
         assert noise not in said, said
 
 
+@pytest.mark.slow
 def test_the_other_processes_start_whatever_the_command_was_found_as(config) -> None:
     """argv[0] is a bare name that no file in the working folder has."""
     code = "import sys; sys.argv[0] = 'hjepa'; from hjepa_pl.__main__ import main; sys.exit(main())"

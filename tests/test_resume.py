@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("where", ["mid-epoch", "epoch end"])
+@pytest.mark.parametrize("where", ["mid-epoch", pytest.param("epoch end", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path, uninterrupted, where) -> None:
     steps = ["--checkpoint.last_every_n_steps=5"] if where == "mid-epoch" else []
     last = tmp_path / "out/tiny/checkpoints/last.ckpt"

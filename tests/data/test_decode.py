@@ -177,7 +177,7 @@ def test_images_whose_headers_do_not_tell_how_they_are_turned(tmp_path, size) ->
         assert (view[3].int() - other[3].int()).abs().float().mean() < 3  # a JPEG
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("kind", [pytest.param("PNG", marks=pytest.mark.slow), "JPEG"])
 def test_what_is_decoded_is_let_go(tmp_path, kind) -> None:
     """A batch of large pictures, one of them 5.5 MiB, grows the process by a few of them, not by all."""
     exif = Image.Exif()

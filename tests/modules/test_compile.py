@@ -84,6 +84,7 @@ def test_what_is_neither_true_nor_false_is_refused() -> None:
         HJEPALightningModule(**SETTINGS, compile="reduce-overhead")
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_told_so(tmp_path) -> None:
     script = """
 import torch

@@ -46,6 +46,7 @@ def test_bench_measures_every_config(path, data_folder, capsys, monkeypatch) -> 
         "bench", "--json", "--steps=2", "--config", str(path), "--trainer.accelerator=cpu",
         "--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=8", "--data.init_args.epoch_size=8",
         "--data.init_args.num_workers=0",  # two steps are over before a worker has started
+        "--model.init_args.encoder.depth=2",  # sizes are fit's business, and test_configs runs them
         "--model.init_args.optimizer.warmup_epochs=0", *SMALL.get(path.stem, []), *CROPS_AT_ONCE.get(path.stem, []),
     ])  # fmt: skip
     said = capsys.readouterr()
