@@ -50,8 +50,8 @@ class Server:
                 self.end_headers()
                 for at in range(first, min(first + outer.most, len(outer.content)), 1000):
                     piece = outer.content[at : min(at + 1000, first + outer.most)]
+                    outer.sent += len(piece)  # before the client has it, which ends the test
                     self.wfile.write(piece)
-                    outer.sent += len(piece)
                     time.sleep(outer.pause)
                 return None
 
