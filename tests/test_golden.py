@@ -25,7 +25,7 @@ LOW = ["--model.init_args.predictor.embed_dim=48", "--model.init_args.predictor.
 
 
 def train(path: Path, folder: Path) -> dict:
-    """Train a config in 32 bits on tiny data with a narrow encoder; return its losses and what its weights amount to."""
+    """Train a config in 32 bits on tiny data with a narrow encoder; return its losses and norms of its weights."""
     torch.set_num_threads(1)
     text = path.read_text()
     if "imagenet" in text:
@@ -35,10 +35,11 @@ def train(path: Path, folder: Path) -> dict:
     if "shards" in text:
         assert main(["shards", "data/my_images", "data/shards/train-%06d.tar", "--per-shard=4"]) == 0
     status = main([
-        "fit", "--config", str(path), f"--trainer.max_steps={STEPS}", "--trainer.accelerator=cpu", "--trainer.devices=1",
-        "--trainer.precision=32-true", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0",
+        "fit", "--config", str(path), f"--trainer.max_steps={STEPS}", "--trainer.accelerator=cpu",
+        "--trainer.devices=1", "--trainer.precision=32-true", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0",
         "--data.init_args.batch_size=4", "--data.init_args.epoch_size=16", "--data.init_args.probe=[]",
-        "--model.init_args.optimizer.warmup_epochs=1", "--time_budget=null", *NARROW, *(LOW if path.stem in ("ijepa", "overnight", "folder") else []), *CROPS_AT_ONCE.get(path.stem, []),
+        "--model.init_args.optimizer.warmup_epochs=1", "--time_budget=null",
+        *NARROW, *(LOW if path.stem in ("ijepa", "overnight", "folder") else []), *CROPS_AT_ONCE.get(path.stem, []),
     ])  # fmt: skip
     assert status == 0
     run = next((folder / "results").iterdir())
