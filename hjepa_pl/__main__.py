@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 
-from hjepa_pl.failures import guarded
+from hjepa_pl.cli.guard import guarded
 
 _STARTED = time.monotonic()
 """When the process began, or nearly: a time budget counts the seconds that imports take."""
@@ -19,11 +19,11 @@ _LIGHTNING = {
 _HIDDEN = ("predict",)
 """Works, but gives row numbers of the training sets in the place of file names."""
 _TOOLS = {
-    "check": "say what a config amounts to, or why it is refused (hjepa check --help)",
-    "bench": "measure what a config's steps and run take on this machine (hjepa bench --help)",
-    "shards": "make tar shards from a folder of images (hjepa shards --help)",
+    "check": ("check.command", "say what a config amounts to, or why it is refused (hjepa check --help)"),
+    "bench": ("bench.command", "measure what a config's steps and run take on this machine (hjepa bench --help)"),
+    "shards": ("make_shards", "make tar shards from a folder of images (hjepa shards --help)"),
 }
-"""Commands beside Lightning's own: each is a module of `hjepa_pl.tools` with a function `run`."""
+"""Commands beside Lightning's own: the module of `hjepa_pl.tools` whose function `run` each is, and what it does."""
 _MEANT = {"train": "fit", "pretrain": "fit", "resume": "fit", "eval": "validate", "evaluate": "validate"}
 """Commands of other programs."""
 
@@ -54,7 +54,13 @@ def _dispatch(args: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
     command = argv[0] if argv else "help"
     if command in ("-h", "--help", "help") and len(argv) < 2:
-        print(_HELP.format(commands="\n".join(f"  {k:<8}  {v}" for k, v in (_LIGHTNING | _TOOLS).items())))
+        print(
+            _HELP.format(
+                commands="\n".join(
+                    f"  {k:<8}  {v}" for k, v in (_LIGHTNING | {k: v for k, (_, v) in _TOOLS.items()}).items()
+                )
+            )
+        )
         return 0
     if command in ("-V", "--version", "version"):
         from importlib.metadata import version
@@ -69,18 +75,18 @@ def _dispatch(args: Sequence[str] | None) -> int:
     if command in _TOOLS:
         from importlib import import_module
 
-        return int(import_module(f"hjepa_pl.tools.{command}").run(argv[1:]))
+        return int(import_module(f"hjepa_pl.tools.{_TOOLS[command][0]}").run(argv[1:]))
     return _fail(_unknown(command, argv))
 
 
 def _lightning(argv: list[str], began: float, *, of_process: bool) -> int:
     """Run one of Lightning's commands, once its words are known to say something."""
+    from hjepa_pl.cli.arguments import help_topic, read_words
     from hjepa_pl.types import ConfigError
-    from hjepa_pl.words import help_topic, read_words
 
     topic = help_topic(argv[1:])
     if topic is not None:
-        from hjepa_pl.schema import help_text
+        from hjepa_pl.cli.help import help_text
 
         print(help_text(argv[0], topic))
         return 0
@@ -88,7 +94,7 @@ def _lightning(argv: list[str], began: float, *, of_process: bool) -> int:
         words = read_words(argv)
     except ConfigError as error:
         return _fail(str(error))
-    from hjepa_pl.launch import run
+    from hjepa_pl.cli.main import run
 
     if of_process and sys.modules["__main__"].__spec__ is None:
         # Lightning starts a run's other processes by this name, or else by a path that may lead nowhere.
@@ -101,7 +107,7 @@ def _unknown(command: str, argv: Sequence[str]) -> str:
     known = [*_LIGHTNING, *_TOOLS]
     if command.startswith("-"):
         return f"a command comes first: hjepa fit {' '.join(argv)}"
-    from hjepa_pl.config_files import shipped_configs
+    from hjepa_pl.cli.config_files import shipped_configs
 
     if command in shipped_configs() or command.endswith((".yaml", ".yml")):
         return f"a command comes first: hjepa fit {' '.join(argv)}"

@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.callbacks.collapse import CollapseMonitor
+from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
 
 TOKENS, IMAGE = {"cell": 1, "weight": 0.1}, {"cell": "image"}
 ALONE = {

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from hjepa_pl.__main__ import main
-from hjepa_pl.data.trees import imagenet100_classes
+from hjepa_pl.data.sources.class_folders import imagenet100_classes
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(p for p in FOLDER.glob("**/*.yaml") if p.parent.name != "on")

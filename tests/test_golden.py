@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hjepa_pl.__main__ import main
-from hjepa_pl.data.trees import imagenet100_classes
+from hjepa_pl.data.sources.class_folders import imagenet100_classes
 from tests.test_configs import CONFIGS, CROPS_AT_ONCE, data_folder, write_tree  # noqa: F401 (a fixture)
 
 GOLDEN = Path(__file__).parent / "golden.json"

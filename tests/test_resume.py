@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.test_cli import TINY
+from tests.cli.test_cli import TINY
 
 # Twelve batches an epoch; drop path, two sets in memory, one in files with a worker, and every random stream are on.
 CONFIG = yaml.safe_load(yaml.safe_dump(TINY))

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from hjepa_pl.functional.distributed import PEER_ENDED
+from hjepa_pl.utils.distributed import PEER_ENDED
 
 _EVERY = 0.5
 """Seconds between two looks."""

@@ -12,14 +12,14 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from hjepa_pl.callbacks.collapse import CollapseMonitor
-from hjepa_pl.callbacks.pace import Pace, images_in, is_logging_step
-from hjepa_pl.callbacks.probes import ProbeCallback
+from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
+from hjepa_pl.callbacks.probe_callback import ProbeCallback
+from hjepa_pl.callbacks.probe_table import best_checkpoint, online_is_better, worse_than_untrained
 from hjepa_pl.callbacks.provenance import device_name, git_hash, seed, versions, write_json
-from hjepa_pl.callbacks.report import best_checkpoint, online_is_better, worse_than_untrained
-from hjepa_pl.functional.distributed import PEER_ENDED, peer_ended
-from hjepa_pl.functional.length import clock, total_steps
+from hjepa_pl.callbacks.throughput import Pace, images_in, is_logging_step
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.distributed import PEER_ENDED, peer_ended
+from hjepa_pl.utils.run_length import clock, total_steps
 
 _DIVERGED = 2.0
 """How many times the loss of the untrained network the last losses may be."""

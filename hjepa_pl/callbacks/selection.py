@@ -1,6 +1,6 @@
 """By which metrics a run may choose: those of the validation split, never those of the test split."""
 
-from hjepa_pl.evaluation.probe import PROBES, VAL
+from hjepa_pl.evaluation.probes import PROBES, VAL
 from hjepa_pl.types import ConfigError
 
 DEFAULT = "linear"

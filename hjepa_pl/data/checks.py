@@ -8,16 +8,16 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from hjepa_pl.data.augmentation import AugmentationConfig, of_dataset
-from hjepa_pl.data.datasets import EMBEDDED, check_classes, check_dataset
-from hjepa_pl.data.mixture import mixture_weights
-from hjepa_pl.data.multicrop import ViewPlan
-from hjepa_pl.data.numbers import check_statistics, check_whole
-from hjepa_pl.data.settings import DatasetConfig, refuse_twice
-from hjepa_pl.data.shards import local_path
-from hjepa_pl.data.storage import ArrayImages
-from hjepa_pl.functional.sizes import check_size
+from hjepa_pl.data.augment.config import AugmentationConfig, of_dataset
+from hjepa_pl.data.augment.multicrop import ViewPlan
+from hjepa_pl.data.config import DatasetConfig, refuse_twice
+from hjepa_pl.data.loading.mixture import mixture_weights
+from hjepa_pl.data.sources.images import ArrayImages
+from hjepa_pl.data.sources.registry import EMBEDDED, check_classes, check_dataset
+from hjepa_pl.data.sources.shards import local_path
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.numbers import check_statistics, check_whole
+from hjepa_pl.utils.sizes import check_size
 
 
 def check_settings(data: Any) -> None:

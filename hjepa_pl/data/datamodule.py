@@ -8,33 +8,33 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import hjepa_pl.data.surroundings as surroundings
-from hjepa_pl.data.augment import Augmenter
-from hjepa_pl.data.augmentation import AugmentationConfig, augmentation_config
-from hjepa_pl.data.batches import RawBatch
+from hjepa_pl.data.augment.augmenter import Augmenter
+from hjepa_pl.data.augment.config import AugmentationConfig, augmentation_config
+from hjepa_pl.data.augment.multicrop import MultiCropConfig, ViewPlan, view_plan
+from hjepa_pl.data.augment.presets import Preset
+from hjepa_pl.data.checkpoint_settings import stored_settings
 from hjepa_pl.data.checks import check_channels, check_settings, places_of, warn_of_temporary
-from hjepa_pl.data.clean import CleanRows, RawClean, clean_batch, clean_loader
-from hjepa_pl.data.datasets import download_dataset
-from hjepa_pl.data.faults import BadFiles
-from hjepa_pl.data.feed import Feed, workers_for
-from hjepa_pl.data.folder import Reading
-from hjepa_pl.data.geometry import Geometry, geometry
-from hjepa_pl.data.index import INDEX_CACHE
-from hjepa_pl.data.loader import TrainLoader, usable_size
-from hjepa_pl.data.multicrop import MultiCropConfig, ViewPlan, view_plan
-from hjepa_pl.data.numbers import check_number
-from hjepa_pl.data.plan import plan_epoch
-from hjepa_pl.data.presets import Preset
-from hjepa_pl.data.probes import ProbeSplit
-from hjepa_pl.data.sets import LoadedSets, dataset_names
-from hjepa_pl.data.settings import DatasetConfig, ProbeConfig, as_list
-from hjepa_pl.data.shards import ShardImages
-from hjepa_pl.data.storage import Images
-from hjepa_pl.data.stored import stored_settings
-from hjepa_pl.data.views import view_batch
-from hjepa_pl.functional.settings import from_plain, from_plain_list
-from hjepa_pl.functional.sizes import ImgSize
+from hjepa_pl.data.config import DatasetConfig, ProbeConfig, as_list
+from hjepa_pl.data.loaded_sets import LoadedSets, dataset_names
+from hjepa_pl.data.loading import trainer_info
+from hjepa_pl.data.loading.batches import RawBatch
+from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
+from hjepa_pl.data.loading.image_spec import ImageSpec, geometry
+from hjepa_pl.data.loading.mixture import plan_epoch, usable_size
+from hjepa_pl.data.loading.train_data import Feed, workers_for
+from hjepa_pl.data.loading.train_loader import TrainLoader
+from hjepa_pl.data.loading.views import view_batch
+from hjepa_pl.data.probe_splits import ProbeSplit
+from hjepa_pl.data.sources.bad_files import BadFiles
+from hjepa_pl.data.sources.file_index import INDEX_CACHE
+from hjepa_pl.data.sources.image_folder import Reading
+from hjepa_pl.data.sources.images import Images
+from hjepa_pl.data.sources.registry import download_dataset
+from hjepa_pl.data.sources.shards import ShardImages
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.dataclasses import from_plain, from_plain_list
+from hjepa_pl.utils.numbers import check_number
+from hjepa_pl.utils.sizes import ImgSize
 
 
 class MultiDatasetDataModule(LightningDataModule):
@@ -104,7 +104,7 @@ class MultiDatasetDataModule(LightningDataModule):
         check_settings(self)
 
     def _run_folder(self) -> str | None:
-        return surroundings.run_folder(self.trainer)
+        return trainer_info.run_folder(self.trainer)
 
     @property
     def names(self) -> list[str]:
@@ -167,16 +167,16 @@ class MultiDatasetDataModule(LightningDataModule):
         views = self._view_plan()
         if self.epoch_size is None:
             return views
-        processes = surroundings.ranks(self.trainer)[1]
+        processes = trainer_info.ranks(self.trainer)[1]
         self._planned = usable_size(self.epoch_size, self.batch_size, processes) // (self.batch_size * processes)
         return replace(views, batches=self._planned)
 
     def _take_geometry(self) -> None:
         for key in ("img_size", "in_chans"):
-            setattr(self, key, surroundings.encoder_geometry(self.trainer, key, getattr(self, key)))
+            setattr(self, key, trainer_info.encoder_geometry(self.trainer, key, getattr(self, key)))
         self._geometry()  # may refuse
 
-    def _geometry(self) -> Geometry:
+    def _geometry(self) -> ImageSpec:
         return geometry(self.img_size, self.in_chans, self.mean, self.std)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -186,11 +186,11 @@ class MultiDatasetDataModule(LightningDataModule):
     def _view_plan(self) -> ViewPlan:
         """Return which views are made, but for the length of an epoch."""
         augmenter = Augmenter(self.augmentation, self._geometry().size, *self.statistics(), self.seed)
-        patch = surroundings.told_by_module(self.trainer, "patch_size")
+        patch = trainer_info.told_by_module(self.trainer, "patch_size")
         return view_plan(self.multicrop, augmenter, self.views, patch, self.augmentations)
 
     def _make_feed(self, views: ViewPlan) -> Feed:
-        sets, processes = self._sets.train, surroundings.ranks(self.trainer)[1]
+        sets, processes = self._sets.train, trainer_info.ranks(self.trainer)[1]
         check_channels(self, sets, views)
         plan = plan_epoch(self, sets, processes)
         views = replace(views, batches=plan.epoch_size // (self.batch_size * processes))
@@ -218,16 +218,16 @@ class MultiDatasetDataModule(LightningDataModule):
         """Return how many local crops the run's next batch has, None where their number does not grow."""
         if self.multicrop is None or self.multicrop.warmup_epochs is None:
             return None
-        return self.multicrop.count(surroundings.processed_batches(self.trainer), self.batches_per_epoch)
+        return self.multicrop.count(trainer_info.processed_batches(self.trainer), self.batches_per_epoch)
 
     def _clean_loader(self, images: Images, index: Tensor, name: str) -> DataLoader[RawClean]:
-        rank, world = surroundings.ranks(self.trainer)
+        rank, world = trainer_info.ranks(self.trainer)
         return clean_loader(
             CleanRows(images, index, *self._geometry()[:2], name),
             range(rank, len(index), world),
             batch_size=self.eval_batch_size,
             num_workers=workers_for([images], self.num_workers, self.trainer),
-            pin_memory=surroundings.pins_memory(self.trainer),
+            pin_memory=trainer_info.pins_memory(self.trainer),
         )
 
     def val_dataloader(self) -> list[DataLoader[RawClean]]:

@@ -9,7 +9,7 @@ from hjepa_pl.evaluation.collapse import (
 )
 from hjepa_pl.evaluation.knn import knn_accuracy, knn_predict
 from hjepa_pl.evaluation.linear import LinearResult, fit_logistic, linear_probe
-from hjepa_pl.evaluation.probe import PROBES, judge
+from hjepa_pl.evaluation.probes import PROBES, judge
 
 __all__ = [
     "PROBES",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa_pl.losses.views import paired_views
+from hjepa_pl.losses.view_loss import paired_views
 
 
 def ntxent(views: Tensor, temperature: float = 0.1, hard_negatives: float | None = None, partial: int = 0) -> Tensor:

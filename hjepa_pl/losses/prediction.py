@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa_pl.functional.distributed import mean_over_ranks, world_size
-from hjepa_pl.losses.settings import PredictionKind
+from hjepa_pl.losses.config import PredictionKind
+from hjepa_pl.utils.distributed import mean_over_ranks, world_size
 
 
 def prediction_loss(prediction: Tensor, target: Tensor, kind: PredictionKind) -> Tensor:

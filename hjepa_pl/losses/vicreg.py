@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hjepa_pl.losses.views import paired_views
+from hjepa_pl.losses.view_loss import paired_views
 
 
 def invariance_term(views: Tensor, partial: int = 0) -> Tensor:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 from hjepa_pl.masks.base import MaskGenerator, MaskShape
+from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.masks.hierarchical import HierarchicalMasks
 from hjepa_pl.masks.multiblock import MultiBlockMasks
 from hjepa_pl.masks.random import RandomMasks
-from hjepa_pl.masks.settings import MaskConfig
 from hjepa_pl.types import ConfigError
 
 __all__ = [

@@ -10,8 +10,8 @@ from torch import Tensor
 from hjepa_pl.functional.choice import LATER, scores, smallest
 from hjepa_pl.functional.counters import Stream, hash_int, uniform
 from hjepa_pl.masks.base import MaskShape
-from hjepa_pl.masks.blocks import COVERED, BlockMasks, Placed
-from hjepa_pl.masks.settings import MaskConfig
+from hjepa_pl.masks.block_masks import COVERED, BlockMasks, Placed
+from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.masks.sizes import MAX_SHAPES, Size, nested_sizes
 from hjepa_pl.types import ConfigError, Counters, Masks
 

@@ -1,6 +1,6 @@
 """Multi-block masks (I-JEPA, arXiv:2301.08243, appendix A.1), snapped to whole cells of the levels."""
 
-from hjepa_pl.masks.blocks import BlockMasks
+from hjepa_pl.masks.block_masks import BlockMasks
 from hjepa_pl.types import Counters, Masks
 
 

@@ -5,7 +5,7 @@ import torch
 from hjepa_pl.functional.choice import scores, smallest
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible
-from hjepa_pl.masks.settings import MaskConfig
+from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.types import ConfigError, Counters, Masks
 
 

@@ -9,12 +9,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hjepa_pl.functional.tokens import gather_tokens, patchify, sincos_positions
-from hjepa_pl.models.blocks import run_blocks
+from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.pretrained import load_pretrained
-from hjepa_pl.models.recipe import build_timm
 from hjepa_pl.models.resample import resample_positions
 from hjepa_pl.models.rope import RotaryAttention, rotations
-from hjepa_pl.models.settings import EncoderConfig
+from hjepa_pl.models.run_blocks import run_blocks
+from hjepa_pl.models.timm_vit import build_timm
 from hjepa_pl.types import ConfigError
 
 Block = int | Literal["last"]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from hjepa_pl.functional.boxes import Places
 from hjepa_pl.functional.tokens import sincos_at, sincos_positions
 from hjepa_pl.models.attention import AttentionKind
-from hjepa_pl.models.blocks import run_blocks
-from hjepa_pl.models.cross import CrossBlock
-from hjepa_pl.models.last import LastBlock, LastRotaryBlock
+from hjepa_pl.models.config import PredictorConfig
+from hjepa_pl.models.cross_attention import CrossBlock
+from hjepa_pl.models.query_blocks import LastBlock, LastRotaryBlock
 from hjepa_pl.models.rope import RotaryAttention, axial_rotations, rotations_at
-from hjepa_pl.models.settings import PredictorConfig
+from hjepa_pl.models.run_blocks import run_blocks
 
 
-class Beside(NamedTuple):
+class CropContext(NamedTuple):
     """What other crops of the same images add to a prediction, each at its place on the view's grid."""
 
     tokens: Tensor
@@ -100,7 +100,7 @@ class Predictor(nn.Module):
         nn.init.trunc_normal_(self.level_embed, std=0.02)
 
     def forward(
-        self, context: Tensor, index: Tensor, targets: tuple[Tensor, ...], beside: Beside | None = None
+        self, context: Tensor, index: Tensor, targets: tuple[Tensor, ...], beside: CropContext | None = None
     ) -> tuple[Tensor, ...]:
         """Predict every level's target cells.
 

@@ -15,7 +15,7 @@ from timm.models import load_state_dict
 from torch import Tensor
 
 from hjepa_pl.functional.tokens import sincos_positions
-from hjepa_pl.models.settings import EncoderConfig
+from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.types import ConfigError
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torchvision.ops import MLP
 
-from hjepa_pl.models.settings import ProjectorConfig
+from hjepa_pl.models.config import ProjectorConfig
 
 
 class Projector(nn.Module):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hjepa_pl.functional.tokens import cell_patches, gather_tokens
+from hjepa_pl.models.config import PyramidConfig
 from hjepa_pl.models.levels import LevelConfig
-from hjepa_pl.models.settings import PyramidConfig
 
 STRIDES = (1, 2, 4)
 """Strides of the maps in patches; also the cells that a token level may have beside a pyramid."""

@@ -13,16 +13,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from hjepa_pl.functional.allocator import keep_freed_memory
-from hjepa_pl.functional.length import clock, limited, steps_per_epoch, total_steps
 from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.modules.check_trainer import check_epoch, check_trainer, check_warmup
+from hjepa_pl.modules.clock import RunClock
 from hjepa_pl.modules.finite import FiniteSteps
-from hjepa_pl.modules.run_clock import RunClock
-from hjepa_pl.modules.trainer_checks import check_epoch, check_trainer, check_warmup
+from hjepa_pl.optim.config import OptimizerConfig
 from hjepa_pl.optim.groups import weight_decay_groups
 from hjepa_pl.optim.schedules import cosine, warmup_cosine
-from hjepa_pl.optim.settings import OptimizerConfig
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.malloc import keep_freed_memory
+from hjepa_pl.utils.run_length import clock, limited, steps_per_epoch, total_steps
 
 _LEAST_WARMUP = 10
 """Optimizer steps of a warm-up under a time budget below which it is said to be none."""

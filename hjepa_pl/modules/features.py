@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.pyramid import FeaturePyramid
-from hjepa_pl.modules.networks import Depths
+from hjepa_pl.objectives.networks import Depths
 from hjepa_pl.types import ConfigError
 
 

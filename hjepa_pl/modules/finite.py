@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from hjepa_pl.modules.logs import SparseLogs
+from hjepa_pl.modules.term_log import SparseLogs
 from hjepa_pl.types import RunStopped
 
 
-class _Verdict(NamedTuple):
+class _FiniteCheck(NamedTuple):
     """What the device says of a step, on its way to the host."""
 
     step: int
@@ -32,7 +32,7 @@ class FiniteSteps(SparseLogs):
 
     def __init__(self) -> None:
         super().__init__()
-        self._pending: _Verdict | None = None
+        self._pending: _FiniteCheck | None = None
 
     def configure_gradient_clipping(
         self,
@@ -76,7 +76,7 @@ class FiniteSteps(SparseLogs):
         event = torch.cuda.Event() if on_device else None
         if event is not None:
             event.record()
-        self._pending = _Verdict(self.trainer.global_step, host, event, list(self._terms))
+        self._pending = _FiniteCheck(self.trainer.global_step, host, event, list(self._terms))
 
     def read_verdict(self) -> None:
         """Read what is still to be heard of the step before.

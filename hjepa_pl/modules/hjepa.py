@@ -8,26 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.functional.settings import to_plain
-from hjepa_pl.losses.settings import LevelScale, PredictionKind, RegularizerConfig
+from hjepa_pl.losses.config import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.compiled import compile_blocks
+from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.models.levels import LevelConfig, split_levels
-from hjepa_pl.models.recipe import Geometry, measure
-from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
+from hjepa_pl.models.timm_vit import EncoderShape, measure
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.checks import check_masks, check_model
-from hjepa_pl.modules.crops import LocalCrops
+from hjepa_pl.modules.check_model import check_masks, check_model
+from hjepa_pl.modules.check_run import check_batch, check_clean, check_curriculum, check_data
+from hjepa_pl.modules.config import read_settings
 from hjepa_pl.modules.features import Features
-from hjepa_pl.modules.fitting import check_batch, check_clean, check_curriculum, check_data
-from hjepa_pl.modules.image_level import ImageLevel
-from hjepa_pl.modules.networks import build_networks, plan_depths
-from hjepa_pl.modules.record import StepRecord
-from hjepa_pl.modules.settings import read_settings
+from hjepa_pl.objectives.image_level import ImageLevel
+from hjepa_pl.objectives.local_crops import LocalCrops
+from hjepa_pl.objectives.networks import build_networks, plan_depths
+from hjepa_pl.objectives.record import StepRecord
+from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.optim.ema import EMACallback
-from hjepa_pl.optim.settings import EMAConfig, OptimizerConfig
 from hjepa_pl.types import CleanBatch, ViewBatch
+from hjepa_pl.utils.dataclasses import to_plain
 
 
 class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
@@ -111,7 +111,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         self.save_settings(settings)
         self._make(settings, geometry)
 
-    def _make(self, settings: Mapping[str, Any], geometry: Geometry) -> None:
+    def _make(self, settings: Mapping[str, Any], geometry: EncoderShape) -> None:
         """Make the masks, the networks and what moves the targets, from settings that go together."""
         grid, size = geometry.grid, self.img_size
         height, width = (size, size) if isinstance(size, int) else size

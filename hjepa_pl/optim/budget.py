@@ -7,8 +7,8 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from hjepa_pl.functional.length import clock
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.run_length import clock
 
 
 def parse_duration(text: str) -> float:
@@ -49,7 +49,7 @@ class Pace(NamedTuple):
         return Pace(share, self.left - steps, self.room - steps)
 
 
-class Progress:
+class RunProgress:
     """The share of the run that is done: the larger of the shares of steps and of time.
 
     The share of time is 0 when the first optimizer step has run (it compiles) and 1 at the end of training's time: the

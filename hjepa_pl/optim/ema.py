@@ -6,8 +6,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from hjepa_pl.optim.config import EMAConfig
 from hjepa_pl.optim.schedules import capped_momentum, linear
-from hjepa_pl.optim.settings import EMAConfig
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -28,8 +28,8 @@ import torch
 from arms import STUDIES
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.callbacks.probes import ProbeCallback
-from hjepa_pl.evaluation.probe import PROBES, VAL
+from hjepa_pl.callbacks.probe_callback import ProbeCallback
+from hjepa_pl.evaluation.probes import PROBES, VAL
 
 REFERENCE = {"levels": "three pooled levels", "objectives": "LeJEPA"}
 """The arm that ties measurements of different days to one another."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from hjepa_pl.optim.budget import parse_duration
-from hjepa_pl.optim.settings import OptimizerConfig
+from hjepa_pl.optim.config import OptimizerConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = [

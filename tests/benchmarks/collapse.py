@@ -19,8 +19,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.callbacks.collapse import CollapseMonitor
-from hjepa_pl.callbacks.probes import ProbeCallback
+from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
+from hjepa_pl.callbacks.probe_callback import ProbeCallback
 
 TOKENS, IMAGE = {"cell": 1, "weight": 0.1}, {"cell": "image"}
 NO_EMA = {"ema": None, "experimental": True}

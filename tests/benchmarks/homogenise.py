@@ -25,10 +25,10 @@ from ablation import read, write
 from torch import Tensor
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.callbacks.collapse import CollapseMonitor
-from hjepa_pl.callbacks.probes import ProbeCallback
+from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
+from hjepa_pl.callbacks.probe_callback import ProbeCallback
 from hjepa_pl.evaluation import image_share
-from hjepa_pl.modules.record import StepRecord
+from hjepa_pl.objectives.record import StepRecord
 
 EVERY = 20
 IMAGE, FLAT = {"cell": "image"}, [{"cell": 1}]

@@ -16,8 +16,8 @@ import time
 
 import numpy as np
 
-from hjepa_pl.data.folder import scan
-from hjepa_pl.data.trees import Tree
+from hjepa_pl.data.sources.class_folders import Tree
+from hjepa_pl.data.sources.image_folder import scan
 
 
 def make(top: str, files: int, folders: int) -> None:

@@ -19,7 +19,7 @@ import torch
 from step import timed_step
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.functional.allocator import keep_freed_memory
+from hjepa_pl.utils.malloc import keep_freed_memory
 
 ENCODER = {"embed_dim": 24, "depth": 1, "num_heads": 1, "patch_size": 4, "img_size": 32}
 PREDICTOR = {"embed_dim": 24, "depth": 1, "num_heads": 1}

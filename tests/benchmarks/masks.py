@@ -15,9 +15,9 @@ import time
 
 import torch
 
-from hjepa_pl.functional.allocator import keep_freed_memory
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.types import Counters, Masks
+from hjepa_pl.utils.malloc import keep_freed_memory
 
 CASES = [
     ("multiblock", (4, 4), (1,)), ("multiblock", (4, 4), (1, 2)), ("multiblock", (6, 6), (1,)),

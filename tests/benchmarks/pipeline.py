@@ -27,15 +27,15 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from hjepa_pl.data.augment import Augmenter
-from hjepa_pl.data.augmentation import AugmentationConfig
-from hjepa_pl.data.batches import Draw, RawBatch, RawGroup
-from hjepa_pl.data.multicrop import Makers, ViewPlan
-from hjepa_pl.data.reader import FileReader
-from hjepa_pl.data.storage import FileImages
-from hjepa_pl.data.views import make_views
-from hjepa_pl.functional.allocator import keep_freed_memory
+from hjepa_pl.data.augment.augmenter import Augmenter
+from hjepa_pl.data.augment.config import AugmentationConfig
+from hjepa_pl.data.augment.multicrop import AugmenterPair, ViewPlan
+from hjepa_pl.data.loading.batches import Draw, RawBatch, RawGroup
+from hjepa_pl.data.loading.reader import FileReader
+from hjepa_pl.data.loading.views import make_views
+from hjepa_pl.data.sources.images import FileImages
 from hjepa_pl.types import Counters
+from hjepa_pl.utils.malloc import keep_freed_memory
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, JITTER = (0.2, 1.0), (0.4, 0.4, 0.2, 0.1)
@@ -52,7 +52,7 @@ def plan(size: int, jitter: bool) -> ViewPlan:
     """Return our views of the same augmentation."""
     parts = {"jitter": JITTER, "jitter_prob": 1.0} if jitter else {}
     config = AugmentationConfig(preset="jepa", crop_scale=SCALE, flip=0.5, **parts)
-    return ViewPlan((Makers(Augmenter(config, size, MEAN, STD, seed=0)),), 1)
+    return ViewPlan((AugmenterPair(Augmenter(config, size, MEAN, STD, seed=0)),), 1)
 
 
 def cifar(a: argparse.Namespace) -> dict[str, Callable[[], int]]:

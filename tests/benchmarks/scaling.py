@@ -19,7 +19,7 @@ from step import make_batch, timed_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa_pl import HJEPALightningModule
-from hjepa_pl.functional.allocator import keep_freed_memory
+from hjepa_pl.utils.malloc import keep_freed_memory
 
 TWO = [{"cell": 1}, {"cell": 2}]
 IMAGE = [{"cell": "image"}]

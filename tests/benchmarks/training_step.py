@@ -16,9 +16,9 @@ import torch
 from step import add_sizes, make_batch, timed_step
 
 from hjepa_pl import HJEPALightningModule
-from hjepa_pl.functional.allocator import keep_freed_memory
 from hjepa_pl.masks import MaskShape, build_masks
-from hjepa_pl.models.compiled import compile_blocks
+from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.utils.malloc import keep_freed_memory
 
 
 def parse() -> argparse.Namespace:

@@ -20,8 +20,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from hjepa_pl import HJEPALightningModule
-from hjepa_pl.functional.allocator import keep_freed_memory
-from hjepa_pl.models.compiled import compile_blocks
+from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.utils.malloc import keep_freed_memory
 
 
 def whole_last_block(module: HJEPALightningModule) -> None:

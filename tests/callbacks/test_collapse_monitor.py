@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from callback_toy import ToyData, ToyModule, fit
 
 from hjepa_pl.callbacks import CollapseMonitor
-from hjepa_pl.callbacks.collapse import _MENDS
+from hjepa_pl.callbacks.collapse_monitor import _MENDS
 from hjepa_pl.types import ConfigError, LevelState, ViewBatch
+from tests.callbacks.callback_toy import ToyData, ToyModule, fit
 
 QUICK = {"every_n_steps": 3, "window": 64, "patience": 2}
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from callback_toy import CLASSES, ToyData, ToyModule, collate, fit, images
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
 from hjepa_pl.callbacks import CollapseMonitor, ProbeCallback
-from hjepa_pl.callbacks.probes import _Bank, _merge
-from hjepa_pl.callbacks.report import online_is_better
+from hjepa_pl.callbacks.probe_callback import _Bank, _merge
+from hjepa_pl.callbacks.probe_table import online_is_better
+from hjepa_pl.cli.checkpoints import CheckpointConfig, checkpoint_callbacks
 from hjepa_pl.evaluation import judge
-from hjepa_pl.outputs import CheckpointConfig, checkpoint_callbacks
 from hjepa_pl.types import ConfigError
+from tests.callbacks.callback_toy import CLASSES, ToyData, ToyModule, collate, fit, images
 
 NAMES = {
     f"probe/quads/{tail}"

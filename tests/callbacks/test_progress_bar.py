@@ -6,15 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import rich
-from callback_toy import ToyModule, fit
 from rich.console import Console
 
-from hjepa_pl.callbacks import Progress
+from hjepa_pl.callbacks import ProgressBar
 from hjepa_pl.types import ConfigError
+from tests.callbacks.callback_toy import ToyModule, fit
 
 
 def test_off_a_terminal_one_plain_line_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(tmp_path, [Progress()], enable_progress_bar=True)
+    fit(tmp_path, [ProgressBar()], enable_progress_bar=True)
     out = capsys.readouterr().out
     assert "\x1b" not in out
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
@@ -28,7 +28,7 @@ def test_off_a_terminal_one_plain_line_an_epoch(tmp_path: Path, capsys: pytest.C
 def test_epochs_are_counted_to_where_max_steps_ends_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], limits: dict[str, int], place: str
 ) -> None:
-    fit(tmp_path, [Progress()], enable_progress_bar=True, max_steps=9, **limits)
+    fit(tmp_path, [ProgressBar()], enable_progress_bar=True, max_steps=9, **limits)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert lines[-1].startswith(f"epoch {place}  ")
 
@@ -37,7 +37,7 @@ def test_epochs_have_no_number_where_the_clock_ends_them(tmp_path: Path, capsys:
     class Budgeted(ToyModule):
         progress = SimpleNamespace(budget=60.0, seconds=59.9)
 
-    fit(tmp_path, [Progress()], Budgeted(), enable_progress_bar=True, max_epochs=100_000, max_time="00:00:00:01")
+    fit(tmp_path, [ProgressBar()], Budgeted(), enable_progress_bar=True, max_epochs=100_000, max_time="00:00:00:01")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert lines[1].startswith("epoch 2  ")
 
@@ -49,7 +49,7 @@ def test_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(rich, "_console", console)
-    bar = Progress()
+    bar = ProgressBar()
     bar._console_kwargs = {"file": screen, "force_terminal": True, "width": 100}
     fit(tmp_path, [bar], enable_progress_bar=True)
     shown = screen.getvalue()
@@ -59,5 +59,5 @@ def test_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ConfigError, match="refresh_rate is 0"):
-        Progress(refresh_rate=0)
+    with pytest.raises(ConfigError, match="refresh_rate=0"):
+        ProgressBar(refresh_rate=0)

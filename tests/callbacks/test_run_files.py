@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from callback_toy import ToyData, ToyModule, fit
 
 from hjepa_pl.callbacks import CollapseMonitor, MetricsCSV, ProbeCallback, RunLog
 from hjepa_pl.types import ConfigError
+from tests.callbacks.callback_toy import ToyData, ToyModule, fit
 
 
 def summary(folder: Path) -> dict:

@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 
 from hjepa_pl.__main__ import main
-from tests.data.test_streams import write_shards
-from tests.test_cli import TINY
+from tests.cli.test_cli import TINY
+from tests.data.loading.test_shard_stream import write_shards
 
 
 def tree(*classes, count=12):

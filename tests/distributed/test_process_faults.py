@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_cli import TINY
+from tests.cli.test_cli import TINY
 
 # The command, with a fault of one process in its second step. Lightning starts the second process by this module too.
 SCRIPT = """

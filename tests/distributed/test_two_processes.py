@@ -57,9 +57,9 @@ IMAGES, PLACES = 12, 10
 
 def term_of(config: dict, images: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """A term's value over all ranks, and its gradient with respect to these images' embeddings."""
-    from hjepa_pl.functional.distributed import gather_rows
-    from hjepa_pl.losses.settings import RegularizerConfig
-    from hjepa_pl.losses.streams import regularize
+    from hjepa_pl.losses.config import RegularizerConfig
+    from hjepa_pl.losses.regularize import regularize
+    from hjepa_pl.utils.distributed import gather_rows
 
     term = RegularizerConfig(**config)
     generator = torch.Generator().manual_seed(3)

@@ -6,14 +6,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hjepa_pl.functional.counters import hash_int, normal
-from hjepa_pl.functional.settings import from_plain
+from hjepa_pl.losses.config import RegularizerConfig, least_images
 from hjepa_pl.losses.prediction import prediction_loss
-from hjepa_pl.losses.settings import RegularizerConfig, least_images
+from hjepa_pl.losses.regularize import center_positions, regularize
 from hjepa_pl.losses.sigreg import epps_pulley, sigreg
-from hjepa_pl.losses.streams import center_positions, regularize
 from hjepa_pl.losses.vicreg import covariance_term, invariance_term, variance_term, vicreg
-from hjepa_pl.tools.counting import PeakBytes
+from hjepa_pl.tools.step_cost import PeakBytes
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.dataclasses import from_plain
 
 
 def test_prediction_losses_equal_float64_formulas() -> None:

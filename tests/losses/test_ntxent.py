@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from hjepa_pl.losses.config import RegularizerConfig
 from hjepa_pl.losses.ntxent import ntxent
-from hjepa_pl.losses.settings import RegularizerConfig
-from hjepa_pl.losses.streams import regularize
+from hjepa_pl.losses.regularize import regularize
 
 
 def slow_ntxent(views: np.ndarray, temperature: float, beta: float | None, pairs: list[tuple[int, int]]) -> float:

@@ -3,9 +3,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hjepa_pl.models.attention import fused_pays, refuse_kernel
+from hjepa_pl.models.config import EncoderConfig, PredictorConfig
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.predictor import Predictor
-from hjepa_pl.models.settings import EncoderConfig, PredictorConfig
 from hjepa_pl.types import ConfigError
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 4}

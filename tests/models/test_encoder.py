@@ -5,9 +5,9 @@ from timm.layers import resample_abs_pos_embed
 
 from hjepa_pl.functional.tokens import sincos_positions
 from hjepa_pl.masks import MaskConfig, build_masks
+from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.encoder import VisionEncoder
-from hjepa_pl.models.recipe import measure, timm_recipe
-from hjepa_pl.models.settings import EncoderConfig
+from hjepa_pl.models.timm_vit import measure, timm_recipe
 from hjepa_pl.types import ConfigError, Counters
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 32, "patch_size": 4}

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa_pl.functional.tokens import cell_patches
+from hjepa_pl.models.config import EncoderConfig, PredictorConfig, PyramidConfig
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import Predictor
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level, pyramid_blocks
-from hjepa_pl.models.settings import EncoderConfig, PredictorConfig, PyramidConfig
 
 DIM = 12
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from hjepa_pl.functional.tokens import pool_cells, sincos_positions
+from hjepa_pl.models.config import PredictorConfig
 from hjepa_pl.models.predictor import Predictor
-from hjepa_pl.models.settings import PredictorConfig
 
 CELLS = (1, 2)
 

@@ -12,10 +12,10 @@ from timm.models import _registry
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.functional.tokens import sincos_positions
+from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.pretrained import weights_follow
-from hjepa_pl.models.recipe import measure, timm_recipe
-from hjepa_pl.models.settings import EncoderConfig
+from hjepa_pl.models.timm_vit import measure, timm_recipe
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
 from tests.functional.test_tokens import mae_table

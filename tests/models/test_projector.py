@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torchvision.ops import MLP
 
+from hjepa_pl.models.config import ProjectorConfig
 from hjepa_pl.models.projector import Projector
-from hjepa_pl.models.settings import ProjectorConfig
 from hjepa_pl.types import ConfigError
 
 

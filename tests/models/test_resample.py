@@ -6,9 +6,9 @@ from timm.layers import resample_abs_pos_embed
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.resample import resample_positions
-from hjepa_pl.models.settings import EncoderConfig
 
 
 @pytest.mark.parametrize("old", [(8, 8), (6, 10), (14, 14)], ids=str)

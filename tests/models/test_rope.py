@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from hjepa_pl.models.config import EncoderConfig, PredictorConfig
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.predictor import Predictor
-from hjepa_pl.models.recipe import timm_recipe
 from hjepa_pl.models.rope import _complex_product, _real_product, axial_rotations, complex_pays, rotate
-from hjepa_pl.models.settings import EncoderConfig, PredictorConfig
+from hjepa_pl.models.timm_vit import timm_recipe
 from hjepa_pl.types import ConfigError
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "patch_size": 4}

@@ -12,10 +12,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from hjepa_pl.cli.resume import refuse_other_settings
 from hjepa_pl.losses.prediction import position_baseline, prediction_loss
-from hjepa_pl.models.settings import PyramidConfig
+from hjepa_pl.models.config import PyramidConfig
 from hjepa_pl.modules.hjepa import HJEPALightningModule
-from hjepa_pl.resume import refuse_other_settings
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, TINY, make_batch
 from tests.modules.test_training import make_data, make_trainer

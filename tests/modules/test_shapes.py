@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hjepa_pl.callbacks.collapse import CollapseMonitor
+from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
 from hjepa_pl.types import Counters, ViewBatch
 from tests.conftest import TINY
 

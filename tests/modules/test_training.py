@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.functional.allocator import keep_freed_memory
 from hjepa_pl.types import ConfigError, RunStopped
+from hjepa_pl.utils.malloc import keep_freed_memory
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
 
 ENCODER = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 8, "patch_size": 2, "in_chans": 1}

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.data.settings import DatasetConfig
+from hjepa_pl.data.config import DatasetConfig
 from hjepa_pl.types import ConfigError
 
 

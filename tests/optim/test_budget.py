@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hjepa_pl import HJEPALightningModule
-from hjepa_pl.callbacks.clock import Clock, seconds_noted
-from hjepa_pl.optim.budget import Progress
+from hjepa_pl.callbacks.budget_clock import Clock, seconds_noted
+from hjepa_pl.optim.budget import RunProgress
 from hjepa_pl.types import ConfigError
 from tests.modules.test_training import make_data, make_module, make_trainer
 
@@ -149,12 +149,12 @@ def test_a_killed_run_has_spent_what_came_after_its_checkpoint_too(tmp_path) -> 
 
 
 def test_the_larger_share_counts_and_the_last_step_is_known_before_it_runs() -> None:
-    clock = Progress(10, 1000.0, spent=400.0)
+    clock = RunProgress(10, 1000.0, spent=400.0)
     clock.done = 0.65
     assert clock.share(5, clock.pace()) == pytest.approx(0.65, abs=1e-3)
     assert clock.share(6, clock.pace()) == pytest.approx(0.7)
     assert clock.share(9, clock.pace()) == 1.0
-    slow = Progress(float("inf"), 1.0)
+    slow = RunProgress(float("inf"), 1.0)
     found = []
     for _ in range(3):  # 0.2 s a step: the fifth would end at 1.0, after 0.99
         found.append(slow.share(0, slow.pace()))
@@ -163,7 +163,7 @@ def test_the_larger_share_counts_and_the_last_step_is_known_before_it_runs() -> 
     # The first is not timed; of the 0.79 s after it, the third ends at 0.4.
     assert found == pytest.approx([1e-4, 2e-4, 0.4 / 0.79], abs=0.05)
     assert slow.share(0, slow.pace()) == 1.0
-    compiled = Progress(float("inf"), 3.0)
+    compiled = RunProgress(float("inf"), 3.0)
     compiled.pause_ended()
     for seconds in (1.4, 0.01):
         time.sleep(seconds)
@@ -173,7 +173,7 @@ def test_the_larger_share_counts_and_the_last_step_is_known_before_it_runs() -> 
 
 def test_counting_steps_from_the_clock_s_last_word_is_what_the_clock_says() -> None:
     """As long as steps take what they took: share 1 for the same one, and no validation that would cross the end."""
-    clock = Progress(float("inf"), 1000.0)
+    clock = RunProgress(float("inf"), 1000.0)
     clock._steps.append(7.0)
     clock._anchor, clock.mark, clock.rehearsal = (0.0, 0.0), 0.0, 65.0
     said = clock.pace()
@@ -192,7 +192,7 @@ def test_counting_steps_from_the_clock_s_last_word_is_what_the_clock_says() -> N
 
 
 def test_a_budget_without_room_for_a_step_is_refused(tmp_path) -> None:
-    clock = Progress(100, 10.0, spent=7.0)
+    clock = RunProgress(100, 10.0, spent=7.0)
     assert clock.refusal() is None
     clock.rehearsal = 4.0
     assert re.search(r"time_budget 0:00:10 .* takes 0:00:04; raise it well above 0:00:12.", clock.refusal())

@@ -2,8 +2,8 @@
 
 import pytest
 
+from hjepa_pl.optim.config import EMAConfig
 from hjepa_pl.optim.ema import EMACallback
-from hjepa_pl.optim.settings import EMAConfig
 
 
 def test_the_momentum_rises_on_a_straight_line_to_its_end() -> None:

@@ -34,7 +34,7 @@ def test_bench_measures_every_config(path, data_folder, capsys, monkeypatch) -> 
     monkeypatch.setattr("sys.argv", ["hjepa"])
     text = path.read_text()
     if "imagenet" in text:
-        from hjepa_pl.data.trees import imagenet100_classes
+        from hjepa_pl.data.sources.class_folders import imagenet100_classes
 
         write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[:4])
     if "my_images" in text:

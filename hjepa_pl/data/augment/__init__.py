@@ -1,0 +1,1 @@
+"""Augmentation on the device: a function of images and counters."""

@@ -1,0 +1,1 @@
+"""Where images come from: datasets, folders, shards, and how a file is decoded."""

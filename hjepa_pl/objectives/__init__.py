@@ -1,0 +1,1 @@
+"""Training objectives as plain classes: networks and a batch in, loss terms out. No Lightning."""

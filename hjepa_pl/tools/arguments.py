@@ -1,0 +1,118 @@
+"""The arguments of a tool: its own keys, those of `hjepa fit`, and config files; and how it rejects them."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from hjepa_pl.cli.config_files import find_config, refuse_other_files
+from hjepa_pl.cli.errors import refusal
+from hjepa_pl.types import ConfigError, RunStopped
+
+
+class Words(NamedTuple):
+    """A command line, sorted."""
+
+    paths: list[str]
+    """Those that are no key."""
+    own: dict[str, str]
+    """The tool's own keys; a flag has the value ''."""
+    fit: list[str]
+    """The keys of `hjepa fit`, with their values."""
+
+
+def sort_words(args: Sequence[str], own: Mapping[str, bool]) -> Words:
+    """Tell a tool's own keys from those of fit.
+
+    Args:
+        args: The words.
+        own: The tool's keys; whether each takes a value.
+
+    Raises:
+        ConfigError: If one of the tool's keys lacks its value.
+    """
+    found, rest = Words([], {}, []), list(args)
+    while rest:
+        word = rest.pop(0)
+        name, given, value = word.partition("=")
+        if name in own and own[name] and not given and not rest:
+            raise ConfigError(f"{name} lacks its value.")
+        if own.get(name):
+            found.own[name] = value if given else rest.pop(0)
+        elif word in own:
+            found.own[word] = ""
+        elif not word.startswith("-"):
+            found.paths.append(word)
+        else:
+            found.fit.append(word)
+            if not given and rest and not rest[0].startswith("--"):
+                found.fit.append(rest.pop(0))
+    return found
+
+
+_YAML = (".yaml", ".yml")
+
+
+def find_configs(path: str) -> tuple[list[str], list[str]]:
+    """Return the runs that a file or a folder holds, and the files of a folder that are layers for others.
+
+    A run in a folder names its `experiment_name`; a file without one is read after another that does. A file that is
+    given by itself is a run.
+
+    Raises:
+        ConfigError: If there is no such file, or a folder holds no run.
+    """
+    if not Path(path).exists():
+        try:
+            path = find_config(path)
+        except ConfigError:
+            raise ConfigError("there is no such file or folder.") from None
+    if not Path(path).is_dir():
+        return [path], []
+    files = sorted(str(p) for p in Path(path).rglob("*") if p.suffix in _YAML and p.is_file())
+    runs = [file for file in files if _is_run(file)]
+    if not runs:
+        raise ConfigError(
+            f"the folder holds no run: {'no file in it names an experiment_name' if files else 'no *.yaml in it'}."
+        )
+    return runs, [file for file in files if file not in runs]
+
+
+def _is_run(path: str) -> bool:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        return True  # which is then refused with the reason
+    return isinstance(tree, dict) and "experiment_name" in tree
+
+
+def layers(words: Sequence[str]) -> list[str]:
+    """Return the files that are given by --config among words for fit.
+
+    Raises:
+        ConfigError: If one of them is no config; the sentence names it.
+    """
+    pairs = zip(words, [*words, ""][1:], strict=True)
+    named = [(w.partition("=")[2] or after) for w, after in pairs if w.partition("=")[0] in ("--config", "-c")]
+    for path in filter(None, named):
+        try:
+            refuse_other_files(path)
+        except ConfigError as error:
+            raise ConfigError(f"--config {path}: {error}") from None
+    return [path for path in named if path]
+
+
+def sentence(error: Exception) -> str:
+    """Return the sentence of a refusal; raise the error itself if it is a defect of the program."""
+    said = str(error) if isinstance(error, RunStopped) else refusal(error)
+    if said is None:
+        raise error
+    return said
+
+
+def fail(tool: str, place: str, said: str, status: int = 2) -> int:
+    """Print a refusal, or what else ended a tool, and return its exit status."""
+    print(f"{tool}: {place}: {said}" if place else f"hjepa {tool}: error: {said}", file=sys.stderr)
+    return status

@@ -1,0 +1,1 @@
+"""`hjepa bench`: measure a config on this machine."""

@@ -1,0 +1,1 @@
+"""`hjepa check`: validate a config and report what it amounts to."""

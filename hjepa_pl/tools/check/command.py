@@ -1,0 +1,81 @@
+"""`hjepa check`: refuse what `hjepa fit` would refuse, and say what a config amounts to, without running it."""
+
+import sys
+from collections.abc import Sequence
+
+from hjepa_pl.types import ConfigError
+
+_HELP = """usage: hjepa check CONFIG_OR_FOLDER... [--data] [--key=value ...]
+
+Refuses each config that `hjepa fit` would refuse, in the same words, and prints a table of the others: parameters,
+levels, masks, tokens, steps, operations, memory. Nothing is written, networks get no storage, and no image is read but
+of the sets that the package brings along (digits and fake). Of a folder, every *.yaml with an experiment_name is a run;
+the others are layers to read after one: `hjepa check RUN.yaml --config LAYER.yaml`. Keys are those of fit, for every
+config given.
+
+  --data   also look at the images, sample them and time the loader (nothing is downloaded)
+
+Exit status 0, or 2 with a line on stderr for each config that is refused."""
+
+
+def run(args: Sequence[str]) -> int:
+    """Check the configs; return 0, or 2 if one of them is refused."""
+    if any(word in ("-h", "--help") for word in args):
+        print(_HELP)
+        return 0
+    # Not at the top: --help shall not wait for Lightning.
+    from hjepa_pl.tools.arguments import fail, find_configs, layers, refuse_other_files, sentence, sort_words
+
+    try:
+        words = sort_words(args, {"--data": False})
+        above = layers(words.fit)
+        if not words.paths and not above:
+            raise ConfigError("name a config or a folder of configs, as in hjepa check configs/quickstart.yaml.")
+    except ConfigError as error:
+        return fail("check", "", str(error))
+    if not words.paths:  # --config FILE --config LAYER, as for fit
+        return _check(" + ".join(above), words.fit, data="--data" in words.own)
+    status = 0
+    for given in dict.fromkeys(words.paths):
+        try:
+            runs, others = find_configs(given)
+        except ConfigError as error:
+            status = fail("check", given, sentence(error))
+            continue
+        for path in runs:
+            try:
+                refuse_other_files(path)
+            except ConfigError as error:
+                status = fail("check", path, str(error))
+                continue
+            label = " + ".join([path, *above])
+            status = max(status, _check(label, ["--config", path, *words.fit], data="--data" in words.own))
+        for path in others:
+            print(f"{path}: not a run (no experiment_name); a layer for hjepa check RUN.yaml --config {path}\n")
+    return status
+
+
+def _check(label: str, words: list[str], *, data: bool) -> int:
+    """Check one config, and print its table."""
+    from hjepa_pl.data.sources.registry import EMBEDDED
+    from hjepa_pl.tools.arguments import fail, sentence
+    from hjepa_pl.tools.check.model_table import describe
+    from hjepa_pl.tools.dry_run import DryCLI, prepare, scratch_folder
+
+    lines: list[str] = []
+    with scratch_folder() as scratch:
+        try:
+            cli: DryCLI = prepare(words, DryCLI, scratch)
+            sets = [*getattr(cli.datamodule, "datasets", [None]), *getattr(cli.datamodule, "probe", [])]
+            if data or all(getattr(s, "name", None) in EMBEDDED for s in sets):
+                cli.load_data()  # what the package brings along is read at once
+            if data:
+                from hjepa_pl.tools.check.data_report import look
+
+                lines = ["", *look(cli, scratch)]
+            lines = [*describe(cli), *lines]
+        except Exception as error:
+            sys.stdout.flush()
+            return fail("check", label, sentence(error))
+    print("\n".join([label, *lines, ""]), flush=True)
+    return 0

@@ -1,0 +1,140 @@
+"""What `hjepa check --data` sees: the sets of a mixture and of the probes, and how fast batches come."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hjepa_pl.data import MultiDatasetDataModule
+from hjepa_pl.data.sources.bad_files import BAD_FILES, reason
+from hjepa_pl.data.sources.images import ArrayImages, FileImages, Images
+from hjepa_pl.data.sources.shards import ShardImages, local_path
+from hjepa_pl.data.sources.tar import read_shard
+from hjepa_pl.tools.dry_run import DryCLI
+from hjepa_pl.tools.format import duration, row
+from hjepa_pl.types import ConfigError
+
+_FILES, _SHARDS = 100, 10
+_SECONDS, _WARM, _MOST = 5.0, 2, 50
+
+
+def look(cli: DryCLI, scratch: str) -> list[str]:
+    """Return the lines about loaded data.
+
+    Raises:
+        ConfigError: If the data are not this package's.
+    """
+    data = cli.datamodule
+    if not isinstance(data, MultiDatasetDataModule):
+        raise ConfigError(f"--data looks at MultiDatasetDataModule only, not at {type(data).__name__}; leave it out.")
+    broken: dict[str, str] = {}
+    lines, shares = [], data.share_drawn(0)
+    for config, name, images in zip(data.datasets, data.names, data.sets.train, strict=True):
+        where = "" if config.root is None else f" in {config.root}"
+        said = f"{name}{where}, {config.split}: {_size(images)}, {_native(images, broken)}, {_labels(images)}"
+        lines.append(row("data", f"{said}; {100 * shares[name]:.1f} % of an epoch"))
+    for split, (images, index) in zip(data.sets.splits, data.sets.probe, strict=True):
+        classes = len(images.labels[index].unique())
+        said = f"{split.name}, {split.split}: {len(index):,} images of {classes} classes, {_native(images, broken)}"
+        lines.append(row("probe", said))
+    lines.append(row("loader", _rate(cli, data)))
+    named = [line.split("\t") for line in _read(Path(cli.folder) / BAD_FILES)]
+    broken |= {path: why for path, _, why in named}
+    return [*lines, *(row("bad file", f"{path}: {why}") for path, why in sorted(broken.items()))]
+
+
+def _read(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
+
+
+def _size(images: Images | ShardImages) -> str:
+    if isinstance(images, ShardImages):
+        count = "unknown numbers of" if images.samples is None else f"{images.samples:,}"
+        return f"{count} images in {len(images.shards):,} shards"
+    return f"{len(images):,} images"
+
+
+def _labels(images: Images | ShardImages) -> str:
+    if isinstance(images, ShardImages):
+        return "labels where a sample has a .cls"
+    known = int((images.labels >= 0).sum())
+    if not known:
+        return "unlabelled"
+    classes = len(images.labels[images.labels >= 0].unique())
+    return f"{classes} classes" if known == len(images) else f"{classes} classes, {len(images) - known:,} unlabelled"
+
+
+def _native(images: Images | ShardImages, broken: dict[str, str]) -> str:
+    """Return the sizes of the images as height x width: of all in memory, or of some of the files, evenly spread."""
+    if isinstance(images, ArrayImages):
+        channels, height, width = images.images.shape[1:]
+        return f"{'grey' if channels == 1 else 'colour'} of {height} x {width} in memory"
+    seen = _of_shards(images, broken) if isinstance(images, ShardImages) else _of_files(images, broken)
+    if not seen:
+        return "none of those sampled can be read"
+    sizes = sorted((tuple(image.shape[1:]) for image in seen), key=lambda s: s[0] * s[1])
+    least, middle, most = (" x ".join(map(str, sizes[i])) for i in (0, len(sizes) // 2, -1))
+    spread = f"of {least}" if least == most else f"of {least}, {middle}, {most} (smallest, median, largest)"
+    return f"{spread}, {len(sizes)} sampled"
+
+
+def _of_files(images: FileImages, broken: dict[str, str]) -> list[Tensor]:
+    found, count = [], min(_FILES, len(images))
+    for i in range(count):
+        index = i * len(images) // count
+        try:
+            found.append(images.read(index, None)[:1])
+        except OSError as error:
+            broken[images.path(index)] = reason(error)
+    return found
+
+
+def _of_shards(images: ShardImages, broken: dict[str, str]) -> list[Tensor]:
+    """Decode the first samples of some shards that are local files."""
+    local = [path for path in map(local_path, images.shards) if path is not None]
+    found: list[Tensor] = []
+    count = min(_SHARDS, len(local))
+    for i in range(count):
+        for _, sample in zip(range(_FILES // _SHARDS), read_shard(local[i * len(local) // count]), strict=False):
+            try:
+                found.append(sample.open().pixels(None)[:1])
+            except OSError as error:
+                broken[sample.path] = reason(error)
+    return found
+
+
+def _rate(cli: DryCLI, data: Any) -> str:
+    """Run the loader for some seconds, views included; return what it gives, and what an epoch takes at least."""
+    device = cli.trainer.strategy.root_device
+    loader = data.train_dataloader()
+    seconds = _times(loader, data, device)
+    rate = data.batch_size / statistics.median(seconds)
+    batches = cli.batches() or 0
+    workers = f"{loader.num_workers} workers" if loader.num_workers else "no workers"
+    return (
+        f"about {rate:,.0f} images/s here (median of {len(seconds)} batches of {data.batch_size}, views made on "
+        f"{device.type}; {workers}, {torch.get_num_threads()} thread(s)): an epoch's {batches * data.batch_size:,} "
+        f"images need at least {duration(batches * data.batch_size / rate)}, whatever the model"
+    )
+
+
+def _times(loader: Any, data: Any, device: torch.device) -> Sequence[float]:
+    """Return the seconds of batches after the first ones, which start the workers."""
+    found: list[float] = []
+    stop, began = float("inf"), time.perf_counter()
+    for number, raw in enumerate(loader):
+        data.on_after_batch_transfer(data.transfer_batch_to_device(raw, device, 0), 0)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        if number == _WARM:
+            stop = now + _SECONDS
+        found.append(now - began)
+        if now > stop or number >= _WARM + _MOST:
+            break
+        began = now
+    return found[_WARM:] or found[-1:]

@@ -1,0 +1,177 @@
+"""`hjepa shards`: tar shards in the WebDataset layout from a folder of images."""
+
+import argparse
+import io
+import json
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from hjepa_pl.cli.errors import refusal
+from hjepa_pl.types import ConfigError
+
+if TYPE_CHECKING:
+    from hjepa_pl.data.sources.images import FileImages
+
+_DESCRIPTION = """Make tar shards, for the dataset name webdataset, from a folder of images.
+
+Each file is copied byte by byte, as KEY.<its ending>; the number of its class (the first folder below FOLDER, in
+alphabetical order) goes beside it as KEY.cls, unless the file lies directly in FOLDER. The images are shuffled by the
+seed, so the same folder gives the same shards, byte for byte. Beside the shards, a small .json holds the names of the
+classes and each shard's number of samples. Nothing is overwritten; a shard appears under its name when it is whole."""
+
+_EXAMPLE = """example:
+  hjepa shards photographs shards/train-%06d.tar --per-shard 1000
+  hjepa fit ... --data.init_args.datasets='[{name: webdataset, root: "shards/train-{000000..000012}.tar"}]'
+
+Make at least as many shards as there will be processes x workers. A folder with train/ and val/ is read by --split."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "hjepa shards",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="any tree of images that Pillow reads")
+    parser.add_argument("pattern", metavar="OUT_PATTERN", help="names of the shards, as out/train-%%06d.tar")
+    parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images of a shard (default 1000)")
+    parser.add_argument("--split", default="train", help="which of FOLDER's splits, if it has any (default train)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the images (default 0)")
+    return parser
+
+
+def run(args: Sequence[str]) -> int:
+    """Make the shards; return 0, or 2 if that was refused."""
+    given = _parser().parse_args(list(args))
+    try:
+        root = make_shards(given.folder, given.pattern, given.per_shard, split=given.split, seed=given.seed)
+    except (ConfigError, OSError) as error:
+        print(f"hjepa: error: {refusal(error) or error}", file=sys.stderr)
+        return 2
+    print(f'done: {{name: webdataset, root: "{root}"}}')
+    return 0
+
+
+def make_shards(folder: str, pattern: str, per_shard: int = 1000, *, split: str = "train", seed: int = 0) -> str:
+    """Write the images of a folder as shards.
+
+    Args:
+        folder: A tree of images, as for the dataset `folder`.
+        pattern: Path of the shards, with one place for their number, as `%06d`.
+        per_shard: Images of a shard; the last may have fewer.
+        split: Which split, if the folder has any.
+        seed: Of the order of the images.
+
+    Returns:
+        The brace pattern of all shards.
+
+    Raises:
+        ConfigError: The pattern is none, a shard is there already, or an image cannot be read.
+    """
+    # Not at the top: --help shall not wait for Lightning.
+    import numpy as np
+
+    from hjepa_pl.data.sources.class_folders import find_tree
+    from hjepa_pl.data.sources.image_folder import scan
+    from hjepa_pl.data.sources.shards import info_path
+
+    _check(pattern, per_shard, seed)
+    images = scan("folder", find_tree("folder", folder, split))
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images)).tolist()
+    parts = [order[i : i + per_shard] for i in range(0, len(order), per_shard)]
+    paths = [pattern % i for i in range(len(parts))]
+    info = info_path(paths[0])
+    for path in (*paths, info):
+        if os.path.exists(path):
+            raise ConfigError(f"{path} is there already: remove it, or give another OUT_PATTERN.")
+    os.makedirs(os.path.dirname(pattern) or ".", exist_ok=True)
+    listed = {}
+    for number, (path, part) in enumerate(zip(paths, parts, strict=True)):
+        _write_shard(path, images, part, first=number * per_shard)
+        listed[os.path.basename(path)] = {"samples": len(part), "bytes": os.path.getsize(path)}
+        _progress(number + 1, len(paths), min((number + 1) * per_shard, len(order)))
+    content = json.dumps({"classes": images.classes, "shards": listed}, indent=1)
+    _write_whole(info, lambda temporary: _write_text(temporary, content))
+    return _braces(pattern, len(paths))
+
+
+def _check(pattern: str, per_shard: int, seed: int) -> None:
+    if len(re.findall(r"%0?\d*d", os.path.basename(pattern))) != 1 or pattern.count("%") != 1:
+        raise ConfigError(
+            f"OUT_PATTERN {pattern} has no place for the number of a shard: write the file's name as train-%06d.tar."
+        )
+    if not pattern.endswith(".tar"):
+        raise ConfigError(f"OUT_PATTERN {pattern} does not end in .tar: shards are not compressed, images are.")
+    for key, value, least in (("--per-shard", per_shard, 1), ("--seed", seed, 0)):
+        if value < least:
+            raise ConfigError(f"{key} {value} is refused: give a whole number of at least {least}.")
+
+
+def _write_shard(path: str, images: "FileImages", part: Sequence[int], *, first: int) -> None:
+    """Write the images of one shard; the first has the number `first`."""
+
+    def write(temporary: str) -> None:
+        # Neither times nor owners are written, so that the same images give the same bytes.
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for i, index in enumerate(part):
+                source, key = images.path(index), f"{first + i:09d}"
+                _add(tar, key + os.path.splitext(source)[1].lower(), _read(source))
+                if int(images.labels[index]) >= 0:
+                    _add(tar, key + ".cls", str(int(images.labels[index])).encode())
+
+    _write_whole(path, write)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): mend or remove it.") from None
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _write_text(path: str, content: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(content + "\n")
+
+
+def _write_whole(path: str, write: Callable[[str], None]) -> None:
+    """Let `write` write a temporary file, and give it its name when it is whole."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        write(temporary)
+        os.rename(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _progress(shards: int, of: int, images: int) -> None:
+    live = sys.stderr.isatty()
+    if live or shards == of:
+        end = "\n" if shards == of or not live else ""
+        print(
+            f"{chr(13) if live else ''}{shards} of {of} shards, {images} images", end=end, file=sys.stderr, flush=True
+        )
+
+
+def _braces(pattern: str, number: int) -> str:
+    """Return the pattern with {first..last} in place of the number."""
+    if number == 1:
+        return pattern % 0
+    place = re.search(r"%0?\d*d", pattern)
+    assert place is not None
+    braces = f"{{{place[0] % 0}..{place[0] % (number - 1)}}}"
+    return pattern[: place.start()] + braces + pattern[place.end() :]

@@ -1,0 +1,1 @@
+"""Helpers that are not about JEPA: settings, run length, memory, processes."""
