@@ -42,7 +42,7 @@ from hjepa_pl.modules.check_trainer import check_keys, check_trainer, check_warm
 from hjepa_pl.modules.config import complete_settings
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import to_plain
+from hjepa_pl.utils.settings import to_plain
 
 __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.config import DatasetConfig
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import from_plain, to_plain
+from hjepa_pl.utils.settings import from_plain, to_plain
 
 
 def stored_settings(data: Any) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from hjepa_pl.data.sources.images import Images
 from hjepa_pl.data.sources.registry import download_dataset
 from hjepa_pl.data.sources.shards import ShardImages
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import from_plain, from_plain_list
 from hjepa_pl.utils.numbers import check_number
+from hjepa_pl.utils.settings import from_plain, from_plain_list
 from hjepa_pl.utils.sizes import ImgSize
 
 

@@ -1,11 +1,12 @@
 """Settings of the encoder, the predictor, the projector and the pyramid."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 from hjepa_pl.models.attention import AttentionKind
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.sizes import ImgSize, check_size
+from hjepa_pl.utils.settings import Count, Hint, Pair, PathText, Positive, settings
 
 SIZES: dict[str, tuple[int, int, int]] = {  # embed_dim, depth, num_heads, as timm's vit_{size}
     "tiny": (192, 12, 3),
@@ -16,11 +17,10 @@ SIZES: dict[str, tuple[int, int, int]] = {  # embed_dim, depth, num_heads, as ti
 }
 
 
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{_label(config)}.{name} must be at least 1, got {value}.")
+Gains = Annotated[float, Gt(0), Lt(float("inf")), Hint("remove it to have no LayerScale, or use 1e-5")]
+"""Start of LayerScale's gains."""
+Theta = Annotated[float, Gt(1), Lt(float("inf"))]
+"""Base of rotary frequencies."""
 
 
 def _label(config: object) -> str:
@@ -33,14 +33,6 @@ def _check_recompute(config: "EncoderConfig | PredictorConfig") -> None:
         raise ConfigError(
             f"{key} {config.checkpoint_every} does nothing without {_label(config)}.grad_checkpointing; "
             "set that to true, or remove it."
-        )
-
-
-def _check_gains(config: "EncoderConfig | PredictorConfig") -> None:
-    if config.init_values is not None and not 0 < config.init_values < float("inf"):
-        raise ConfigError(
-            f"invalid `{_label(config)}.init_values={config.init_values}`: must be > 0 and finite; remove it to have "
-            "no LayerScale, or take 1e-5."
         )
 
 
@@ -57,11 +49,9 @@ def _check_theta(config: "EncoderConfig | PredictorConfig") -> None:
             f"{_label(config)}.rope_theta {config.rope_theta:g} does nothing with {_label(config)}.position "
             f"'{config.position}'; set position to 'rope', or remove it."
         )
-    if not 1 < config.rope_theta < float("inf"):
-        raise ConfigError(f"{_label(config)}.rope_theta must be above 1, got {config.rope_theta}.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("encoder")
 class EncoderConfig:
     """A timm vision transformer: by size, or by timm's name."""
 
@@ -69,34 +59,34 @@ class EncoderConfig:
     """Width, depth and heads as in timm's vit_{size} (small where neither size nor name is given)."""
     name: str | None = None
     """Name of any timm ViT instead of a size; its own width, depth, heads and patch size then hold."""
-    img_size: ImgSize = 224
+    img_size: Count | Pair[Count] = 224
     """Side of the training images, in pixels, or [height, width]."""
-    pretrained: bool | str | None = None
+    pretrained: bool | PathText | None = None
     """Weights to start from: null or false for none, true for timm's own (with `name`), or the path of a file
     (.safetensors, .pth, .pt, .bin) with the state dict of a timm ViT of this shape: kept to the bit but for heads and a
     class token, which are left out, and positions of another `img_size`, which timm's function resamples. Read once: a
     run that goes on from a checkpoint needs no file."""
-    patch_size: int | None = None
+    patch_size: Count | None = None
     """Side of a patch, in pixels; null is 16 (or what `name` says)."""
-    in_chans: int = 3
+    in_chans: Count = 3
     """Channels of the images."""
-    embed_dim: int | None = None
+    embed_dim: Count | None = None
     """Width, where it departs from the size's."""
-    depth: int | None = None
+    depth: Count | None = None
     """Number of blocks, where it departs from the size's."""
-    num_heads: int | None = None
+    num_heads: Count | None = None
     """Number of attention heads, where it departs from the size's."""
     position: Literal["learned", "sincos", "rope", "rope_mixed"] = "learned"
     """Position code: a learned table, a fixed 2-D sine-cosine table, or rotary angles (RoPE-ViT, arXiv:2403.13298):
     axial, or mixed, whose frequencies are learned for each head."""
-    rope_theta: float | None = None
+    rope_theta: Theta | None = None
     """Base of the rotary frequencies; null is timm's (100 for rope, 10 for rope_mixed)."""
-    init_values: float | None = None
+    init_values: Gains | None = None
     """Start of LayerScale's gains (CaiT, arXiv:2103.17239); null is without LayerScale, for every `position` (with
     `name` it is what that model has)."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Stochastic depth of the last block, rising linearly from 0 in the first (context encoder, training only)."""
-    reg_tokens: int = 0
+    reg_tokens: Annotated[int, Ge(0)] = 0
     """Register tokens (arXiv:2309.16588)."""
     qk_norm: bool = False
     """Normalise queries and keys."""
@@ -106,15 +96,11 @@ class EncoderConfig:
     plain products always ('eager')."""
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of storing them: less memory, about a third more compute."""
-    checkpoint_every: int = 1
+    checkpoint_every: Count = 1
     """Blocks that are recomputed together (grad_checkpointing only)."""
 
     def __post_init__(self) -> None:
         """Refuse what no encoder can have."""
-        check_size("encoder.img_size", self.img_size)
-        if not isinstance(self.img_size, int):
-            object.__setattr__(self, "img_size", tuple(self.img_size))
-        _positive(self, "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "checkpoint_every")
         _check_recompute(self)
         _check_theta(self)
         if self.name is not None:
@@ -139,11 +125,6 @@ class EncoderConfig:
                 f"encoder.size '{self.size}' does nothing beside encoder.embed_dim, depth and num_heads; remove it, or "
                 "set it to null (--model.encoder.size=null) where an earlier config gives it."
             )
-        if not 0.0 <= self.drop_path_rate < 1.0:
-            raise ConfigError(f"encoder.drop_path_rate must lie in [0, 1), got {self.drop_path_rate}.")
-        if self.reg_tokens < 0:
-            raise ConfigError(f"encoder.reg_tokens must not be negative, got {self.reg_tokens}.")
-        _check_gains(self)
 
     @property
     def architecture(self) -> tuple[int, int, int]:
@@ -153,23 +134,23 @@ class EncoderConfig:
         return tuple(g if g is not None else s for g, s in zip(given, size, strict=True))  # type: ignore[return-value]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("predictor")
 class PredictorConfig:
     """The narrow ViT that predicts target cells from the visible tokens."""
 
-    embed_dim: int = 192
+    embed_dim: Count = 192
     """Width, a multiple of 4 (positions) and of `num_heads`."""
-    depth: int = 4
+    depth: Count = 4
     """Number of blocks."""
-    num_heads: int = 3
+    num_heads: Count = 3
     """Number of attention heads."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Positive = 4.0
     """Width of the hidden layer over the width."""
     position: Literal["sincos", "rope"] = "sincos"
     """Where tokens and queries lie: a fixed sine-cosine table that is added, or axial rotary angles."""
-    rope_theta: float | None = None
+    rope_theta: Theta | None = None
     """Base of the rotary frequencies; null is 100."""
-    init_values: float | None = None
+    init_values: Gains | None = None
     """Start of LayerScale's gains (CaiT, arXiv:2103.17239); null is without LayerScale."""
     targets: Literal["joint", "separate"] = "joint"
     """All target blocks in one pass, which see one another's queries, or one pass a block as in I-JEPA."""
@@ -179,15 +160,13 @@ class PredictorConfig:
     """Input: the encoder's last layer, or an MLP of all the levels' depths, each under its own norm (V-JEPA 2.1)."""
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of storing them."""
-    checkpoint_every: int = 1
+    checkpoint_every: Count = 1
     """Blocks that are recomputed together (grad_checkpointing only)."""
 
     def __post_init__(self) -> None:
         """Refuse widths that positions or heads cannot split."""
-        _positive(self, "embed_dim", "depth", "num_heads", "checkpoint_every")
         _check_recompute(self)
         _check_theta(self)
-        _check_gains(self)
         if self.checkpoint_every > self.depth:
             raise ConfigError(
                 f"predictor.checkpoint_every {self.checkpoint_every} is more than predictor.depth {self.depth}; "
@@ -208,19 +187,17 @@ class PredictorConfig:
                 "predictor.targets 'separate' does nothing with predictor.attention 'cross', where no query sees "
                 "another; remove one of them."
             )
-        if not 0 < self.mlp_ratio < float("inf"):
-            raise ConfigError(f"predictor.mlp_ratio must be a positive number, got {self.mlp_ratio}.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("projector")
 class ProjectorConfig:
     """The MLP between the pooled embedding and the image level's objectives (LeJEPA, arXiv:2511.08544)."""
 
-    hidden_dim: int = 2048
+    hidden_dim: Count = 2048
     """Width of the hidden layers."""
-    hidden_layers: int = 2
+    hidden_layers: Annotated[int, Ge(0)] = 2
     """Number of hidden layers; 0 is a linear projector."""
-    out_dim: int = 64
+    out_dim: Count = 64
     """Width of the projection."""
     norm: Literal["batch", "layer", "none"] = "batch"
     """Norm of the hidden layers. Batch norm is what LeJEPA, VICReg and SimCLR were measured with, its statistics those
@@ -229,11 +206,6 @@ class ProjectorConfig:
 
     def __post_init__(self) -> None:
         """Refuse empty layers, an unknown norm, and what a linear projector has no place for."""
-        _positive(self, "hidden_dim", "out_dim")
-        if self.hidden_layers < 0:
-            raise ConfigError(f"projector.hidden_layers must not be negative, got {self.hidden_layers}.")
-        if self.norm not in ("batch", "layer", "none"):
-            raise ConfigError(f"projector.norm must be 'batch', 'layer' or 'none', got {self.norm!r}.")
         for key in ("hidden_dim", "norm"):
             if self.hidden_layers == 0 and getattr(self, key) != getattr(ProjectorConfig, key):
                 raise ConfigError(
@@ -242,23 +214,13 @@ class ProjectorConfig:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("pyramid")
 class PyramidConfig:
     """The feature pyramid over three depths of the encoder (FPN, arXiv:1612.03144)."""
 
     fusion: Literal["add", "concat"] = "add"
     """A finer map and the upsampled coarser one are summed, as in the paper, or joined and mixed by a linear layer."""
-    dim: int | None = None
+    dim: Count | None = None
     """Channels of the maps; null is the encoder's width."""
-    weight: float = 1.0
+    weight: Annotated[float, Gt(0), Lt(float("inf")), Hint("set pyramid to null to turn it off")] = 1.0
     """Weight of the auxiliary loss that regresses the token levels' targets from the maps, scaled as the levels are."""
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown fusion, empty maps, and a weight that would leave them untrained."""
-        if self.fusion not in ("add", "concat"):
-            raise ConfigError(f"pyramid.fusion must be 'add' or 'concat', got {self.fusion!r}.")
-        _positive(self, "dim")
-        if not 0 < self.weight < float("inf"):
-            raise ConfigError(
-                f"pyramid.weight must be a positive number, got {self.weight}; set pyramid to null to switch it off."
-            )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import from_plain_list
+from hjepa_pl.utils.settings import from_plain_list
 
 
 @dataclass(frozen=True, kw_only=True)

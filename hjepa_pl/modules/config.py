@@ -11,7 +11,7 @@ from hjepa_pl.models.config import SIZES, EncoderConfig, PredictorConfig, Projec
 from hjepa_pl.models.levels import read_levels, split_levels
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import from_plain, from_plain_list, to_plain
+from hjepa_pl.utils.settings import from_plain, from_plain_list, to_plain
 
 _PARTS: dict[str, type] = {
     "encoder": EncoderConfig,

@@ -27,7 +27,7 @@ from hjepa_pl.objectives.record import StepRecord
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.optim.ema import EMACallback
 from hjepa_pl.types import CleanBatch, ViewBatch
-from hjepa_pl.utils.dataclasses import to_plain
+from hjepa_pl.utils.settings import to_plain
 
 
 class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):

@@ -18,7 +18,7 @@ from hjepa_pl.cli.main import start
 from hjepa_pl.cli.unknown_keys import refuse_unknown
 from hjepa_pl.data.sources.registry import NAMES
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import to_plain
+from hjepa_pl.utils.settings import to_plain
 
 all_keys = cache(schema.all_keys)
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from hjepa_pl.cli.checkpoints import CheckpointConfig
 from hjepa_pl.cli.run_folder import LoggingConfig
 from hjepa_pl.modules.check_trainer import check_keys
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import from_plain
+from hjepa_pl.utils.settings import from_plain
 from tests.cli.test_cli import TINY
 from tests.cli.test_cli import config as config  # a fixture
 

@@ -13,7 +13,7 @@ from hjepa_pl.losses.sigreg import epps_pulley, sigreg
 from hjepa_pl.losses.vicreg import covariance_term, invariance_term, variance_term, vicreg
 from hjepa_pl.tools.step_cost import PeakBytes
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import from_plain
+from hjepa_pl.utils.settings import from_plain
 
 
 def test_prediction_losses_equal_float64_formulas() -> None:

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from hjepa_pl.data.augment.presets import CLEAN, PRESETS, Preset
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.dataclasses import from_plain
 from hjepa_pl.utils.numbers import check_number, check_range, check_whole
+from hjepa_pl.utils.settings import from_plain
 
 _NEEDS = {
     # part: what it belongs to, and its value where that is on

@@ -1,0 +1,219 @@
+"""Settings: frozen dataclasses whose annotations hold types and bounds; read from mappings, stored as mappings."""
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
+
+import annotated_types as at
+from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from hjepa_pl.types import ConfigError
+
+T = TypeVar("T")
+
+Positive = Annotated[float, at.Gt(0), at.Lt(float("inf"))]
+"""A number above 0."""
+NonNegative = Annotated[float, at.Ge(0), at.Lt(float("inf"))]
+"""A number of at least 0."""
+Fraction = Annotated[float, at.Ge(0), at.Le(1)]
+"""A number in [0, 1]."""
+Count = Annotated[int, at.Ge(1)]
+"""A whole number of at least 1."""
+Pair = Annotated[tuple[T, T], Strict(False)]
+"""Two values; a list is taken too."""
+PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)]
+"""A path as text, as a config holds it; `pathlib`'s are taken too."""
+
+
+class Hint(NamedTuple):
+    """What a message adds to "must be ...": metadata of a field, as in `Annotated[float, Gt(0), Hint("try 3")]`."""
+
+    text: str
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(key: str) -> Callable[[type[T]], type[T]]:
+    """Make a class of annotated fields a frozen pydantic dataclass whose errors are one sentence.
+
+    The annotations hold the bounds (`depth: Annotated[int, Ge(1)] | None = None`), `__post_init__` rejects
+    combinations of fields. jsonargparse is shown the types without the bounds, so that there is one message for a value
+    out of bounds, whether it comes from a config or from Python.
+
+    Args:
+        key: The key that holds the settings, as it is typed (`encoder`, `datasets`), for messages.
+
+    Raises:
+        ConfigError: By the class, on construction with a field that it does not have or a value that it cannot have.
+    """
+
+    def make(cls: type[T]) -> type[T]:
+        fields = typing.get_type_hints(cls, include_extras=True)
+        config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
+        made: Any = pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)
+        construct = made.__init__
+
+        def init(self: Any, **given: Any) -> None:
+            try:
+                construct(self, **given)
+            except ValidationError as error:
+                raise ConfigError(_sentence(key, fields, given, error)) from None
+
+        plain = {name: _plain(hint) for name, hint in fields.items()}
+        made.__signature__ = inspect.Signature(
+            [p.replace(annotation=plain[p.name]) for p in inspect.signature(made).parameters.values()]
+        )
+        made.__init__, init.__annotations__, made.__annotations__ = init, plain | {"return": None}, plain
+        for field in dataclasses.fields(made):
+            field.type = plain[field.name]
+        made.__bounds__ = fields
+        return typing.cast(type[T], made)
+
+    return make
+
+
+def to_plain(value: Any) -> Any:
+    """Turn settings (dataclasses, tuples, lists of them) into dicts, lists and scalars that any loader can read."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    return value
+
+
+def from_plain(cls: type[T], value: T | Mapping[str, Any], key: str) -> T:
+    """Return `value` as the settings class `cls`.
+
+    Args:
+        cls: A class made by `settings`.
+        value: An instance of it, or a mapping of its fields.
+        key: Name of the argument, for messages.
+
+    Raises:
+        ConfigError: If `value` is neither, or not accepted by `cls`.
+    """
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"invalid `{key}={as_typed(value)}`: must be a mapping of {', '.join(_names(cls))}.")
+    return cls(**{str(k): v for k, v in value.items()})
+
+
+def from_plain_list(cls: type[T], values: Any, key: str) -> tuple[T, ...]:
+    """Return a sequence of settings as a tuple of `cls` (see `from_plain`)."""
+    if isinstance(values, str | Mapping) or not hasattr(values, "__iter__"):
+        raise ConfigError(f"invalid `{key}={as_typed(values)}`: must be a list.")
+    return tuple(from_plain(cls, value, key) for value in values)
+
+
+def as_typed(value: Any) -> str:
+    """Return a value as it is typed in a config."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_typed, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {as_typed(v)}' for k, v in value.items())}}}"
+    return f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else str(value)
+
+
+def describe(hint: Any) -> str:
+    """Return what values a field takes, in words: "a whole number >= 1 or null" of `Annotated[int, Ge(1)] | None`.
+
+    Args:
+        hint: The annotation, bounds included.
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _bounded(parts[0], parts[1:])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(describe, parts)))
+    if origin is typing.Literal:
+        return " or ".join(map(as_typed, parts))
+    if origin is tuple:
+        return _sequence(parts)
+    if origin is list:
+        return "a list"
+    if origin is dict or dataclasses.is_dataclass(hint):
+        return "a mapping"
+    named = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return named.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+# ------------------------------------------------------------------------------------------------------------- messages
+
+
+def _sentence(key: str, fields: Mapping[str, Any], given: Mapping[str, Any], error: ValidationError) -> str:
+    """Return the first of a validation's errors as a sentence that names the key, its value and what it takes."""
+    first = error.errors()[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, ConfigError):  # of `__post_init__`
+        return str(inner)
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{key} does not accept '{name}'; its keys are {', '.join(fields)}."
+    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{key} lacks the key '{name}'."
+    if name not in fields:
+        return f"invalid `{key}`: {first['msg']}."
+    hints = _hints(fields[name])
+    return f"invalid `{key}.{name}={as_typed(given[name])}`: must be {'; '.join([describe(fields[name]), *hints])}."
+
+
+def _hints(annotation: Any) -> list[str]:
+    """Return the texts of an annotation's hints, at any depth."""
+    return [
+        text
+        for part in typing.get_args(annotation)
+        for text in ([part.text] if isinstance(part, Hint) else _hints(part))
+    ]
+
+
+def _bounded(kind: Any, metadata: tuple[Any, ...]) -> str:
+    """Return an annotated type in words: "a number in (0, 1]"."""
+    low = next((m for m in metadata if isinstance(m, at.Gt | at.Ge)), None)
+    high = next((m for m in metadata if isinstance(m, at.Lt | at.Le)), None)
+    if isinstance(high, at.Lt) and high.lt == float("inf"):
+        high = None
+    said = describe(kind)
+    if low is None and high is None:
+        return said
+    lower = None if low is None else low.gt if isinstance(low, at.Gt) else low.ge
+    upper = None if high is None else high.lt if isinstance(high, at.Lt) else high.le
+    if lower is not None and upper is not None:
+        opened, closed = "(" if isinstance(low, at.Gt) else "[", ")" if isinstance(high, at.Lt) else "]"
+        return f"{said} in {opened}{as_typed(lower)}, {as_typed(upper)}{closed}"
+    if lower is not None:
+        return f"{said} {'>' if isinstance(low, at.Gt) else '>='} {as_typed(lower)}"
+    return f"{said} {'<' if isinstance(high, at.Lt) else '<='} {as_typed(upper)}"
+
+
+def _sequence(parts: tuple[Any, ...]) -> str:
+    """Return a tuple in words: "a list of 2, each a number > 0"."""
+    if parts[-1:] == (...,):
+        return f"a list, each {describe(parts[0])}"
+    kinds = list(dict.fromkeys(map(describe, parts)))
+    return f"a list of {len(parts)}, each {kinds[0]}" if len(kinds) == 1 else f"a list of {', '.join(kinds)}"
+
+
+def _plain(hint: Any) -> Any:
+    """Return an annotation without its metadata, at any depth."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _plain(parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return functools.reduce(lambda a, b: a | b, map(_plain, parts))
+    if origin in (tuple, list, dict):
+        return origin[tuple(p if p is ... else _plain(p) for p in parts)]
+    return hint
+
+
+def _names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
