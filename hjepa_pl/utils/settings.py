@@ -159,7 +159,7 @@ def _sentence(key: str, fields: Mapping[str, Any], given: Mapping[str, Any], err
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{key} does not accept '{name}'; its keys are {', '.join(fields)}."
-    if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+    if name in fields and name not in given:
         return f"{key} lacks the key '{name}'."
     if name not in fields:
         return f"invalid `{key}`: {first['msg']}."
