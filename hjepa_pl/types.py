@@ -1,4 +1,4 @@
-"""The records that pass between the parts of the package.
+"""Records, errors and Protocols shared by the packages.
 
 Letters used in every shape: B images, V views, C channels, H x W pixels or grid, N patches, K visible patches,
 T target blocks, M cells of one block, Q = T * M queries of one level, D width, P predictor width.
@@ -6,22 +6,27 @@ T target blocks, M cells of one block, Q = T * M queries of one level, D width, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-if TYPE_CHECKING:  # a refused command line shall not wait for torch
+if TYPE_CHECKING:  # a command line is rejected without waiting for torch
     from torch import Tensor
 
 
 class ConfigError(ValueError):
-    """A setting that is refused: one sentence that names the key, its value and the mend."""
+    """An invalid setting: one sentence with the key, its value, and how to fix it."""
 
 
 class RunStopped(RuntimeError):
-    """A run that must not go on: one sentence that names what happened and what to change."""
+    """A run that must not continue: one sentence that says why, and what to change."""
+
+
+# ------------------------------------------------------------------------------------------------------------- records
 
 
 class Counters(NamedTuple):
-    """Where a batch stands in the run. Everything random is a function of these, never of the rank or worker."""
+    """Position of a batch in the run. All randomness is a function of these, never of rank or worker."""
 
     epoch: int
     """Number of the epoch, from 0."""
@@ -32,59 +37,59 @@ class Counters(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """With what the views of a batch were mixed (Mixup, CutMix): a mixed image has two labels."""
+    """Partners of mixed images (Mixup, CutMix): a mixed image has two labels."""
 
     label: Tensor
     """(B,) int64: label of each image's partner."""
     share: Tensor
-    """(B,) float32: share of the image itself, that of its partner being the rest."""
+    """(B,) float32: fraction of the image itself; the rest is its partner's."""
 
 
 class ViewBatch(NamedTuple):
-    """One training batch as the module receives it, on the device and normalised."""
+    """One training batch as the module receives it, on the device and normalized."""
 
     views: tuple[Tensor, ...]
     """V tensors (B, C, H, W), float32: augmented views of the same B images."""
     label: Tensor
-    """(B,) int64; -1 where the dataset has no labels. Only watched, never trained on."""
+    """(B,) int64; -1 where the dataset has no labels. For monitoring only."""
     source: Tensor
-    """(B,) int64: index of the dataset in the mixture that each image came from."""
+    """(B,) int64: index of each image's dataset in the mixture."""
     counters: Counters
     local_views: tuple[Tensor, ...] = ()
     """K tensors (B, C, h, w), float32: smaller crops of the same B images; none without multi-crop."""
     boxes: Tensor | None = None
-    """(V + K, B, 4) float32: where each view, then each local crop, lies in its image: top, left, bottom, right as
-    shares of the image's sides, left > right where it is flipped, so that left + u * (right - left) is the place of u
-    in [0, 1] across the view. What `rotate`, `translate` and `rand_augment` move is not in it. None without
-    multi-crop."""
+    """(V + K, B, 4) float32: box of each view, then of each local crop, in its image: top, left, bottom, right as
+    fractions of the image's height and width. left > right where the view is flipped, so that a point at u in [0, 1]
+    across the view is at left + u * (right - left) in the image. Does not include `rotate`, `translate` and
+    `rand_augment`. None without multi-crop."""
     mix: Mix | None = None
-    """With what the views were mixed; None if they were not."""
+    """Partners of the images; None if they were not mixed."""
 
 
 class CleanBatch(NamedTuple):
-    """One batch of a probe set: clean (unaugmented) images, on the device and normalised."""
+    """One batch of a probe set: clean (unaugmented) images, on the device and normalized."""
 
     image: Tensor
     """(B, C, H, W), float32."""
     label: Tensor
     """(B,) int64."""
     place: Tensor  # not `index`, which is a method of every tuple
-    """(B,) int64: place of the image in its probe split, so that rows gathered from ranks can be ordered."""
+    """(B,) int64: index of each image in its probe split, by which rows gathered from ranks are ordered."""
 
 
 class Masks(NamedTuple):
-    """What the context encoder sees and what is to be predicted."""
+    """Visible patches and target cells of each image."""
 
     context: Tensor
     """(B, K) int64: indices of the visible patches, in no particular order."""
     targets: tuple[Tensor, ...]
     """One (B, T, M) int64 tensor per token level: indices of the target cells on that level's own grid. With joint
-    targets (and with random masks) T is 1 and no cell is twice in a row; else the T blocks of an image may share
-    cells."""
+    targets (and with random masks) T is 1 and the cells of a row are distinct; else the T blocks of an image may
+    overlap."""
 
 
 class LevelState(NamedTuple):
-    """What one token level predicted in a step, without gradient: for those that watch."""
+    """Prediction and target of one token level in a step, without gradient, for callbacks."""
 
     prediction: Tensor
     """(B, Q, D)."""
@@ -94,3 +99,66 @@ class LevelState(NamedTuple):
     """(B, Q) int64: index on the level's grid of each query."""
     target_map: Tensor
     """(B, cells of the grid, D): the target at every cell."""
+
+
+# ----------------------------------------------------------------------------------------- between the module and data
+
+
+class ImageModel(Protocol):
+    """The images that a module trains on: the data module takes these from it."""
+
+    img_size: int | tuple[int, int]
+    """Side of a square image, or (height, width), in pixels."""
+    in_chans: int
+    patch_size: tuple[int, int]
+    """Height and width of a patch in pixels: local crops are cut to whole patches."""
+
+
+class TrainData(Protocol):
+    """A data module's settings that the module checks, logs and stores. `MultiDatasetDataModule` has them all."""
+
+    batch_size: int
+    """Images per process and step."""
+    views: int
+    """Full views of each image."""
+    multicrop: Any
+    """`MultiCropConfig`, or None without local crops."""
+    augmentation: Any
+    """`AugmentationConfig` of the data module."""
+    datasets: Sequence[Any]
+    """`DatasetConfig` of each dataset of the mixture."""
+
+    @property
+    def augmentations(self) -> Sequence[Any]:
+        """`AugmentationConfig` of each dataset."""
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each dataset, for logs."""
+
+    @property
+    def knows_epoch(self) -> bool:
+        """Whether `batches_per_epoch` is known."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches of an epoch."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a resumed run must have in common, as plain values."""
+
+    def share_drawn(self, epoch: int = 0) -> dict[str, float]:
+        """Return the fraction of an epoch's images from each dataset, by name."""
+
+    def growing_crops(self) -> int | None:
+        """Return the number of local crops of the next batch; None where it is constant."""
+
+
+_TRAIN_DATA = (*TrainData.__annotations__, *(name for name in vars(TrainData) if not name.startswith("_")))
+
+
+def as_train_data(data: object) -> TrainData | None:
+    """Return a data module that has all of `TrainData`; None for another, whose batches are checked instead."""
+    missing = object()  # static look-ups: a property such as `batches_per_epoch` raises before the data is loaded
+    complete = all(inspect.getattr_static(data, name, missing) is not missing for name in _TRAIN_DATA)
+    return cast(TrainData, data) if complete else None

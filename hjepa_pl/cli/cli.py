@@ -37,9 +37,8 @@ from hjepa_pl.data.sources.bad_files import BAD_FILES
 from hjepa_pl.data.sources.file_index import INDEX_CACHE
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.check_run import check_data
+from hjepa_pl.modules.check_data import check_data
 from hjepa_pl.modules.check_trainer import check_keys, check_trainer, check_warmup
-from hjepa_pl.modules.config import complete_settings
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import to_plain
@@ -229,13 +228,13 @@ class HJEPACLI(LightningCLI):
                 limits = self.config["fit"]["trainer"]
                 refuse_complete(self.checkpoint, limits["max_epochs"], limits["max_steps"])
         if self.subcommand == "fit" and isinstance(self.model, PretrainModule):
-            self.model.clock = {
+            self.model.clock.origin = {
                 "started": self.started,
                 "spent": seconds_noted(self.folder) if self._goes_on() else 0.0,
             }
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
-        check_trainer(self.trainer, model.budget)
+        check_trainer(self.trainer, model.clock.budget)
         check_data(self.datamodule, model, self.trainer.world_size)
         if self.subcommand == "fit":
             check_warmup(model.optimizer_config, self.trainer)
@@ -266,8 +265,6 @@ class HJEPACLI(LightningCLI):
         old, new = dict(checkpoint["hyper_parameters"]), dict(to_plain(self.model.hparams))
         data = checkpoint.get("hjepa_data", {})
         try:
-            if isinstance(self.model, HJEPALightningModule):
-                old, new = complete_settings(old), complete_settings(new)
             data = complete_stored(data)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ConfigError(

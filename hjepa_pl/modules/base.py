@@ -1,7 +1,7 @@
-"""What every pretraining module shares: the optimizer, schedules by progress, finite steps."""
+"""Base of the pretraining modules: every Lightning hook but the steps on a batch, in the order of a run."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,153 +9,164 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.check_trainer import check_epoch, check_trainer, check_warmup
 from hjepa_pl.modules.clock import RunClock
-from hjepa_pl.modules.finite import FiniteSteps
+from hjepa_pl.modules.finite import FiniteCheck, clip_gradients
+from hjepa_pl.modules.schedule import Schedule
+from hjepa_pl.modules.term_log import TermLog
+from hjepa_pl.optim.budget import RunProgress
 from hjepa_pl.optim.config import OptimizerConfig
 from hjepa_pl.optim.groups import weight_decay_groups
-from hjepa_pl.optim.schedules import cosine, warmup_cosine
-from hjepa_pl.types import ConfigError
+from hjepa_pl.types import ConfigError, TrainData, as_train_data
 from hjepa_pl.utils.malloc import keep_freed_memory
-from hjepa_pl.utils.run_length import clock, limited, steps_per_epoch, total_steps
-
-_LEAST_WARMUP = 10
-"""Optimizer steps of a warm-up under a time budget below which it is said to be none."""
+from hjepa_pl.utils.run_length import limited, steps_per_epoch, total_steps
 
 
-class PretrainModule(RunClock, FiniteSteps):
-    """Base of the pretraining modules. A subclass gives `trained_modules`, a `training_step` and its own hooks."""
+class PretrainModule(pl.LightningModule):
+    """Trains with AdamW and schedules by progress, within a time budget, and stops at a step that is not finite.
+
+    A subclass defines `trained_modules` and the steps on a batch, and may override `prepare_fit`, `check_run` and
+    `after_optimizer_step`.
+
+    Attributes:
+        clock: `RunClock`: the time budget, and the progress of the run.
+        schedule: `Schedule` of the learning rate and the weight decay.
+        term_log: `TermLog` of the loss terms.
+        finite_check: `FiniteCheck` of gradients, weights and buffers.
+    """
 
     def __init__(self, optimizer: OptimizerConfig, time_budget: str | None) -> None:
-        super().__init__(time_budget)
+        super().__init__()
         self.optimizer_config = optimizer
-        self._warms_up = True
+        self.clock = RunClock(time_budget)
+        self.schedule = Schedule(optimizer)
+        self.term_log = TermLog(self)
+        self.finite_check = FiniteCheck(self, self.term_log)
+
+    @property
+    def progress(self) -> RunProgress:
+        """Progress of the current run, by steps and by the clock."""
+        return self.clock.progress
+
+    @property
+    def train_data(self) -> TrainData | None:
+        """The Trainer's data module; None for another than `TrainData`, or a loader."""
+        return as_train_data(getattr(self.trainer, "datamodule", None))
+
+    def store_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Store the constructor's arguments for checkpoints; `load_from_checkpoint` passes them back.
+
+        Unlike `save_hyperparameters` it stores plain values, equal from YAML and from Python.
+        """
+        self._set_hparams(dict(arguments))
+        self._hparams_initial = dict(arguments)
+        self._hparams_name = "kwargs"
+
+    # ------------------------------------------------------------------------------------------------ for subclasses
 
     def trained_modules(self) -> list[nn.Module]:
-        """Return the modules whose parameters the optimizer gets."""
+        """Return the modules whose parameters the optimizer updates."""
         raise NotImplementedError
 
-    def after_optimizer_step(self, share: float) -> None:
-        """Do what follows an optimizer step, at a share of the run in [0, 1]."""
+    def prepare_fit(self) -> None:
+        """Check the data against the model and prepare networks, at the end of `setup`."""
+
+    def check_run(self, batches: float) -> None:
+        """Check a run of `batches` batches, when training starts."""
+
+    def after_optimizer_step(self, fraction: float) -> None:
+        """Run after each optimizer step, at a fraction of the run in [0, 1]."""
+
+    # ------------------------------------------------------------------------------------------------- start of a run
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Refuse a Trainer that cannot train the model: in this first hook, before data is read."""
-        found = super().configure_callbacks()
-        check_trainer(self.trainer, self.budget)
+        """Start the clock and check the Trainer, in the first hook of a run, before data is read."""
+        self.clock.start()
+        check_trainer(self.trainer, self.clock.budget)
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_warmup(self.optimizer_config, self.trainer)
-        return found
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Check the length of the run and the data; keep freed memory while a CPU computes."""
+        if stage == "fit" and (data := self.train_data) is not None and data.knows_epoch:
+            self.check_length(data.batches_per_epoch)
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        if stage == "fit":
+            self.prepare_fit()
 
     def check_length(self, batches: int) -> None:
-        """Refuse a run whose length does not go with its limits and warm-up: before the untrained network is judged.
+        """Check the limits and the warm-up of a run, before the untrained network is evaluated.
 
         Args:
-            batches: Of an epoch, by the data.
+            batches: Of an epoch of the data.
 
         Raises:
-            ConfigError: Naming the key.
+            ConfigError: If they do not fit the length of the run.
         """
         trainer: Any = self.trainer
         if not trainer.fast_dev_run:
             check_epoch(trainer, batches)
             kept = limited(trainer, batches)
-            self._warmup_share(total_steps(trainer, kept), steps_per_epoch(trainer, kept))
+            self.schedule.warmup_fraction(total_steps(trainer, kept), steps_per_epoch(trainer, kept))
 
-    def setup(self, stage: str) -> None:
-        """Keep freed memory while a CPU computes."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and getattr(data, "knows_epoch", False):
-            self.check_length(data.batches_per_epoch)
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
-
-    def teardown(self, stage: str) -> None:
-        """Give it back. Lightning does not come here after an error: `keep_freed_memory(False)` does it by hand."""
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory(False)
-
-    # ------------------------------------------------------------------------------------------------ the schedules
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the clock."""
+        self.clock.load_state(checkpoint)
 
     def configure_optimizers(self) -> Optimizer:
-        """Make AdamW. Its rate and decay are set at each step from the run's progress, so there is no scheduler."""
+        """Return AdamW. There is no scheduler: `optimizer_step` sets learning rate and weight decay."""
         config = self.optimizer_config
         groups = weight_decay_groups(self.trained_modules(), config.weight_decay)
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
     def on_train_start(self) -> None:
-        """Fix the length of the run and of the warm-up.
+        """Set the length of the run and of its warm-up.
 
         Raises:
-            ConfigError: If the run has no end, is over, or has no time for a step.
+            ConfigError: If the run has no end, is complete, or has no time for a step.
         """
-        total = total_steps(self.trainer)
-        if math.isinf(total) and self.budget is None:
+        trainer: Any = self.trainer
+        total = total_steps(trainer)
+        if math.isinf(total) and self.clock.budget is None:
             raise ConfigError("the run has no end: set trainer.max_epochs, trainer.max_steps or time_budget.")
-        if self.trainer.global_step >= total:
+        if trainer.global_step >= total:
             raise ConfigError(
-                f"the run is already complete at step {self.trainer.global_step} of {total:.0f}; "
-                "raise trainer.max_epochs to train on."
+                f"the run is already complete at step {trainer.global_step} of {total:.0f}; "
+                "raise trainer.max_epochs to continue it."
             )
-        self.begin_steps(total)
-        self._warms_up = True
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.warmup_share()
+        self.clock.begin_training(trainer, total)
+        self.schedule.begin(total, steps_per_epoch(trainer), trial=bool(trainer.fast_dev_run))
+        if not trainer.fast_dev_run:
+            self.check_run(total * trainer.accumulate_grad_batches)
 
-    def warmup_share(self) -> float:
-        """Return the warm-up's share of the run.
+    # ------------------------------------------------------------------------------------- epochs, validations, steps
+
+    def on_train_epoch_start(self) -> None:
+        """Log the data of the epoch, and time the end of the previous one."""
+        self.term_log.epoch_started(self.train_data)
+        self.clock.epoch_started()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Check that the step is finite, and clip with the same norm.
 
         Raises:
-            ConfigError: If it is as long as the run, or its share is unknown.
+            RunStopped: If it is not finite.
         """
-        return self._warmup_share(self.progress.total_steps, steps_per_epoch(self.trainer))
-
-    def _warmup_share(self, total: float, per_epoch: float) -> float:
-        """Return the warm-up's share of a run of `total` optimizer steps, of `per_epoch` an epoch."""
-        config = self.optimizer_config
-        if config.warmup_epochs is None and config.warmup_steps is None:
-            return 0.05
-        steps = config.warmup_steps if config.warmup_steps is not None else (config.warmup_epochs or 0.0) * per_epoch
-        if steps >= total:
-            key = "warmup_steps" if config.warmup_steps is not None else "warmup_epochs"
-            raise ConfigError(
-                f"optimizer.{key} {getattr(config, key)} is {steps:.0f} steps, as long as the run of {total:.0f}; "
-                "shorten it."
-            )
-        if math.isinf(total):
-            raise ConfigError(
-                "a warm-up in epochs or steps has no share of a run that only the clock ends; "
-                "set trainer.max_epochs too, or leave both out for 5 % of the time."
-            )
-        return steps / total
-
-    def _judge_warmup(self, share: float) -> None:
-        """Say it once, where a time budget that is too short for the run's speed made the warm-up a jump."""
-        warmup, step = self.warmup_share(), self.trainer.global_step
-        if not self._warms_up or share < warmup:
-            return
-        self._warms_up = False
-        by_clock = share > (step + 1) / self.progress.total_steps
-        if self.budget is not None and by_clock and warmup > 0 and step < _LEAST_WARMUP:
-            rank_zero_warn(
-                f"`time_budget={clock(self.budget)}` is too short for a warm-up: its {warmup:.1%} of the run had "
-                f"{step} optimizer steps, and the rate was soon at its peak; raise it, or take smaller batches."
-            )
-
-    def _apply_schedules(self, optimizer: Optimizer, share: float) -> None:
-        config = self.optimizer_config
-        lr = warmup_cosine(config.lr, config.floor, self.warmup_share(), share)
-        end = config.weight_decay if config.weight_decay_end is None else config.weight_decay_end
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-            if group["decays"]:
-                group["weight_decay"] = cosine(config.weight_decay, end, share)
-
-    # ------------------------------------------------------------------------------------------------------ the step
+        norm = self.finite_check.check_step(optimizer)
+        clip_gradients(optimizer, norm, gradient_clip_val, gradient_clip_algorithm)
+        if self.term_log.is_logged_step():
+            self.log("train/grad_norm", norm)
 
     def optimizer_step(
         self,
@@ -164,21 +175,40 @@ class PretrainModule(RunClock, FiniteSteps):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Set the schedules, step, then do what follows a step: once for each step of the optimizer."""
-        pace = self.pace()
-        share = self.progress.share(self.trainer.global_step, pace)
-        self._judge_warmup(share)
-        self._apply_schedules(optimizer, share)  # type: ignore[arg-type]
+        """Set the schedules, step, log, and update what follows the weights."""
+        step = self.trainer.global_step
+        pace = self.clock.pace(self.trainer, self.device)
+        fraction = self.progress.fraction(step, pace)
+        self.schedule.warn_of_short_warmup(step, fraction, self.progress)
+        self.schedule.apply(optimizer, fraction)  # type: ignore[arg-type]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self._terms.clear()
-        self.log_predictions()
-        self.after_optimizer_step(share)
-        self.end_step(share, room=pace.room >= 1.0)
+        self.term_log.step_ended()
+        self.after_optimizer_step(fraction)
+        self.clock.step_ended(self.trainer, fraction, validates=pace.steps_before_validation >= 1.0)
 
-    # -------------------------------------------------------------------------------------------------- the checkpoint
+    def on_validation_start(self) -> None:
+        """Check that the network to evaluate is finite, and time the validation."""
+        self.finite_check.check_state()
+        self.clock.validation_started(self.trainer)
+
+    def on_validation_end(self) -> None:
+        """Time the validation."""
+        self.clock.validation_ended(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        """Time the end of the epoch."""
+        self.clock.epoch_ended()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the weights are finite; store the clock, and the Trainer's and the data's settings."""
+        self.finite_check.check_state()
+        checkpoint |= self.clock.state()
+        checkpoint["hjepa_trainer"] = self.trainer_settings()
+        if (data := self.train_data) is not None:
+            checkpoint["hjepa_data"] = data.settings()
 
     def trainer_settings(self) -> dict[str, Any]:
-        """Return the Trainer's settings that a resumed run must have too, for its place in the data to be the same."""
+        """Return the Trainer's settings by which a resumed run draws the same data."""
         trainer: Any = self.trainer
         return {
             "processes": trainer.world_size,
@@ -187,16 +217,27 @@ class PretrainModule(RunClock, FiniteSteps):
             "precision": str(trainer.precision),
         }
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what data the run draws, and how."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["hjepa_trainer"] = self.trainer_settings()
-        settings = getattr(getattr(self.trainer, "datamodule", None), "settings", None)
-        if callable(settings):
-            checkpoint["hjepa_data"] = settings()
+    # --------------------------------------------------------------------------------------------------- end of a run
+
+    def on_train_end(self) -> None:
+        """Check that the trained network is finite."""
+        self.finite_check.check_state()
+
+    def on_test_start(self) -> None:
+        """Check that the network to evaluate is finite."""
+        self.finite_check.check_state()
+
+    def on_predict_start(self) -> None:
+        """Check that the network to use is finite."""
+        self.finite_check.check_state()
+
+    def teardown(self, stage: str) -> None:
+        """Return freed memory. Lightning skips this after an error; then call `keep_freed_memory(False)`."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory(False)
 
     @_restricted_classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint as Lightning does; what `encoder.pretrained` names is not read again, and may be gone."""
+        """Load a checkpoint as Lightning does, without reading the file of `encoder.pretrained` again."""
         with weights_follow():
             return super().load_from_checkpoint(*args, **kwargs)

@@ -1,139 +1,143 @@
-"""The clock of a run: what a time budget has left, and what its end will take."""
+"""Clock of a run with a time budget: shared by all ranks and kept over resumes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from hjepa_pl.optim.budget import Pace, RunProgress, parse_duration
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.distributed import from_rank_zero
 from hjepa_pl.utils.run_length import end_after_step
 
-_SELDOM = 20
-"""Optimizer steps between two words of rank zero's clock, where the end is not near."""
+_MAX_STEPS_BETWEEN = 20
+"""Most optimizer steps between two readings of rank zero's clock."""
 
 
-class RunClock(pl.LightningModule):
-    """Times what a run does beside its steps, and keeps one clock for all ranks and over resumes."""
+class RunClock:
+    """Times steps, validations and epoch ends, and ends the run within its budget.
+
+    Args:
+        time_budget: "HH:MM:SS", or None: then the clock only measures.
+
+    Attributes:
+        budget: Seconds, or None.
+        progress: `RunProgress` of the current run.
+        origin: `started` and `spent` of the next run's `RunProgress`, where its caller knows them.
+    """
 
     def __init__(self, time_budget: str | None) -> None:
-        super().__init__()
         self.budget = None if time_budget is None else parse_duration(time_budget)
         self.progress = RunProgress(math.inf, self.budget)
-        self.clock: dict[str, float] = {}
-        """`started` and `spent` of the next run's `RunProgress`, where its caller knows them."""
+        self.origin: dict[str, float] = {}
         self._validation_began = 0.0
         self._epoch_ended: float | None = None
         self._limit_val_batches: int | float = 1.0
-        self._said, self._said_at, self._say_at = Pace(0.0, math.inf, math.inf), 0, 0
-        """What rank zero's clock said last, at which step, and at which it is to be heard again."""
+        self._read, self._read_at, self._read_next = Pace(0.0, math.inf, math.inf), 0, 0
+        """Last reading of rank zero's clock, its step, and the step of the next one."""
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """Start the clock: this is the first hook of a run, before data is fetched or the untrained network judged."""
-        self.progress = RunProgress(math.inf, self.budget, **self.clock)
-        self.clock, self._epoch_ended = {}, None
-        return []
+    def start(self) -> None:
+        """Start the clock of a run."""
+        self.progress = RunProgress(math.inf, self.budget, **self.origin)
+        self.origin, self._epoch_ended = {}, None
 
-    def begin_steps(self, total: float) -> None:
-        """Fix the length of the run, in optimizer steps; from here on its steps are timed.
+    def begin_training(self, trainer: pl.Trainer, total_steps: float) -> None:
+        """Set the length of the run in optimizer steps, and time steps from here.
 
         Raises:
             ConfigError: If the budget has no time for a step.
         """
-        self.progress.total_steps = total
-        refusal = self.agreed(self.progress.refusal())
-        if refusal is not None:
-            raise ConfigError(refusal)
-        self._limit_val_batches = self.trainer.limit_val_batches
-        self._pause_ended()
+        self.progress.total_steps = total_steps
+        message = self.progress.exhausted()
+        if self.budget is not None and trainer.world_size > 1:
+            message = trainer.strategy.broadcast(message)  # one clock: ranks must take the same number of steps
+        if message is not None:
+            raise ConfigError(message)
+        self._limit_val_batches = trainer.limit_val_batches
+        self._resume_steps()
 
-    def end_step(self, share: float, room: bool) -> None:
-        """Time a step, and let the run end after the one at share 1 of it.
+    # --------------------------------------------------------------------------------------------------------- steps
 
-        Args:
-            share: Of the run that is done, by the step that has just been made.
-            room: Whether a validation fits before the last step.
+    def pace(self, trainer: pl.Trainer, device: torch.device) -> Pace:
+        """Return the `Pace` of the step that is about to run, the same on every rank.
+
+        Reading rank zero's clock makes the ranks wait for one another. It is read at most every 20 steps, and never
+        later than half way to the expected end, so that the run ends in its budget even if steps take twice as long.
         """
-        self.progress.step_ended()
-        if share >= 1.0:
-            end_after_step(self.trainer)
-        if self.budget is not None:
-            # A validation that would cross the bell gives way to training and the last one.
-            self.trainer.limit_val_batches = self._limit_val_batches if room or share >= 1.0 else 0
-
-    def agreed(self, value: Any) -> Any:
-        """Return rank zero's value on every rank: a budget has one clock, or weights and numbers of steps part."""
-        return value if self.budget is None or self.trainer.world_size == 1 else self.trainer.strategy.broadcast(value)
-
-    def pace(self) -> Pace:
-        """Return what the clock says of the step that is about to run, the same on every rank.
-
-        To hear of rank zero's clock, ranks wait for one another. They do so seldom, and count steps between: on to at
-        most half way to the end, so that steps may come to take twice as long and the run still ends in its budget.
-        """
-        if self.budget is None or self.trainer.world_size == 1:
+        if self.budget is None or trainer.world_size == 1:
             return self.progress.pace()
-        step = self.trainer.global_step
-        if step >= self._say_at:
-            mine = self.progress.pace() if self.trainer.is_global_zero else Pace(0.0, 0.0, 0.0)
-            self._said, self._said_at = Pace(*from_rank_zero(mine, self.device)), step
-            left = self._said.left
-            self._say_at = step + (1 if math.isinf(left) else min(_SELDOM, max(1, int(left / 2))))
-        pace = self._said.later(step - self._said_at)
-        self.progress.done = pace.share
+        step = trainer.global_step
+        if step >= self._read_next:
+            own = self.progress.pace() if trainer.is_global_zero else Pace(0.0, 0.0, 0.0)
+            self._read, self._read_at = Pace(*from_rank_zero(own, device)), step
+            left = self._read.steps_left
+            self._read_next = step + (1 if math.isinf(left) else min(_MAX_STEPS_BETWEEN, max(1, int(left / 2))))
+        pace = self._read.later(step - self._read_at)
+        self.progress.time_fraction = pace.fraction
         return pace
 
-    def _pause_ended(self) -> None:
-        """Time the next step from here; what the pause took is yet to be heard of."""
-        self.progress.pause_ended()
-        self._say_at = 0
+    def step_ended(self, trainer: pl.Trainer, fraction: float, validates: bool) -> None:
+        """Time a step, and end the run after its last one.
 
-    # -------------------------------------------------------------------------------------------- what is no step
+        Args:
+            trainer: Of the run.
+            fraction: Progress of the run in [0, 1] at the end of the step.
+            validates: Whether a validation fits before the last step.
+        """
+        self.progress.step_ended()
+        if fraction >= 1.0:
+            end_after_step(trainer)
+        if self.budget is not None:
+            # Skip validations that would exceed the budget; the final one always runs.
+            trainer.limit_val_batches = self._limit_val_batches if validates or fraction >= 1.0 else 0
 
-    def on_validation_start(self) -> None:
-        """Time the validation, its loaders' start included: the last one has to fit in the budget."""
-        super().on_validation_start()
-        now = self.progress.seconds
-        mark = None if self.trainer.sanity_checking else self.progress.mark
-        self._validation_began = now if mark is None else mark
+    # --------------------------------------------------------------------------------------- validations, epoch ends
 
-    def on_validation_end(self) -> None:
-        """Keep back from the budget what a validation takes."""
-        took = self.progress.seconds - self._validation_began
-        if self.trainer.sanity_checking:
-            self.progress.rehearsal = took
+    def validation_started(self, trainer: pl.Trainer) -> None:
+        """Time a validation from the end of the last step: it includes the start of its loaders."""
+        last_end = None if trainer.sanity_checking else self.progress.last_end
+        self._validation_began = self.progress.seconds if last_end is None else last_end
+
+    def validation_ended(self, trainer: pl.Trainer) -> None:
+        """Reserve the length of the validation for the end of the run."""
+        seconds = self.progress.seconds - self._validation_began
+        if trainer.sanity_checking:
+            self.progress.sanity_check = seconds
         else:
-            self.progress.validation_ended(took)
-            self._pause_ended()
+            self.progress.validation_ended(seconds)
+            self._resume_steps()
 
-    def on_train_epoch_end(self) -> None:
-        """Time the end of an epoch: checkpoints are written after this hook and before the next epoch's first."""
+    def epoch_ended(self) -> None:
+        """Time the end of an epoch: checkpoints are written between this hook and the next epoch's start."""
         self._epoch_ended = self.progress.seconds
 
-    def on_train_epoch_start(self) -> None:
-        """Keep back what an epoch's end takes."""
-        super().on_train_epoch_start()
+    def epoch_started(self) -> None:
+        """Reserve the length of an epoch's end for the end of the run."""
         if self._epoch_ended is not None:
-            self.progress.closing = max(self.progress.closing, self.progress.seconds - self._epoch_ended)
-        self._pause_ended()
+            self.progress.epoch_end = max(self.progress.epoch_end, self.progress.seconds - self._epoch_ended)
+        self._resume_steps()
 
-    # -------------------------------------------------------------------------------------------------- the checkpoint
+    def _resume_steps(self) -> None:
+        """Time the next step from here, and read rank zero's clock at it."""
+        self.progress.pause_ended()
+        self._read_next = 0
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what the clock shows, so that a time budget spans resumes."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["hjepa_seconds"] = self.progress.seconds
+    # ----------------------------------------------------------------------------------------------------- checkpoint
+
+    def state(self) -> dict[str, Any]:
+        """Return the entries of a checkpoint by which a budget spans resumes."""
+        state: dict[str, Any] = {"hjepa_seconds": self.progress.seconds}
         if self.budget is not None:
-            checkpoint["hjepa_trained"] = self.progress.done * self.budget
-        checkpoint["hjepa_end"] = {"validation": self.progress.validation, "closing": self.progress.closing}
+            state["hjepa_trained"] = self.progress.time_fraction * self.budget
+        return state | {"hjepa_end": {"validation": self.progress.validation, "closing": self.progress.epoch_end}}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the clock of the earlier run, and what its end will take: a resumed run has no sanity check."""
-        super().on_load_checkpoint(checkpoint)
+    def load_state(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore `state`; a resumed run has no sanity check that would measure a validation."""
         spent = float(checkpoint.get("hjepa_seconds", 0.0))
         self.progress.spent = max(self.progress.spent, spent)
-        if self.budget is not None:  # in seconds, as another budget is another length: the share is of the new one
-            self.progress.done = min(1.0, float(checkpoint.get("hjepa_trained", spent)) / self.budget)
+        if self.budget is not None:  # stored in seconds, as the budget may have changed
+            self.progress.time_fraction = min(1.0, float(checkpoint.get("hjepa_trained", spent)) / self.budget)
         end = checkpoint.get("hjepa_end", {"validation": 0.0, "closing": 0.0})
-        self.progress.rehearsal, self.progress.closing = float(end["validation"]), float(end["closing"])
+        self.progress.sanity_check, self.progress.epoch_end = float(end["validation"]), float(end["closing"])

@@ -1,17 +1,18 @@
-"""The settings of a module, read from what it is given, and from what a checkpoint of an earlier day holds."""
+"""Settings of `HJEPALightningModule`, read from its arguments."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 from torch import nn
 
-from hjepa_pl.losses.config import RegularizerConfig
+from hjepa_pl.losses.config import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.config import SIZES, EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
-from hjepa_pl.models.levels import read_levels, split_levels
+from hjepa_pl.models.levels import LevelConfig, read_levels, split_levels
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import from_plain, from_plain_list, to_plain
+from hjepa_pl.utils.settings import as_typed, from_plain, from_plain_list, to_plain
 
 _PARTS: dict[str, type] = {
     "encoder": EncoderConfig,
@@ -23,38 +24,72 @@ _PARTS: dict[str, type] = {
     "optimizer": OptimizerConfig,
 }
 _OPTIONAL = ("pyramid", "ema")
-"""Those that may be None: without it."""
-_ADDED = {"pyramid": None, "level_scale": "raw", "experimental": False, "compile": False}
-"""Keys that came later, with the value that computes what was computed without them."""
+"""Parts that may be null, for none."""
 
 
-def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a module's arguments as settings classes: mappings are read, presets and defaults written out.
+@dataclass(frozen=True, kw_only=True)
+class ModuleSettings:
+    """The arguments of `HJEPALightningModule`, each read and valid by itself; presets and defaults are written out."""
+
+    encoder: EncoderConfig
+    token_levels: tuple[LevelConfig, ...]
+    image_level: LevelConfig | None
+    masks: MaskConfig
+    predictor: PredictorConfig
+    projector: ProjectorConfig
+    pyramid: PyramidConfig | None
+    prediction: PredictionKind
+    level_scale: LevelScale
+    regularizers: tuple[RegularizerConfig, ...]
+    ema: EMAConfig | None
+    optimizer: OptimizerConfig
+    time_budget: str | None
+    seed: int
+    experimental: bool
+    compile: bool
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the module's arguments as dicts, lists and scalars, as checkpoints hold them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        token_levels, image_level = values.pop("token_levels"), values.pop("image_level")
+        levels = [*token_levels, *([] if image_level is None else [image_level])]
+        return to_plain({"encoder": values.pop("encoder"), "levels": levels, **values})
+
+
+def read_settings(arguments: Mapping[str, Any]) -> ModuleSettings:
+    """Read a module's arguments, in which each settings object may be a mapping of its fields.
 
     Raises:
-        ConfigError: If one is refused by itself.
+        ConfigError: If one of them is invalid by itself.
     """
-    settings = dict(given)
-    if not isinstance(settings["compile"], bool):
-        raise ConfigError(f"compile {settings['compile']!r} is refused; give true or false.")
-    seed = settings["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"invalid `seed={seed!r}`: must be a whole number >= 0.")
-    settings["encoder"] = _named(settings["encoder"])
+    values = dict(arguments)
+    _check_scalars(values)
+    values["encoder"] = _encoder(values["encoder"])
     for key, kind in _PARTS.items():
-        if settings[key] is not None or key not in _OPTIONAL:
-            settings[key] = from_plain(kind, settings[key], key)
-    token_levels, image_level = split_levels(read_levels(settings["levels"]))
-    settings["levels"] = [*token_levels, *filter(None, [image_level])]
-    terms = settings["regularizers"]
-    if terms is None:
-        terms = [] if image_level is None else [RegularizerConfig(kind="sigreg")]
-    settings["regularizers"] = from_plain_list(RegularizerConfig, terms, "regularizers")
-    return settings
+        if values[key] is not None or key not in _OPTIONAL:
+            values[key] = from_plain(kind, values[key], key)
+    values["token_levels"], values["image_level"] = split_levels(read_levels(values.pop("levels")))
+    if values["regularizers"] is None:
+        values["regularizers"] = [] if values["image_level"] is None else [RegularizerConfig(kind="sigreg")]
+    values["regularizers"] = from_plain_list(RegularizerConfig, values["regularizers"], "regularizers")
+    return ModuleSettings(**values)
 
 
-def _named(encoder: Any) -> Any:
-    """Return the settings of an encoder that is given by a size or a timm name; else what is given.
+def _check_scalars(values: Mapping[str, Any]) -> None:
+    """Reject values of the arguments that are no settings classes."""
+    for key in ("experimental", "compile"):
+        if not isinstance(values[key], bool):
+            raise ConfigError(f"invalid `{key}={as_typed(values[key])}`: must be true or false.")
+    for key, kind in (("prediction", PredictionKind), ("level_scale", LevelScale)):
+        if values[key] not in get_args(kind):
+            raise ConfigError(f"invalid `{key}={as_typed(values[key])}`: must be {' or '.join(get_args(kind))}.")
+    seed = values["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"invalid `seed={as_typed(seed)}`: must be a whole number >= 0.")
+
+
+def _encoder(encoder: Any) -> Any:
+    """Return the settings of an encoder given by a size or a timm name; any other value as it is.
 
     Raises:
         ConfigError: If it is a network.
@@ -63,23 +98,8 @@ def _named(encoder: Any) -> Any:
         return EncoderConfig(**{"size" if encoder in SIZES else "name": encoder})  # type: ignore[arg-type]
     if isinstance(encoder, nn.Module):
         raise ConfigError(
-            f"encoder is a network ({type(encoder).__name__}), and must be settings, from which the context encoder "
-            "and its target are made and reloaded: give a timm name (encoder='vit_small_patch16_224'), and its "
-            "weights as a file (encoder={'name': ..., 'pretrained': 'FILE'})."
+            f"invalid `encoder={type(encoder).__name__}`: must be settings, not a network, since the target encoder is "
+            "built from them too; use a timm name (encoder='vit_small_patch16_224'), with its weights from a file "
+            "(encoder={'name': ..., 'pretrained': 'FILE'})."
         )
     return encoder
-
-
-def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a module's stored settings with the keys that came after they were stored, and defaults written out.
-
-    Settings that today's code refuses are returned as they are.
-    """
-    try:
-        settings = read_settings({**_ADDED, **stored})
-    except ConfigError:
-        return dict(stored)
-    weights = [term.factor for term in settings["regularizers"]]
-    plain = to_plain(settings)
-    plain["regularizers"] = [{**t, "weight": w} for t, w in zip(plain["regularizers"], weights, strict=True)]
-    return plain

@@ -1,156 +1,149 @@
-"""Steps and networks that are not finite end the run: none is taken, judged or kept."""
+"""Finite check: a run stops at a gradient, weight or buffer that is not finite, before it is used or stored."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from hjepa_pl.modules.term_log import SparseLogs
+from hjepa_pl.modules.term_log import TermLog
 from hjepa_pl.types import RunStopped
 
 
-class _FiniteCheck(NamedTuple):
-    """What the device says of a step, on its way to the host."""
+class _Pending(NamedTuple):
+    """Finite check of a step, copied to the host asynchronously."""
 
     step: int
     finite: Tensor
-    """Scalar, bool, on the host; to be read once `arrived`."""
-    arrived: Any
+    """Scalar, bool, on the host; valid after `copied`."""
+    copied: Any
     """CUDA event."""
     terms: list[dict[str, Tensor]]
 
 
-class FiniteSteps(SparseLogs):
-    """Looks at the norm of each step's gradients, and clips with it.
+class FiniteCheck:
+    """Checks the gradient norm of each step, and the model's state before it is evaluated or stored.
 
-    A CPU reads it at once. An accelerator would have to run empty for that: CUDA's fused optimizer is told on the
-    device to pass over a step that is not finite, and the host reads of it one step later.
+    On a CPU the norm is read at once. On CUDA that would stall the device: the fused optimizer skips a step that is not
+    finite by a flag on the device, and the host reads the result one step later.
+
+    Args:
+        module: The module that trains.
+        log: Has the terms of the current step, for the message.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._pending: _FiniteCheck | None = None
+    def __init__(self, module: pl.LightningModule, log: TermLog) -> None:
+        self.module, self.log = module, log
+        self._pending: _Pending | None = None
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Check that the step is finite, and clip with the same norm.
+    def check_step(self, optimizer: Optimizer) -> Tensor:
+        """Return the norm of the gradients, after checking that it is finite.
 
         Raises:
-            RunStopped: If a loss term or gradient is not finite: before the optimizer, the EMA or a checkpoint has it.
+            RunStopped: If a loss term or gradient is not finite, before the optimizer, the EMA or a checkpoint uses it.
         """
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm(gradients)
-        self.read_verdict()
+        norm = get_total_norm([p.grad for p in _parameters(optimizer) if p.grad is not None])
+        self.check_pending()
         if self.defers(optimizer, norm.device):
-            self._send_verdict(optimizer, torch.isfinite(norm))
+            self._defer(optimizer, torch.isfinite(norm))
         elif not bool(torch.isfinite(norm)):
-            raise self._stopped(self.trainer.global_step, self._terms)
-        if gradient_clip_algorithm == "value" and gradient_clip_val:
-            # Lightning's own refuses fused optimizers under autocast, for the sake of loss scaling, which bf16 lacks.
-            clip_grad_value_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val or 0.0)
-        elif gradient_clip_val:
-            clip_grads_with_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val, norm)
-        if self._logs_now():
-            self.log("train/grad_norm", norm)
+            raise self._stopped(self.module.trainer.global_step, self.log.terms)
+        return norm
 
     def defers(self, optimizer: Optimizer, device: torch.device) -> bool:
-        """Return whether a step is judged on the device: where it has a queue, and the optimizer can pass over one.
+        """Return whether the check is read one step later: on CUDA, with an optimizer that can skip a step.
 
-        Apple's fused AdamW says that it can, but is given `found_inf` and does not read it (PyTorch's
-        FusedAdamWKernelImpl.mm): a step that is not finite would be taken. So the host waits there.
+        Apple's fused AdamW has the same flag but does not read `found_inf` (PyTorch's FusedAdamWKernelImpl.mm), and
+        would take a step that is not finite. So the host waits there.
         """
         return device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
 
-    def _send_verdict(self, optimizer: Any, finite: Tensor) -> None:
-        """Tell the optimizer on the device, and the host when it has time."""
-        optimizer.found_inf = (~finite).float()  # torch.amp.GradScaler's way to make a fused optimizer pass
+    def _defer(self, optimizer: Any, finite: Tensor) -> None:
+        """Set the optimizer's flag on the device, and start the copy to the host."""
+        optimizer.found_inf = (~finite).float()  # as torch.amp.GradScaler does
         on_device = finite.device.type == "cuda"
         host = torch.empty((), dtype=torch.bool, pin_memory=on_device).copy_(finite, non_blocking=True)
         event = torch.cuda.Event() if on_device else None
         if event is not None:
             event.record()
-        self._pending = _FiniteCheck(self.trainer.global_step, host, event, list(self._terms))
+        self._pending = _Pending(self.module.trainer.global_step, host, event, list(self.log.terms))
 
-    def read_verdict(self) -> None:
-        """Read what is still to be heard of the step before.
+    def check_pending(self) -> None:
+        """Read the previous step's result.
 
         Raises:
-            RunStopped: If it was not finite.
+            RunStopped: If that step was not finite.
         """
-        verdict, self._pending = self._pending, None
-        if verdict is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        if verdict.arrived is not None:
-            verdict.arrived.synchronize()
-        if not bool(verdict.finite):
-            raise self._stopped(verdict.step, verdict.terms)
-
-    def _stopped(self, step: int, terms: list[dict[str, Tensor]]) -> RunStopped:
-        """Return the sentence on a step that was not taken; with several processes each names what is its own."""
-        # Not the buffers: a batch norm has seen this step, and is what it spoilt.
-        cause = _first_bad(dict(self.named_parameters())) or _first_term(terms)
-        if cause is None:
-            cause = "the gradient" if self.trainer.world_size == 1 else "the gradient of this or another process"
-        precision = "" if str(self.trainer.precision) == "32-true" else ", or use trainer.precision 32-true"
-        return RunStopped(
-            f"step {step}: {cause} is not finite; lower optimizer.lr, set trainer.gradient_clip_val{precision}. "
-            "No weight that is trained and no checkpoint took this step."
-        )
-
-    # ------------------------------------------------------------------------------------------------ what is kept
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        if not bool(pending.finite):
+            raise self._stopped(pending.step, pending.terms)
 
     def check_state(self) -> None:
-        """Look at all that the model keeps: a batch norm's running figures pass no gradient and no loss of training.
+        """Check the previous step, and all weights and buffers: a batch norm's statistics have no gradient or loss.
 
         Raises:
-            RunStopped: If a weight or buffer is not finite.
+            RunStopped: If one is not finite.
         """
-        self.read_verdict()
-        bad = _first_bad(self.state_dict())
-        if bad is None:
+        self.check_pending()
+        name = _first_weight(self.module.state_dict())
+        if name is None:
             return
-        if self.trainer.state.fn != "fit":
-            raise RunStopped(f"{bad} is not finite, and so is all that the network gives; take another checkpoint.")
+        trainer = self.module.trainer
+        if trainer.state.fn != "fit":
+            raise RunStopped(f"{name} is not finite, and neither is the model's output; use another checkpoint.")
         raise RunStopped(
-            f"step {self.trainer.global_step}: {bad} is not finite; lower optimizer.lr, and go on from the last "
-            "checkpoint, which is from before that."
+            f"step {trainer.global_step}: {name} is not finite; lower optimizer.lr, and resume from the last "
+            "checkpoint, which is finite."
         )
 
-    def on_validation_start(self) -> None:
-        """Judge no network that is not finite, or whose last step was not."""
-        super().on_validation_start()
-        self.check_state()
-
-    def on_test_start(self) -> None:
-        """Judge no network that is not finite."""
-        super().on_test_start()
-        self.check_state()
-
-    def on_predict_start(self) -> None:
-        """Write no features of a network that is not finite."""
-        super().on_predict_start()
-        self.check_state()
-
-    def on_train_end(self) -> None:
-        """End no run as if it had stayed finite."""
-        super().on_train_end()
-        self.check_state()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save none that is not finite, or after a step that was not."""
-        self.check_state()
-        super().on_save_checkpoint(checkpoint)
+    def _stopped(self, step: int, terms: list[dict[str, Tensor]]) -> RunStopped:
+        """Return the error of a skipped step; with several processes each names its own cause."""
+        # Weights but not buffers: a batch norm's statistics include this step, so they are a consequence.
+        cause = _first_weight(dict(self.module.named_parameters())) or _first_term(terms)
+        trainer = self.module.trainer
+        if cause is None:
+            cause = "the gradient" if trainer.world_size == 1 else "the gradient of this or another process"
+        precision = "" if str(trainer.precision) == "32-true" else ", or use trainer.precision=32-true"
+        return RunStopped(
+            f"step {step}: {cause} is not finite; lower optimizer.lr, set trainer.gradient_clip_val{precision}. "
+            "The step was skipped: trained weights and checkpoints are those before it."
+        )
 
 
-def _first_bad(state: Mapping[str, Tensor]) -> str | None:
-    """Return the first tensor of a model that is not finite, in words; there is one wait for the device if none is."""
+def clip_gradients(
+    optimizer: Optimizer, norm: Tensor, value: int | float | None = None, algorithm: str | None = None
+) -> None:
+    """Clip gradients by value or by their norm.
+
+    Lightning's own clipping rejects fused optimizers under autocast, because of loss scaling, which bf16 does not use.
+
+    Args:
+        optimizer: Has the parameters.
+        norm: Of all gradients, scalar.
+        value: Largest value or norm; None and 0 do not clip.
+        algorithm: 'value', or 'norm' and None for the norm.
+    """
+    if not value:
+        return
+    if algorithm == "value":
+        clip_grad_value_(_parameters(optimizer), value)
+    else:
+        clip_grads_with_norm_(_parameters(optimizer), value, norm)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _first_weight(state: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that is not finite; one device synchronization if there is none."""
     floats = {name: x.detach() for name, x in state.items() if x.is_floating_point() and not x.is_meta}
     if not floats or bool(torch.isfinite(get_total_norm(list(floats.values())))):
         return None
@@ -158,7 +151,7 @@ def _first_bad(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _first_term(terms: list[dict[str, Tensor]]) -> str | None:
-    """Return the first term that is not finite in the order of computation: those behind it are its consequences."""
+    """Return the first term that is not finite in the order of computation; later ones are consequences."""
     for of_batch in terms:
         bad = [name for name, x in of_batch.items() if not torch.isfinite(x)]
         raw = [name for name in bad if name != "loss" and not name.endswith("_weighted")]

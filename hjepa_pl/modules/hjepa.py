@@ -1,4 +1,4 @@
-"""The hierarchical JEPA."""
+"""The hierarchical JEPA as a Lightning module."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,37 +13,46 @@ from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
 from hjepa_pl.models.compile import compile_blocks
 from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
-from hjepa_pl.models.levels import LevelConfig, split_levels
+from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.timm_vit import EncoderShape, measure
 from hjepa_pl.modules.base import PretrainModule
+from hjepa_pl.modules.check_data import check_batch, check_clean, check_curriculum, check_data
 from hjepa_pl.modules.check_model import check_masks, check_model
-from hjepa_pl.modules.check_run import check_batch, check_clean, check_curriculum, check_data
-from hjepa_pl.modules.config import read_settings
-from hjepa_pl.modules.features import Features
+from hjepa_pl.modules.config import ModuleSettings, read_settings
+from hjepa_pl.modules.features import check_images, patch_tokens, pooled, pyramid_maps
 from hjepa_pl.objectives.image_level import ImageLevel
 from hjepa_pl.objectives.local_crops import LocalCrops
 from hjepa_pl.objectives.networks import build_networks, plan_depths
-from hjepa_pl.objectives.record import StepRecord
+from hjepa_pl.objectives.record import Projections, StepRecord
+from hjepa_pl.objectives.regularizers import Regularizers
+from hjepa_pl.objectives.token_levels import TokenLevels
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.optim.ema import EMACallback
-from hjepa_pl.types import CleanBatch, ViewBatch
-from hjepa_pl.utils.settings import to_plain
+from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
+from hjepa_pl.utils.sizes import sides
 
 
-class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
-    """Hierarchical joint-embedding predictive pretraining of a vision transformer.
+class HJEPALightningModule(PretrainModule):
+    """Hierarchical joint-embedding predictive (H-JEPA) pretraining of a vision transformer.
 
     Token levels (I-JEPA, arXiv:2301.08243): from the visible patches of one view, predict the target encoder's tokens,
-    averaged over the cells of each level. Image level (LeJEPA, arXiv:2511.08544): the projections of an image's views
-    are regressed to their mean and kept from collapse by a regulariser. One level {block: last, cell: 1} is I-JEPA;
-    the image level alone is LeJEPA, without a target encoder.
+    averaged over the cells of each level. Image level (LeJEPA, arXiv:2511.08544): regress the projections of an image's
+    views to their mean, with a regularizer against collapse. One level {block: last, cell: 1} is I-JEPA; the image
+    level alone is LeJEPA, without a target encoder.
+
+    `HJEPALightningModule.load_from_checkpoint(path).eval()` encodes images that are prepared as the data module's clean
+    ones: resized and center-cropped to `encoder.img_size` (or any multiples of the patch size), then (x / 255 - mean) /
+    std for each channel, with ImageNet's mean and std for color and .5 and .25 for gray.
 
     Attributes:
-        context_encoder: The encoder that learns.
+        context_encoder: The encoder that is trained.
         target_encoder: Its moving average; None without token levels.
-        ema: The `EMACallback` that moves it.
-        predictor, fusion, projector, pyramid, pyramid_heads: What reads the encoder, None where the levels need none.
-        target_pyramid: The pyramid's moving average.
+        predictor, fusion, projector, pyramid, pyramid_heads: Networks on top; None where the levels need none.
+        target_pyramid: Moving average of the pyramid.
+        tokens, images, crops, terms: The objectives: `TokenLevels`, `ImageLevel`, `LocalCrops`, `Regularizers`.
+        masks: The masks of the token levels; None without any.
+        ema: `EMACallback` of the target networks.
     """
 
     def __init__(
@@ -70,27 +79,27 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             encoder: The vision transformer; from Python also a size ('small') or timm's name of one.
             levels: Levels of the hierarchy, finest first, or a preset: 'flat' is [{cell: 1}] (I-JEPA), 'three' is
                 [{cell: 1, weight: 0.1}, {cell: 2, weight: 0.1}, {cell: image, masked_view: replace}].
-            masks: What is hidden and predicted, at the token levels.
+            masks: Masks of the token levels.
             predictor: The predictor of the token levels.
             projector: The projector of the image level.
-            pyramid: Maps at three strides for dense tasks (`encode_pyramid`), learnt beside the token levels.
+            pyramid: Maps at three strides for dense tasks (`encode_pyramid`), learned with the token levels.
             prediction: Distance between predicted and target tokens.
-            level_scale: What a token level's loss is divided by before its weight: 'baseline', the loss of predicting
-                each position's mean, so that levels count alike, or 'raw', nothing (as I-JEPA).
-            regularizers: Terms against collapse; null is SIGReg on the projections where there is an image level.
-            ema: How the target encoder follows; null is without one: the context encoder makes the targets, with
-                gradient (experimental).
+            level_scale: Divisor of a token level's loss: 'baseline' is the loss of predicting each position's mean, so
+                that levels have equal scales; 'raw' is none (as I-JEPA).
+            regularizers: Terms against collapse; null is SIGReg on the projections if there is an image level.
+            ema: Momentum of the target encoder; with null the context encoder makes the targets, with gradient
+                (experimental).
             optimizer: AdamW and its schedules.
-            time_budget: "HH:MM:SS"; the run ends by then, with its schedules complete. The start counts against it,
-                but schedules begin at the first step. A warm-up of fewer than 10 steps in it draws a warning.
-            seed: Key of masks, directions and drop path; null is seed_everything's from the CLI, 0 from Python.
-            experimental: Allow token levels without a moving average, which collapse unless a regulariser on stream
-                'tokens' holds them.
+            time_budget: "HH:MM:SS"; the run ends by then, with its schedules complete. Start-up counts against
+                it, but schedules begin at the first step. Fewer than 10 warm-up steps draw a warning.
+            seed: Key of masks, directions and drop path; null is seed_everything's in the CLI, 0 in Python.
+            experimental: Allow token levels without a target encoder, which collapse without a regularizer on stream
+                'tokens'.
             compile: Fuse the operations of each transformer block (`torch.compile`) when training starts, which costs
                 half a minute there.
 
         Raises:
-            ConfigError: If a setting is out of range or does not go with another, before any weight is made.
+            ConfigError: If a setting is invalid, alone or with another, before any weight is made.
         """
         settings = read_settings({
             "encoder": encoder, "levels": levels, "masks": masks, "predictor": predictor, "projector": projector,
@@ -98,49 +107,58 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             "ema": ema, "optimizer": optimizer, "time_budget": time_budget, "seed": 0 if seed is None else seed,
             "experimental": experimental, "compile": compile,
         })  # fmt: skip
-        super().__init__(settings["optimizer"], time_budget)
-        self.token_levels, self.image_level = split_levels(tuple(settings["levels"]))
-        self.regularizers, self.mask_config = settings["regularizers"], settings["masks"]
-        self.prediction: PredictionKind = prediction
-        self.level_scale: LevelScale = level_scale
-        self.compiled = compile
-        encoder = settings["encoder"]
-        self.seed, self.img_size, self.in_chans = settings["seed"], encoder.img_size, encoder.in_chans
-        geometry = measure(encoder)
-        check_model(settings, self.token_levels, self.image_level, geometry)
-        self.save_settings(settings)
-        self._make(settings, geometry)
+        super().__init__(settings.optimizer, settings.time_budget)
+        # Geometry is checked on a model without storage, before weights are made; it takes some 10 ms.
+        shape = measure(settings.encoder)
+        check_model(settings, shape)
+        self.store_arguments(settings.arguments())
+        self.token_levels, self.image_level = settings.token_levels, settings.image_level
+        self.regularizers, self.mask_config = settings.regularizers, settings.masks
+        self.seed, self.compiled = settings.seed, settings.compile
+        self.img_size, self.in_chans = settings.encoder.img_size, settings.encoder.in_chans
+        height, width = sides(self.img_size)
+        self.patch_size = (height // shape.grid[0], width // shape.grid[1])
+        self.masks = self._build_masks(settings, shape)
+        self._build_networks(settings, shape)
+        self._drop_path = settings.encoder.drop_path_rate > 0
 
-    def _make(self, settings: Mapping[str, Any], geometry: EncoderShape) -> None:
-        """Make the masks, the networks and what moves the targets, from settings that go together."""
-        grid, size = geometry.grid, self.img_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.patch_size = (height // grid[0], width // grid[1])  # the data cuts local crops to whole patches
-        self.masks: MaskGenerator | None = None
-        self._crop_masks: dict[tuple[int, int], MaskGenerator] = {}
-        if self.token_levels:
-            cells = tuple(int(level.cell) for level in self.token_levels)
-            joint = settings["predictor"].targets == "joint"
-            self.masks = build_masks(settings["masks"], grid, cells, self.seed, joint)
-            check_masks(settings["predictor"].targets, self.masks)
-        self.depths = plan_depths(self.token_levels, self.image_level, settings, geometry.depth)
-        networks = build_networks(settings, self.token_levels, self.image_level, self.depths)
-        for name, network in networks._asdict().items():
-            setattr(self, name, network)
-        self.ema = None if self.target_encoder is None else EMACallback(settings["ema"])
-        self.pyramid_weight = 0.0 if settings["pyramid"] is None else settings["pyramid"].weight
-        self._drops_paths = settings["encoder"].drop_path_rate > 0
+    def _build_masks(self, settings: ModuleSettings, shape: EncoderShape) -> MaskGenerator | None:
+        if not settings.token_levels:
+            return None
+        cells, targets = tuple(int(level.cell) for level in settings.token_levels), settings.predictor.targets
+        masks = build_masks(settings.masks, shape.grid, cells, settings.seed, targets == "joint")
+        check_masks(targets, masks)
+        return masks
 
-    def save_settings(self, settings: Mapping[str, Any]) -> None:
-        """Keep the settings as plain values, the same from YAML and from Python, for checkpoints and reloading."""
-        plain = to_plain(settings)
-        self._set_hparams(plain)
-        self._hparams_initial = dict(plain)
-        # What `load_from_checkpoint` passes back, as keyword arguments.
-        self._hparams_name = "kwargs"
+    def _build_networks(self, settings: ModuleSettings, shape: EncoderShape) -> None:
+        """Build the networks, and the objectives on them."""
+        levels, image = settings.token_levels, settings.image_level
+        fused = settings.predictor.context == "fused"
+        depths = plan_depths(levels, image, shape.depth, fused=fused, pyramid=settings.pyramid is not None)
+        networks = build_networks(
+            settings.encoder, settings.predictor, settings.projector, settings.pyramid, levels, image, depths,
+            moving_average=settings.ema is not None, crop_context=settings.masks.strategy != "global_only",
+        )  # fmt: skip
+        self.context_encoder = networks.context_encoder
+        self.target_encoder = networks.target_encoder
+        self.predictor = networks.predictor
+        self.fusion = networks.fusion
+        self.projector = networks.projector
+        self.pyramid = networks.pyramid
+        self.pyramid_heads = networks.pyramid_heads
+        self.target_pyramid = networks.target_pyramid
+        self.ema = None if settings.ema is None or networks.target_encoder is None else EMACallback(settings.ema)
+        self._pyramid_blocks = depths.pyramid
+
+        weight = 0.0 if settings.pyramid is None else settings.pyramid.weight
+        scoring = (settings.prediction, settings.level_scale)
+        self.tokens = TokenLevels(networks, levels, depths, *scoring, weight) if levels else None
+        self.images = None if image is None else ImageLevel(networks, image, depths)
+        self.crops = LocalCrops(networks.context_encoder, self.tokens, depths, settings.masks, settings.seed)
+        self.terms = Regularizers(settings.regularizers, settings.seed)
 
     def train(self, mode: bool = True) -> "HJEPALightningModule":
-        """Switch to training, all but the moving averages: drop path would make the targets noisy."""
+        """Set training mode, but for the target networks: drop path would make the targets noisy."""
         super().train(mode)
         for target in (self.target_encoder, self.target_pyramid):
             if target is not None:
@@ -148,83 +166,79 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         return self
 
     def trained_modules(self) -> list[nn.Module]:
-        """Return the networks that the optimizer moves: all but the moving averages."""
-        return [net for name, net in self.named_children() if name.split("_")[0] != "target"]
+        """Return the networks that the optimizer updates: all but the moving averages."""
+        return [net for name, net in self.named_children() if not name.startswith("target_")]
 
-    # ------------------------------------------------------------------------------------------------------ the step
+    # ------------------------------------------------------------------------------------------------------- training
 
-    def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
-        """Return the loss of a batch and, without gradient, what callbacks watch."""
-        check_batch(batch, self, self.trainer.world_size)
-        if self._drops_paths:
-            # The one use of the global generator: timm's drop path takes no generator of its own.
-            torch.manual_seed(hash_int(self.seed, batch.counters.step, Stream.STEP, self.global_rank))
-        total, record = self.compute(batch)
-        n_ep = {} if record.n_ep is None else {"sigreg_image_n_ep": record.n_ep}
-        self.log_terms({"loss": total, **record.terms, **n_ep})
-        self.note_predictions(batch.source, record.prediction_by_image)
-        embedding = record.streams["tokens"].embedding.detach().float().mean(dim=1)
-        return {"loss": total, "levels": record.levels, "embedding": embedding}
-
-    def compute(self, batch: ViewBatch) -> tuple[Tensor, StepRecord]:
-        """Return the loss of a batch, and what it is made of."""
-        record = StepRecord()
-        crops = self.encode_crops(batch)
-        context, projection, partial = {}, None, 0
-        if self.masks is not None:
-            context = self.predict_tokens(batch.views[0], self.masks(batch.counters), crops, record)
-        if self.image_level is not None:
-            projection, partial = self.compare_views(batch, context, crops, record)
-        self.regularize(batch.counters.step, projection, partial, record)
-        return record.total(), record
-
-    def after_optimizer_step(self, share: float) -> None:
-        """Move the target networks."""
-        if self.ema is not None:
-            steps = self.progress.expected_steps(self.trainer.global_step, share)
-            momentum = self.ema.momentum(share, steps)
-            self.move_target(momentum)
-            if self._logs_now():
-                self.log("train/momentum", momentum)
-
-    def move_target(self, momentum: float) -> None:
-        """Move target encoder and target pyramid, where there are any, towards the online ones."""
-        pairs = [(self.context_encoder, self.target_encoder), (self.pyramid, self.target_pyramid)]
-        online, target = (nn.ModuleList(side) for side in zip(*[p for p in pairs if p[1] is not None], strict=True))
-        if self.ema is not None:
-            self.ema.update(online, target, momentum)  # one update an optimizer step
-
-    # ------------------------------------------------------------------------------------------------------- the use
-
-    def setup(self, stage: str) -> None:
-        """Refuse data that does not go with the model."""
-        super().setup(stage)
-        if stage == "fit":
-            check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
-            self.check_device(self.trainer)
-            if self.compiled:
-                networks = (self.context_encoder, self.target_encoder, self.predictor)
-                compile_blocks(networks, self.trainer.strategy.root_device)
-
-    def on_train_start(self) -> None:
-        """Fix the length of the run, and refuse a curriculum of crops that it would not reach the end of."""
-        super().on_train_start()
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            batches = self.progress.total_steps * self.trainer.accumulate_grad_batches
-            check_curriculum(getattr(self.trainer, "datamodule", None), batches)
+    def prepare_fit(self) -> None:
+        """Check the data and the device, then compile; raises `ConfigError` if one does not fit the model."""
+        check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
+        self.check_device(self.trainer)
+        if self.compiled:
+            networks = (self.context_encoder, self.target_encoder, self.predictor)
+            compile_blocks(networks, self.trainer.strategy.root_device)
 
     def check_device(self, trainer: pl.Trainer) -> None:
-        """Refuse a kernel of attention that the Trainer's device does not have."""
+        """Check that the Trainer's device has the attention kernel; raises `ConfigError` if not."""
         half = str(trainer.precision) != "32-true"
         refuse_kernel(self.context_encoder.config.attention, trainer.strategy.root_device.type, half)
 
+    def check_run(self, batches: float) -> None:
+        """Check that a curriculum of local crops ends within a run of `batches` batches."""
+        check_curriculum(self.train_data, batches)
+
+    def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
+        """Return the loss of a batch and, without gradient, the state of the levels for callbacks."""
+        check_batch(batch, self, self.trainer.world_size)
+        if self._drop_path:
+            # The only use of the global generator: timm's drop path has no generator argument.
+            torch.manual_seed(hash_int(self.seed, batch.counters.step, Stream.STEP, self.global_rank))
+        loss, record = self.compute(batch)
+        n_ep = {} if record.n_ep is None else {"sigreg_image_n_ep": record.n_ep}
+        self.term_log.add({"loss": loss, **record.terms, **n_ep})
+        self.term_log.add_predictions(batch.source, record.prediction_by_image)
+        embedding = record.streams["tokens"].embedding.detach().float().mean(dim=1)
+        return {"loss": loss, "levels": record.levels, "embedding": embedding}
+
+    def compute(self, batch: ViewBatch) -> tuple[Tensor, StepRecord]:
+        """Return the loss of a batch, and the record of its terms."""
+        record = StepRecord()
+        crops = self.crops.encode(batch)
+        context: Mapping[Block, Tensor] = {}
+        projections: Projections | None = None
+        if self.tokens is not None and self.masks is not None:
+            context = self.tokens.predict(batch.views[0], self.masks(batch.counters), crops, record)
+        if self.images is not None:
+            projections = self.images.compare(batch, context, crops, record)
+        self.terms.add(batch.counters.step, projections, record)
+        return record.total(), record
+
+    def after_optimizer_step(self, fraction: float) -> None:
+        """Update the target networks."""
+        if self.ema is not None:
+            steps = self.progress.expected_steps(self.trainer.global_step, fraction)
+            momentum = self.ema.momentum(fraction, steps)
+            self.move_target(momentum)
+            if self.term_log.is_logged_step():
+                self.log("train/momentum", momentum)
+
+    def move_target(self, momentum: float) -> None:
+        """Update target encoder and target pyramid, where there are any, from the online ones."""
+        pairs = [(self.context_encoder, self.target_encoder), (self.pyramid, self.target_pyramid)]
+        online, target = (nn.ModuleList(nets) for nets in zip(*[p for p in pairs if p[1] is not None], strict=True))
+        if self.ema is not None:
+            self.ema.update(online, target, momentum)  # one update an optimizer step
+
+    # ----------------------------------------------------------------------------------------------------- evaluation
+
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""
+        """Return the features of clean images: 'online' and, with a target encoder, 'target', each (B, D) float32."""
         check_clean(batch)
-        features = {"online": self.pooled(self.context_encoder, batch.image)}
+        features = {"online": pooled(self.context_encoder, batch.image)}
         untrained = self.trainer.sanity_checking and self.trainer.global_step == 0
-        if self.target_encoder is not None and not untrained:  # before training both are one network
-            features["target"] = self.pooled(self.target_encoder, batch.image)
+        if self.target_encoder is not None and not untrained:  # both encoders are equal before training
+            features["target"] = pooled(self.target_encoder, batch.image)
         return features
 
     def test_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -232,5 +246,54 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Return the judged network's features (B, D) with labels and places, for `hjepa predict`."""
+        """Return features (B, D) with labels and indices, for `hjepa predict`."""
         return {"features": self.encode(batch.image), "label": batch.label, "place": batch.place}
+
+    # ------------------------------------------------------------------------------------------------------- features
+
+    @property
+    def encoder(self) -> VisionEncoder:
+        """The encoder to evaluate and use: the target encoder, or the context encoder where there is none."""
+        return self.context_encoder if self.target_encoder is None else self.target_encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return `encode(images)`."""
+        return self.encode(images)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the mean of the final-norm patch tokens of `encoder`, (B, D) float32.
+
+        Args:
+            images: (B, C, H, W), normalized; H and W are multiples of the patch size.
+
+        Raises:
+            ConfigError: If the images are not floats, or not (B, C, H, W).
+        """
+        check_images(images, self.in_chans)
+        return pooled(self.encoder, images)
+
+    @torch.no_grad()
+    def encode_tokens(self, images: Tensor) -> Tensor:
+        """Return the final-norm patch tokens of `encoder`, (B, N, D) float32 in raster order; see `encode`."""
+        check_images(images, self.in_chans)
+        return patch_tokens(self.encoder, images)
+
+    @torch.no_grad()
+    def encode_pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the target pyramid's maps of full images, without gradient; see `pyramid_features`."""
+        return self.pyramid_features(images)
+
+    def pyramid_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the target pyramid's maps with a gradient, to train a dense head on.
+
+        The target networks are frozen: `requires_grad_()` on `target_encoder` and `target_pyramid` unfreezes them. For
+        torchvision's detectors wrap this in a backbone with `out_channels = module.pyramid.dim` that returns
+        `OrderedDict(zip("012", module.pyramid_features(images)))`. The maps are those of `features.pyramid_maps`.
+
+        Raises:
+            ConfigError: If the module has no pyramid.
+        """
+        if self.target_pyramid is None or self.target_encoder is None:
+            raise ConfigError("invalid `pyramid=null`: encode_pyramid needs a pyramid; train with pyramid: {}.")
+        return pyramid_maps(self.target_encoder, self.target_pyramid, self._pyramid_blocks, images)

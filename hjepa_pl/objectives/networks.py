@@ -1,8 +1,8 @@
-"""The networks of the hierarchical JEPA, made from its settings."""
+"""The networks of the hierarchical JEPA, built from settings."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.models.encoder import Block, VisionEncoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import ContextFusion, Predictor
@@ -12,33 +12,41 @@ from hjepa_pl.optim.ema import EMACallback
 
 
 class Depths(NamedTuple):
-    """Which blocks of the encoder each reader wants the output of."""
+    """Blocks of the encoders whose output each part reads, counted from 1; 'last' is after the final norm."""
 
     inner: tuple[int, ...]
-    """Depths of levels before the last block."""
+    """Of token levels before the last block."""
     target: tuple[Block, ...]
-    """Of the target encoder, for the levels."""
+    """Of the target encoder, for the token levels."""
     context: tuple[Block, ...]
     """Of the context encoder, for the predictor."""
     image: tuple[Block, ...]
     """Of the context encoder, for the image level: one, or none."""
     pyramid: tuple[Block, ...]
-    """Of either, for the pyramid."""
+    """Of either encoder, for the pyramid: three, or none."""
 
 
 def plan_depths(
-    levels: tuple[LevelConfig, ...], image: LevelConfig | None, settings: Mapping[str, Any], depth: int
+    token_levels: tuple[LevelConfig, ...], image_level: LevelConfig | None, depth: int, *, fused: bool, pyramid: bool
 ) -> Depths:
-    """Return which blocks are read, of an encoder of `depth` blocks with these levels."""
-    inner = tuple(sorted({b for level in levels if (b := level.block) != "last"}))
-    last: tuple[Block, ...] = ("last",) if any(level.block == "last" for level in levels) else ()
-    context: tuple[Block, ...] = (*inner, "last") if settings["predictor"].context == "fused" else ("last",)
-    pooled: tuple[Block, ...] = () if image is None else (image.block,)
-    return Depths(inner, (*inner, *last), context, pooled, pyramid_blocks(depth) if settings["pyramid"] else ())
+    """Return the blocks to read.
+
+    Args:
+        token_levels: Token levels.
+        image_level: Image level, if there is one.
+        depth: Number of blocks of the encoder.
+        fused: Whether the predictor reads all token levels' depths (`predictor.context=fused`).
+        pyramid: Whether there is a pyramid.
+    """
+    inner = tuple(sorted({b for level in token_levels if (b := level.block) != "last"}))
+    last: tuple[Block, ...] = ("last",) if any(level.block == "last" for level in token_levels) else ()
+    context: tuple[Block, ...] = (*inner, "last") if fused else ("last",)
+    pooled: tuple[Block, ...] = () if image_level is None else (image_level.block,)
+    return Depths(inner, (*inner, *last), context, pooled, pyramid_blocks(depth) if pyramid else ())
 
 
 class Networks(NamedTuple):
-    """What the module holds; None where the levels need none."""
+    """The networks of a module; None for those that its levels do not need."""
 
     context_encoder: VisionEncoder
     target_encoder: VisionEncoder | None
@@ -51,28 +59,48 @@ class Networks(NamedTuple):
 
 
 def build_networks(
-    settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], image: LevelConfig | None, depths: Depths
+    encoder: EncoderConfig,
+    predictor: PredictorConfig,
+    projector: ProjectorConfig,
+    pyramid: PyramidConfig | None,
+    token_levels: tuple[LevelConfig, ...],
+    image_level: LevelConfig | None,
+    depths: Depths,
+    *,
+    moving_average: bool,
+    crop_context: bool,
 ) -> Networks:
-    """Make the networks, in an order in which what is added leaves the earlier ones' weights as they are without."""
-    encoder, predictor, pyramid = settings["encoder"], settings["predictor"], settings["pyramid"]
-    fused, average = predictor.context == "fused", bool(levels) and settings["ema"] is not None
-    pooled = [b for b in depths.image if b != "last"]  # its gains would be the projector's first layer's twice
+    """Build the networks, in an order in which an optional one does not change the initial weights of those before it.
+
+    Args:
+        encoder: Settings of the context encoder, and of its moving average.
+        predictor: Settings of the predictor, for token levels.
+        projector: Settings of the projector, for an image level.
+        pyramid: Settings of the pyramid, if there is one.
+        token_levels: Token levels.
+        image_level: Image level, if there is one.
+        depths: Blocks to read, of `plan_depths`.
+        moving_average: Whether token levels have a target encoder.
+        crop_context: Whether the predictor reads local crops too.
+    """
+    fused = predictor.context == "fused"
+    # A block pooled for the image level has a norm without gains: they would duplicate the projector's first layer.
+    pooled = [b for b in depths.image if b != "last"]
     normed = (*depths.inner, *pooled, *(b for b in depths.pyramid if b != "last"))
     context = VisionEncoder(encoder, normed, affine=depths.inner if fused else ())
-    width, grid, cells = context.embed_dim, context.grid, tuple(int(level.cell) for level in levels)
-    crops = settings["masks"].strategy != "global_only"
-    made = Networks(
+    width, grid, cells = context.embed_dim, context.grid, tuple(int(level.cell) for level in token_levels)
+    networks = Networks(
         context_encoder=context,
-        target_encoder=EMACallback.make_target(context) if average else None,
-        predictor=Predictor(predictor, width, grid, cells, encoder.attention, crops) if levels else None,
-        fusion=ContextFusion(width, len(depths.context)) if fused and levels else None,
-        projector=Projector(settings["projector"], width) if image is not None else None,
+        target_encoder=EMACallback.make_target(context) if token_levels and moving_average else None,
+        predictor=Predictor(predictor, width, grid, cells, encoder.attention, crop_context) if token_levels else None,
+        fusion=ContextFusion(width, len(depths.context)) if fused and token_levels else None,
+        projector=Projector(projector, width) if image_level is not None else None,
         pyramid=None,
         pyramid_heads=None,
         target_pyramid=None,
     )
     if pyramid is None:
-        return made
-    maps = FeaturePyramid(pyramid, width, cells[finest_level(levels)])
-    heads = PyramidHeads(levels, grid, maps.dim, width)
-    return made._replace(pyramid=maps, pyramid_heads=heads, target_pyramid=EMACallback.make_target(maps))
+        return networks
+    maps = FeaturePyramid(pyramid, width, cells[finest_level(token_levels)])
+    heads = PyramidHeads(token_levels, grid, maps.dim, width)
+    return networks._replace(pyramid=maps, pyramid_heads=heads, target_pyramid=EMACallback.make_target(maps))

@@ -1,4 +1,4 @@
-"""What one batch gives: its crops, the terms of its loss, and what others read of it."""
+"""Records of one step: embeddings, loss terms, and what callbacks read."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,39 +11,48 @@ from hjepa_pl.types import LevelState
 
 
 class TokenStream(NamedTuple):
-    """Embeddings that a regulariser compares between images at one position."""
+    """Embeddings that a regularizer compares between images at one position."""
 
     embedding: Tensor
     """(B, n, D), of this rank's images."""
-    place: Tensor
-    """(B, n) int64: their positions."""
+    position: Tensor
+    """(B, n) int64: position of each embedding on its grid."""
     positions: int
-    """Number of positions there are."""
+    """Number of positions of the grid."""
 
 
-class Crops(NamedTuple):
-    """What the local crops give; nothing where a batch has none."""
+class EncodedCrops(NamedTuple):
+    """Local crops of a batch, encoded; empty for a batch without crops."""
 
-    pooled: Tensor | None
-    """(K, B, D): mean of each crop's patch tokens, for the image level."""
-    beside: CropContext | None
-    """For the predictor; None with strategy 'global_only'."""
-    targets: tuple[Tensor, ...]
-    """(B, E, D) for each token level: the targets of `beside.asked`."""
+    pooled: Tensor | None = None
+    """(K, B, D): mean of each crop's patch tokens; None without an image level."""
+    context: CropContext | None = None
+    """Tokens and queries for the predictor; None with strategy 'global_only'."""
+    targets: tuple[Tensor, ...] = ()
+    """(B, E, D) for each token level: targets of the queries in `context`."""
+
+
+class Projections(NamedTuple):
+    """Projected embeddings of the views of all ranks' images."""
+
+    embedding: Tensor
+    """(V, B of all ranks, P); the partial views come first."""
+    partial: int
+    """Number of partial views: visible patches or local crops, which show a part of the image."""
 
 
 class StepRecord:
-    """Filled by the levels in turn, read by the regularisers, the callbacks and the loss."""
+    """The terms of one step's loss. Objectives add to it; the loss, the logs and the callbacks read it."""
 
     def __init__(self) -> None:
         self.terms: dict[str, Tensor] = {}
-        """Every term, raw, and weighted where the weight is not 1."""
+        """Each term unweighted and, where its weight is not 1, weighted."""
         self.streams: dict[str, TokenStream] = {}
         """The context's tokens, 'tokens', and each token level's predictions, by its name."""
         self.levels: dict[str, LevelState] = {}
-        """What each token level predicted, without gradient."""
+        """Prediction and target of each token level, without gradient."""
         self.n_ep: Tensor | None = None
-        """SIGReg of the projections times the images: about 1 where they are Gaussian."""
+        """SIGReg of the projections times the number of images: about 1 where they are Gaussian."""
         self._weighted: list[Tensor] = []
         self._by_image: list[tuple[float | Tensor, Callable[[], Tensor]]] = []
 
@@ -54,10 +63,10 @@ class StepRecord:
 
         Args:
             name: In logs.
-            value: A scalar.
+            value: Scalar.
             weight: Its factor in the loss.
-            by_image: Computes (B,) shares of this rank's images, of which a term that is a mean over images is made;
-                None for a regulariser, which is of the batch as a whole.
+            by_image: Returns the term of each of this rank's images, (B,), whose mean is `value`; None for a
+                regularizer, which is defined on the batch only.
         """
         self.terms[name] = value
         self._weighted.append(weight * value)
@@ -68,13 +77,13 @@ class StepRecord:
 
     @torch.no_grad()
     def prediction_by_image(self) -> Tensor | None:
-        """Return each image's weighted prediction losses, (B,): what is left of the loss without regularisers.
+        """Return each image's weighted prediction loss, (B,): all terms but the regularizers. None if there are none.
 
-        These are the distances at the token levels, in the pyramid and between views. None if there is none of them.
+        These are the distances at the token levels, in the pyramid and between views.
         """
-        shares = [weight * of_images() for weight, of_images in self._by_image]
-        return torch.stack(shares).sum(dim=0) if shares else None
+        by_image = [weight * values() for weight, values in self._by_image]
+        return torch.stack(by_image).sum(dim=0) if by_image else None
 
     def total(self) -> Tensor:
-        """Return the loss."""
+        """Return the loss: the sum of the weighted terms."""
         return torch.stack(self._weighted).sum()

@@ -1,115 +1,103 @@
-"""The token levels of the hierarchical JEPA: targets, predictions and their losses."""
+"""The token levels: targets, predictions and losses (I-JEPA, arXiv:2301.08243, section 3; several levels)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hjepa_pl.functional.tokens import gather_tokens, plain_norm, pool_cells
 from hjepa_pl.losses.config import LevelScale, PredictionKind
 from hjepa_pl.losses.prediction import position_baseline, prediction_by_image, prediction_loss
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.encoder import Block
 from hjepa_pl.models.levels import LevelConfig
-from hjepa_pl.models.predictor import ContextFusion, Predictor
-from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
-from hjepa_pl.objectives.networks import Depths
-from hjepa_pl.objectives.record import Crops, StepRecord, TokenStream
+from hjepa_pl.objectives.networks import Depths, Networks
+from hjepa_pl.objectives.pyramid_term import PyramidTerm
+from hjepa_pl.objectives.record import EncodedCrops, StepRecord, TokenStream
 from hjepa_pl.types import LevelState, Masks
 
 
-class TokenLevels(nn.Module):
-    """Predict, from the visible patches of one view, what the target encoder makes of the hidden ones."""
+class TokenLevels:
+    """Predict the target encoder's tokens at hidden cells from the visible patches of one view.
 
-    context_encoder: VisionEncoder
-    target_encoder: VisionEncoder | None
-    predictor: Predictor | None
-    fusion: ContextFusion | None
-    pyramid: FeaturePyramid | None
-    pyramid_heads: PyramidHeads | None
-    token_levels: tuple[LevelConfig, ...]
-    depths: Depths
-    prediction: PredictionKind
-    level_scale: LevelScale
-    pyramid_weight: float
+    Args:
+        networks: The encoders, the predictor and, if there are any, the fusion and the pyramid.
+        levels: Token levels, finest first.
+        depths: Blocks of the encoders to read.
+        prediction: Kind of distance between prediction and target.
+        level_scale: 'baseline' divides each level's loss by that of predicting each position's mean.
+        pyramid_weight: Weight of the pyramid's term.
+    """
 
-    def predict_tokens(self, images: Tensor, masks: Masks, crops: Crops, record: StepRecord) -> dict[Block, Tensor]:
-        """Add every token level's loss; return what the context encoder made of the visible patches, by block."""
+    def __init__(
+        self,
+        networks: Networks,
+        levels: tuple[LevelConfig, ...],
+        depths: Depths,
+        prediction: PredictionKind,
+        level_scale: LevelScale,
+        pyramid_weight: float = 0.0,
+    ) -> None:
+        assert networks.predictor is not None
+        self.context_encoder, self.target_encoder = networks.context_encoder, networks.target_encoder
+        self.predictor, self.fusion = networks.predictor, networks.fusion
+        self.levels, self.depths = levels, depths
+        self.prediction: PredictionKind = prediction
+        self.level_scale: LevelScale = level_scale
+        self.pyramid: PyramidTerm | None = None
+        if networks.pyramid is not None and networks.pyramid_heads is not None:
+            self.pyramid = PyramidTerm(
+                networks.pyramid, networks.pyramid_heads, levels, depths.pyramid, pyramid_weight, prediction
+            )
+
+    def predict(self, images: Tensor, masks: Masks, crops: EncodedCrops, record: StepRecord) -> dict[Block, Tensor]:
+        """Add the loss of every token level.
+
+        Args:
+            images: The view that is masked, (B, C, H, W).
+            masks: Visible patches and target cells.
+            crops: Local crops; with some strategies they add context tokens and targets.
+            record: Gets the terms, the streams and the state of each level.
+
+        Returns:
+            Tokens of the visible patches, (B, K, D), by block of the context encoder.
+        """
         maps = self.target_maps(images)
-        found = self.context_encoder(
-            images, masks.context, (*self.depths.context, *self.depths.image, *self.depths.pyramid)
-        )
-        patches = self.context_encoder.grid[0] * self.context_encoder.grid[1]
-        record.streams["tokens"] = TokenStream(found["last"], masks.context, patches)
-        assert self.predictor is not None
-        predictions = self.predictor(self.context_input(found), masks.context, masks.targets, crops.beside)
+        blocks = (*self.depths.context, *self.depths.image, *self.depths.pyramid)
+        tokens = self.context_encoder(images, masks.context, blocks)
+        grid = self.context_encoder.grid
+        record.streams["tokens"] = TokenStream(tokens["last"], masks.context, grid[0] * grid[1])
+        predictions = self.predictor(self.predictor_input(tokens), masks.context, masks.targets, crops.context)
         scales: list[Tensor | float] = []
-        for number, (level, target_map) in enumerate(zip(self.token_levels, maps, strict=True)):
+        for number, (level, target_map) in enumerate(zip(self.levels, maps, strict=True)):
             index = masks.targets[number].flatten(1)
             target, prediction = gather_tokens(target_map, index), predictions[number]
-            here = prediction[:, : index.shape[1]]
-            record.levels[level.name] = LevelState(here.detach(), target.detach(), index, target_map.detach())
-            record.streams[level.name] = TokenStream(here, index, target_map.shape[1])
+            in_view = prediction[:, : index.shape[1]]  # the crops' predictions come after the view's
+            record.levels[level.name] = LevelState(in_view.detach(), target.detach(), index, target_map.detach())
+            record.streams[level.name] = TokenStream(in_view, index, target_map.shape[1])
             if crops.targets:
                 target = torch.cat([target, crops.targets[number]], dim=1)
             scales.append(position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0)
             loss = prediction_loss(prediction, target, self.prediction)
-            of_images = partial(prediction_by_image, prediction, target, self.prediction)
-            record.add(level.name, loss, level.weight / scales[-1], of_images)
+            by_image = partial(prediction_by_image, prediction, target, self.prediction)
+            record.add(level.name, loss, level.weight / scales[-1], by_image)
         if self.pyramid is not None:
-            said = self._ask_pyramid(found, masks, predictions, maps)
-            self._add_pyramid(said, scales, record)
-        return found
+            self.pyramid.add(tokens, grid, masks, predictions, maps, scales, record)
+        return tokens
 
-    def context_input(self, found: Mapping[Block, Tensor]) -> Tensor:
-        """Return what the predictor reads of the context encoder's outputs."""
-        return found["last"] if self.fusion is None else self.fusion([found[b] for b in self.depths.context])
+    def predictor_input(self, tokens: Mapping[Block, Tensor]) -> Tensor:
+        """Return the predictor's input (B, K, D): the last layer, or the fusion of several blocks."""
+        return tokens["last"] if self.fusion is None else self.fusion([tokens[b] for b in self.depths.context])
 
     def target_maps(self, images: Tensor) -> list[Tensor]:
-        """Return every token level's target on its whole grid: (B, cells, D), normed after the averaging.
+        """Return every token level's target on its whole grid: (B, cells, D), normalized after averaging over cells.
 
-        The target encoder sees the full view, without gradient. (Where there is none, the context encoder does, with.)
-        Tokens of blocks before the last are normed before the average, so that no token of large norm outweighs its
-        neighbours.
+        The target encoder sees the full view and gets no gradient. Without a target encoder the context encoder makes
+        the targets, with gradient. Tokens of blocks before the last are normalized before averaging too, so that no
+        token of large norm outweighs its neighbors.
         """
         encoder = self.context_encoder if self.target_encoder is None else self.target_encoder
         with torch.set_grad_enabled(self.target_encoder is None and torch.is_grad_enabled()):
-            found = encoder(images, blocks=self.depths.target)
+            tokens = encoder(images, blocks=self.depths.target)
             grid = encoder.grid_of(images)
-            return [plain_norm(pool_cells(found[v.block], grid, int(v.cell))) for v in self.token_levels]
-
-    def _ask_pyramid(
-        self,
-        found: Mapping[Block, Tensor],
-        masks: Masks,
-        predictions: Sequence[Tensor],
-        maps: Sequence[Tensor],
-    ) -> list[tuple[int, Tensor, Tensor]]:
-        """Return what the pyramid's maps say of hidden cells: number of the level, prediction, and target."""
-        assert self.pyramid is not None
-        assert self.pyramid_heads is not None
-        fill = finest_level(self.token_levels)
-        index = masks.targets[fill].flatten(1)
-        made = self.pyramid(
-            [found[b] for b in self.depths.pyramid],
-            self.context_encoder.grid,
-            masks.context,
-            predictions[fill][:, : index.shape[1]],
-            index,
-        )
-        return [
-            (level, said, gather_tokens(maps[level], masks.targets[level].flatten(1)))
-            for level, said in self.pyramid_heads(made, masks.targets)
-        ]
-
-    def _add_pyramid(
-        self, said: Sequence[tuple[int, Tensor, Tensor]], scales: Sequence[Tensor | float], record: StepRecord
-    ) -> None:
-        """Add the mean of the levels' distances, each over the level's scale, as its own loss is."""
-
-        def over_levels(distance: Callable[[Tensor, Tensor, PredictionKind], Tensor]) -> Tensor:
-            return torch.stack([distance(p, t, self.prediction) / scales[i] for i, p, t in said]).mean(dim=0)
-
-        record.add(
-            "pyramid", over_levels(prediction_loss), self.pyramid_weight, lambda: over_levels(prediction_by_image)
-        )
+            return [plain_norm(pool_cells(tokens[v.block], grid, int(v.cell))) for v in self.levels]

@@ -1,27 +1,27 @@
-"""Settings of the optimizer and of the target encoder's average."""
+"""Settings of the optimizer and of the target encoder's moving average."""
 
 from typing import Annotated
 
 from annotated_types import Ge, Lt
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import Fraction, Hint, NonNegative, Pair, Positive, settings
+from hjepa_pl.utils.settings import Fraction, Hint, NonNegative, Pair, Positive, as_typed, settings
 
 
 @settings("optimizer")
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine, all functions of the run's progress."""
+    """AdamW with linear warm-up and a cosine, as functions of the run's progress."""
 
     lr: Positive = 1e-3
     """Peak learning rate."""
     min_lr: NonNegative | None = None
     """Learning rate at the end; not with min_lr_ratio."""
     min_lr_ratio: Fraction | None = None
-    """Learning rate at the end over the peak's; null is 0.001 unless min_lr is given."""
+    """Learning rate at the end over the peak's; null is 0.001 without min_lr."""
     warmup_epochs: NonNegative | None = None
     """Length of the warm-up in epochs; not with warmup_steps. Without either it is 5 % of the run.
 
-    It is a share of the run that the Trainer's limits allow; a budget that ends the run sooner shortens it alike."""
+    It is a fraction of the run by the Trainer's limits; a time budget that ends the run sooner shortens it too."""
     warmup_steps: Annotated[int, Ge(0)] | None = None
     """Length of the warm-up in optimizer steps."""
     weight_decay: NonNegative = 0.05
@@ -32,12 +32,17 @@ class OptimizerConfig:
     """Decay rates of AdamW's two moments."""
 
     def __post_init__(self) -> None:
-        """Refuse ranges that cannot be trained with and pairs of keys that contradict each other."""
+        """Reject pairs of keys that contradict each other."""
         for first, second in (("min_lr", "min_lr_ratio"), ("warmup_epochs", "warmup_steps")):
             if getattr(self, first) is not None and getattr(self, second) is not None:
-                raise ConfigError(f"optimizer.{first} and optimizer.{second} say the same thing twice; give one.")
+                raise ConfigError(
+                    f"invalid `optimizer.{second}={as_typed(getattr(self, second))}`: cannot be combined with "
+                    f"optimizer.{first}; remove one of them."
+                )
         if self.min_lr is not None and self.min_lr > self.lr:
-            raise ConfigError(f"invalid `optimizer.min_lr={self.min_lr}`: must be at most optimizer.lr {self.lr}.")
+            raise ConfigError(
+                f"invalid `optimizer.min_lr={as_typed(self.min_lr)}`: must be <= optimizer.lr={as_typed(self.lr)}."
+            )
 
     @property
     def floor(self) -> float:
@@ -49,17 +54,18 @@ class OptimizerConfig:
 
 @settings("ema")
 class EMAConfig:
-    """How the target encoder follows the context encoder."""
+    """Momentum of the target encoder."""
 
     momentum: Annotated[float, Ge(0), Lt(1), Hint("at 1 the target never moves")] = 0.996
-    """Share of the target that is kept in a step. Its horizon 1 / (1 - momentum) is capped at a third of the run,
-    of the steps that a time budget leaves it."""
+    """Fraction of the target that is kept in a step. Its horizon 1 / (1 - momentum) is capped at a third of the run's
+    steps, as expected under a time budget."""
     momentum_end: Fraction | None = None
-    """Momentum at the end, reached on a straight line; null keeps it constant (a rise to 1 freezes the target)."""
+    """Momentum at the end, reached linearly; null keeps it constant (at 1 the target is frozen)."""
 
     def __post_init__(self) -> None:
         """Reject an end below the start."""
         if self.momentum_end is not None and self.momentum_end < self.momentum:
             raise ConfigError(
-                f"invalid `ema.momentum_end={self.momentum_end}`: must be at least ema.momentum {self.momentum}."
+                f"invalid `ema.momentum_end={as_typed(self.momentum_end)}`: must be >= ema.momentum="
+                f"{as_typed(self.momentum)}."
             )

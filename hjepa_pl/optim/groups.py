@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-# Tables, tokens and rotary frequencies have many axes but are no matrices: decay would only pull them to zero.
+# Tables, tokens and rotary frequencies have several axes but are not matrices: decay would only shrink them.
 _NOT_MATRICES = ("pos_embed", "cls_token", "reg_token", "mask_token", "level_embed", "freqs")
 
 

@@ -1,10 +1,10 @@
-"""Schedules as pure functions of progress, the share of the run that is done, in [0, 1]."""
+"""Schedules as pure functions of progress, the fraction of the run that is done, in [0, 1]."""
 
 import math
 
 
 def linear(start: float, end: float, progress: float) -> float:
-    """Go from `start` to `end` on a straight line."""
+    """Go from `start` to `end` linearly."""
     return end + (start - end) * (1.0 - min(max(progress, 0.0), 1.0))
 
 
@@ -14,7 +14,7 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def warmup_cosine(peak: float, floor: float, warmup: float, progress: float) -> float:
-    """Rise linearly to `peak` over the first `warmup` share of the run, then fall to `floor` on a cosine."""
+    """Rise linearly to `peak` over the first `warmup` fraction of the run, then fall to `floor` on a cosine."""
     if progress < warmup:
         return peak * progress / warmup
     return cosine(peak, floor, (progress - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0)

@@ -62,8 +62,9 @@ def shares(target_map: Tensor) -> dict[str, float]:
 def cosines(module: HJEPALightningModule, batch: Any) -> dict[str, float]:
     """Return the cosine of the gradients, on the context encoder, of the first token level and of each other one."""
     assert module.masks is not None
+    assert module.tokens is not None
     record = StepRecord()
-    module.predict_tokens(batch.views[0], module.masks(batch.counters), module.encode_crops(batch), record)
+    module.tokens.predict(batch.views[0], module.masks(batch.counters), module.crops.encode(batch), record)
     weights = [p for p in module.context_encoder.parameters() if p.requires_grad]
     found = {}
     for name in record.levels:

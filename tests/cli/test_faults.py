@@ -102,7 +102,7 @@ def test_a_batch_norm_that_is_not_finite_ends_the_run_and_is_not_kept(config, ca
     monkeypatch.setattr(HJEPALightningModule, "after_optimizer_step", spoil)
     assert fit(config, "--trainer.max_epochs=3") == 1
     said = capsys.readouterr().err
-    assert "the model's projector.mlp.1.running_var is not finite; lower optimizer.lr, and go on from" in said
+    assert "the model's projector.mlp.1.running_var is not finite; lower optimizer.lr, and resume from" in said
     assert json.loads(SUMMARY.read_text())["status"] == "failed"
     monkeypatch.undo()
     monkeypatch.chdir(config.parent)

@@ -159,7 +159,7 @@ SCRIPT = """
 import sys, torch, lightning.pytorch as pl
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.callbacks.metrics_csv import MetricsCSV
-from hjepa_pl.modules import run_clock
+from hjepa_pl.modules import clock
 torch.set_num_threads(1)
 pl.seed_everything(0)
 devices, batch = int(sys.argv[1]), int(sys.argv[2])
@@ -180,12 +180,12 @@ else:
     torch.save({k: v for k, v in module.state_dict().items()}, sys.argv[3] + ".rank1")
 if devices > 1:
     # A budget, and a second rank whose own clock is a minute ahead: it counts rank zero's steps, or waits for ever.
-    module.budget, module.clock = 4.0, dict(spent=60.0 * trainer.global_rank)
+    module.clock.budget, module.clock.origin = 4.0, dict(spent=60.0 * trainer.global_rank)
     again = pl.Trainer(accelerator="cpu", devices=devices, strategy="ddp", max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False)
-    calls, told = [], run_clock.from_rank_zero
-    run_clock.from_rank_zero = lambda *args: (calls.append(again.global_step), told(*args))[1]
+    calls, told = [], clock.from_rank_zero
+    clock.from_rank_zero = lambda *args: (calls.append(again.global_step), told(*args))[1]
     again.fit(module, MultiDatasetDataModule(batch_size=batch, views=2, epoch_size=6400,
         datasets=[dict(name="digits")], augmentation=dict(gray=0.0, jitter=[0.4, 0.4, 0.0, 0.0])))
     assert again.global_step > 3

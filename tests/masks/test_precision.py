@@ -72,7 +72,7 @@ def test_masks_of_local_crops_are_those_without_autocast_wherever_they_are_made(
     for context in PRECISIONS.values():
         module = tiny_module(levels=levels, masks=masks, predictor=SMALL_PREDICTOR)
         with context:
-            made = module.crop_masks((32, 32))
+            made = module.crops.masks_of((32, 32))
             tables.append((made.shapes, made(Counters(0, 0, torch.arange(500))).context))
     for shapes, found in tables[1:]:
         assert shapes == tables[0][0]

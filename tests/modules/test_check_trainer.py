@@ -58,8 +58,12 @@ def test_a_warm_up_as_long_as_the_run_is_refused_before_data_is_read(tmp_path) -
 @pytest.mark.parametrize(
     ("trainer", "optimizer", "said"),
     [
-        ({}, {"warmup_steps": 16}, "optimizer.warmup_steps 16 is 16 steps, as long as the run of 16"),
-        ({"max_steps": 9}, {"warmup_epochs": 1.2}, "optimizer.warmup_epochs 1.2 is 10 steps, as long as the run of 9"),
+        ({}, {"warmup_steps": 16}, "invalid `optimizer.warmup_steps=16`: is 16 steps, and the run has 16; use less"),
+        (
+            {"max_steps": 9},
+            {"warmup_epochs": 1.2},
+            "invalid `optimizer.warmup_epochs=1.2`: is 10 steps, and the run has 9",
+        ),
         ({"limit_train_batches": 0.1}, {}, "`trainer.limit_train_batches=0.1`: leaves none of 8 batches"),
         ({"val_check_interval": 9}, {}, "`trainer.val_check_interval=9`: must be <= 8"),
         ({"val_check_interval": 0.1}, {}, "`trainer.val_check_interval=0.1`: is less than one of 8 batches"),

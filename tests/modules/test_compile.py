@@ -80,7 +80,7 @@ def test_the_key_reaches_the_blocks_of_a_run(tmp_path) -> None:
 
 
 def test_what_is_neither_true_nor_false_is_refused() -> None:
-    with pytest.raises(ConfigError, match="compile 'reduce-overhead' is refused; give true or false"):
+    with pytest.raises(ConfigError, match="invalid `compile=reduce-overhead`: must be true or false"):
         HJEPALightningModule(**SETTINGS, compile="reduce-overhead")
 
 

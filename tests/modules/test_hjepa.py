@@ -41,7 +41,7 @@ def test_the_target_shares_no_storage_and_no_noise_with_the_context(tiny_module)
 def test_level_targets_equal_a_slow_plain_python_computation(tiny_module) -> None:
     module = tiny_module(levels=[{"block": 2, "cell": 2}, {"cell": 1}, {"cell": 4}])
     images = make_batch(images=2).views[0]
-    maps = module.target_maps(images)
+    maps = module.tokens.target_maps(images)
     vit = module.target_encoder.vit
     raw = vit.forward_intermediates(images, indices=[1], output_fmt="NLC", intermediates_only=True)[0]
     last = vit.forward_features(images)
@@ -254,22 +254,25 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
     [
         ({"levels": []}, "levels is empty"),
         ({"levels": [{"cell": 1}, {"cell": 1}]}, "levels holds 'last_c1' twice"),
-        ({"levels": [{"block": 3}]}, "levels.block 3 is not before the encoder's last of 3 blocks; 1 to 2 or 'last'"),
+        ({"levels": [{"block": 3}]}, "invalid `levels.block=3`: must be 1 to 2, or last"),
         ({"levels": [{"block": 0}]}, "levels.block counts blocks from 1"),
         ({"levels": [{"cell": 3}]}, "levels.cell 3 does not divide the grid of 8 x 8 patches; 1, 2, 4 would do"),
         ({"levels": [{"cell": 8}]}, "leaves fewer|no target block|does not divide"),
         ({"levels": [{"cell": 1, "weight": -1.0}]}, "levels.weight must be a positive number, got -1.0"),
         ({"levels": [{"cell": 1, "weight": 0}]}, "levels.weight must be a positive number"),
-        ({"levels": [{"cell": "image", "block": 1}]}, "levels.block 1 of the image level leaves the blocks after it"),
-        ({"levels": [{"cell": 1}, {"cell": "image", "block": 3}]}, "levels.block 3 of the image level is not before"),
+        ({"levels": [{"cell": "image", "block": 1}]}, "invalid `levels.block=1`: later blocks get no gradient"),
+        (
+            {"levels": [{"cell": 1}, {"cell": "image", "block": 3}]},
+            r"invalid `levels.block=3`: must be 1 to 2, or last \(image level\)",
+        ),
         ({"levels": [{"cell": 1, "compare": "pairwise"}]}, "levels.compare 'pairwise' does nothing on cell 1"),
-        ({"levels": [{"cell": "image", "compare": "none"}]}, "levels.compare 'none' leaves no term that compares"),
+        ({"levels": [{"cell": "image", "compare": "none"}]}, "invalid `levels.compare=none`: no term compares views"),
         (
             {
                 "levels": [{"cell": "image", "compare": "none"}],
                 "regularizers": [{"kind": "vicreg", "invariance": 0.0}],
             },
-            "levels.compare 'none' leaves no term that compares",
+            "invalid `levels.compare=none`: no term compares views",
         ),
         (
             {
@@ -278,33 +281,51 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
             },
             "levels.weight 0.5 does nothing with levels.compare 'none'",
         ),
-        ({"regularizers": [{"kind": "ntxent"}]}, "under ntxent alone escape by shrinking"),
+        (
+            {"regularizers": [{"kind": "ntxent"}]},
+            "invalid `levels.compare=mean`: projections under ntxent alone, .* shrink to zero",
+        ),
         (
             {"regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "last_c4"}]},
-            "regularizers.stream 'last_c4' is no level of this model; 'image', 'last_c1', 'last_c2', 'tokens' would do",
+            "invalid `regularizers.stream=last_c4`: must be image or last_c1 or last_c2 or tokens in this model",
         ),
-        ({"ema": None}, "ema null lets the token levels make their own targets .* collapses at once"),
-        ({"experimental": True}, "experimental true does nothing beside ema"),
-        ({"levels": [{"cell": "image"}], "experimental": True}, "experimental true does nothing without token levels"),
+        ({"ema": None}, "invalid `ema=null`: token levels whose targets get a gradient collapse; remove it, or"),
+        ({"experimental": True}, "invalid `experimental=true`: has no effect with ema; remove it"),
+        (
+            {"levels": [{"cell": "image"}], "experimental": True},
+            "invalid `experimental=true`: has no effect without token levels; remove it",
+        ),
         (
             {"levels": [{"cell": "image"}], "experimental": True, "ema": None},
-            "experimental true does nothing without token levels",
+            "invalid `experimental=true`: has no effect without token levels; remove it",
         ),
         (
             {"ema": None, "experimental": True, "pyramid": {}, "levels": [{"cell": 1}, {"cell": 2}]},
-            "pyramid needs a moving average",
+            "invalid `pyramid`: needs a target encoder",
         ),
-        ({"levels": [{"cell": "picture"}]}, "levels.0..cell must be a whole number or 'image', got 'picture'"),
-        ({"regularizers": []}, "levels holds an image level but regularizers has no term on stream 'image'"),
-        ({"levels": TOKENS, "regularizers": [{"kind": "sigreg"}]}, "without an image level there is no projector"),
-        ({"levels": TOKENS, "projector": {"out_dim": 8}}, "projector does nothing without an image level"),
-        ({"levels": [{"cell": "image"}], "ema": {"momentum": 0.9}}, "ema does nothing without a token"),
-        ({"levels": [{"cell": "image"}], "prediction": "mse"}, "prediction 'mse' does nothing"),
-        ({"prediction": "l2"}, "prediction must be 'smooth_l1', 'mse' or 'cosine', got 'l2'"),
-        ({"predictor": {"context": "fused"}}, "predictor.context 'fused' has one depth to fuse"),
+        ({"levels": [{"cell": "picture"}]}, "invalid `levels.cell=picture`: must be a whole number"),
+        (
+            {"regularizers": []},
+            "invalid `regularizers`: the image level's projections collapse without a term on stream image",
+        ),
+        (
+            {"levels": TOKENS, "regularizers": [{"kind": "sigreg"}]},
+            "invalid `regularizers.kind=sigreg`: stream image has no projector without an image level",
+        ),
+        ({"levels": TOKENS, "projector": {"out_dim": 8}}, "invalid `projector`: has no effect without an image level"),
+        (
+            {"levels": [{"cell": "image"}], "ema": {"momentum": 0.9}},
+            "invalid `ema`: has no effect without a token level",
+        ),
+        (
+            {"levels": [{"cell": "image"}], "prediction": "mse"},
+            "invalid `prediction=mse`: has no effect without a token level",
+        ),
+        ({"prediction": "l2"}, "invalid `prediction=l2`: must be smooth_l1 or mse or cosine"),
+        ({"predictor": {"context": "fused"}}, "invalid `predictor.context=fused`: has one depth to fuse"),
         (
             {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
-            "predictor.targets 'separate' does nothing with one target block",
+            "invalid `predictor.targets=separate`: has no effect with one target block",
         ),
         ({"encoder": TINY | {"depth": 1, "drop_path_rate": 0.2}}, "encoder.drop_path_rate 0.2 does nothing with one"),
         ({"encoder": TINY | {"grad_checkpointing": True, "checkpoint_every": 4}}, "3 blocks; 1 to 3 would do"),
@@ -313,19 +334,22 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
         ({"levels": [{"cell": 1, "masked_view": "add"}]}, "levels.masked_view 'add' does nothing on cell 1"),
         (
             {"levels": [{"cell": "image", "masked_view": "add"}]},
-            "levels.masked_view 'add' does nothing without a token level",
+            "invalid `levels.masked_view=add`: has no effect without a token level",
         ),
-        ({"level_scale": "none"}, "level_scale must be 'baseline' or 'raw', got 'none'"),
+        ({"level_scale": "none"}, "invalid `level_scale=none`: must be baseline or raw"),
         ({"predictor": {"embed_dim": 30}}, "predictor.embed_dim must be a multiple of 4"),
         ({"encoder": TINY | {"embed_dims": 3}}, "encoder does not accept 'embed_dims'; its keys are size, name"),
-        ({"encoder": TINY | {"depth": "three"}}, "encoder.depth must be a whole number or null, got 'three'"),
-        ({"ema": {"momentum": 1.0}}, "ema.momentum must lie in"),
-        ({"ema": {"momentum": 0.99, "momentum_end": 0.9}}, "ema.momentum_end must lie between"),
-        ({"optimizer": {"lr": -1.0}}, "optimizer.lr must be a positive number, got -1.0"),
-        ({"optimizer": {"min_lr": 1e-5, "min_lr_ratio": 0.1}}, "say the same thing twice"),
-        ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas must be two numbers"),
-        ({"time_budget": "8 hours"}, "time_budget must be written"),
-        ({"time_budget": "00:00:00"}, "time_budget must be longer than nothing"),
+        ({"encoder": TINY | {"depth": "three"}}, "invalid `encoder.depth=three`: must be a whole number >= 1 or null"),
+        ({"ema": {"momentum": 1.0}}, r"invalid `ema.momentum=1`: must be a number in \[0, 1\)"),
+        ({"ema": {"momentum": 0.99, "momentum_end": 0.9}}, "`ema.momentum_end=0.9`: must be >= ema.momentum=0.99"),
+        ({"optimizer": {"lr": -1.0}}, "invalid `optimizer.lr=-1`: must be a number > 0"),
+        (
+            {"optimizer": {"min_lr": 1e-5, "min_lr_ratio": 0.1}},
+            "invalid `optimizer.min_lr_ratio=0.1`: cannot be combined with optimizer.min_lr; remove one",
+        ),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, r"invalid `optimizer.betas=\[0.9, 1\]`: must be a list of 2"),
+        ({"time_budget": "8 hours"}, "invalid `time_budget=8 hours`: must be \"HH:MM:SS\" in quotes"),
+        ({"time_budget": "00:00:00"}, "invalid `time_budget=00:00:00`: must be longer than 0:00:00"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused_in_one_sentence(tiny_module, settings, message) -> None:
@@ -353,9 +377,9 @@ def test_without_an_average_the_targets_have_a_gradient_and_the_online_encoder_i
     module = tiny_module(levels=[{"cell": 1}], ema=None, experimental=True).train()
     assert module.target_encoder is None
     assert module.ema is None
-    assert module.judged_encoder is module.context_encoder
+    assert module.encoder is module.context_encoder
     images = make_batch(views=1).views[0]
-    (target,) = module.target_maps(images)
+    (target,) = module.tokens.target_maps(images)
     assert target.requires_grad
     torch.testing.assert_close(
         target, F.layer_norm(module.context_encoder(images)["last"], (48,)), rtol=1e-5, atol=1e-5

@@ -82,7 +82,7 @@ def test_the_loss_is_the_mean_distance_of_plain_level_targets(tiny_module) -> No
     loss, record = module.compute(batch)
     terms = record.terms
     masks = module.masks(batch.counters)
-    plain = module.target_maps(batch.views[0])
+    plain = module.tokens.target_maps(batch.views[0])
     parts = []
     for level, said in module.pyramid_heads(training_maps(module, batch), masks.targets):
         index = masks.targets[level].flatten(1)
@@ -105,7 +105,7 @@ def test_level_targets_and_losses_are_bit_identical_without_it(tiny_module, bloc
     }
     without, module = (seeded(tiny_module, pyramid=p, **settings) for p in (None, {}))
     batch = make_batch(views=1)
-    for a, b in zip(without.target_maps(batch.views[0]), module.target_maps(batch.views[0]), strict=True):
+    for a, b in zip(without.tokens.target_maps(batch.views[0]), module.tokens.target_maps(batch.views[0]), strict=True):
         assert torch.equal(a, b)
     old, new = without.compute(batch)[1].terms, module.compute(batch)[1].terms
     assert set(new) - set(old) == {"pyramid"}
@@ -283,18 +283,27 @@ def test_it_feeds_torchvisions_segmentation_head(tiny_module) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"levels": [{"cell": 1}]}, "pyramid with one level: the token levels all have levels.cell 1; add one"),
-        ({"levels": [{"cell": 2}, {"cell": 2, "block": 1}]}, "pyramid with one level: .* levels.cell 2"),
-        ({"levels": [{"cell": "image"}]}, r"pyramid learns from the token levels and levels holds none; add \{cell: 1"),
-        ({"levels": [{"cell": 1}, {"cell": 7}], "encoder": TINY | {"img_size": 28}}, "levels.cell 7 has no map in the"),
-        ({"encoder": TINY | {"depth": 2}}, "pyramid reads three depths and the encoder has 2 blocks; set encoder"),
-        ({"pyramid": {"weight": 0}}, "pyramid.weight must be a positive number, got 0.0; set pyramid to null"),
-        ({"pyramid": {"weight": -1.0}}, "pyramid.weight must be a positive number, got -1.0"),
-        ({"pyramid": {"weight": math.nan}}, "pyramid.weight must be a positive number, got nan"),
-        ({"pyramid": {"dim": 0}}, "pyramid.dim must be at least 1, got 0"),
-        ({"pyramid": {"fusion": "mean"}}, "pyramid.fusion must be 'add' or 'concat', got 'mean'"),
+        (
+            {"levels": [{"cell": 1}]},
+            "invalid `levels.cell=1`: a pyramid needs token levels of at least two of cells 1, 2 and 4; add one",
+        ),
+        (
+            {"levels": [{"cell": 2}, {"cell": 2, "block": 1}]},
+            "invalid `levels.cell=2`: a pyramid needs token levels of at least two",
+        ),
+        ({"levels": [{"cell": "image"}]}, r"invalid `pyramid`: learns from token levels; add \{cell: 1"),
+        (
+            {"levels": [{"cell": 1}, {"cell": 7}], "encoder": TINY | {"img_size": 28}},
+            "invalid `levels.cell=7`: must be 1, 2 or 4",
+        ),
+        ({"encoder": TINY | {"depth": 2}}, "invalid `encoder.depth=2`: must be >= 3 with a pyramid"),
+        ({"pyramid": {"weight": 0}}, "invalid `pyramid.weight=0`: must be a number > 0; set pyramid to null"),
+        ({"pyramid": {"weight": -1.0}}, "invalid `pyramid.weight=-1`: must be a number > 0"),
+        ({"pyramid": {"weight": math.nan}}, "invalid `pyramid.weight=nan`: must be a number > 0"),
+        ({"pyramid": {"dim": 0}}, "invalid `pyramid.dim=0`: must be a whole number >= 1"),
+        ({"pyramid": {"fusion": "mean"}}, "invalid `pyramid.fusion=mean`: must be add or concat"),
         ({"pyramid": {"width": 8}}, "pyramid does not accept 'width'; its keys are fusion, dim, weight"),
-        ({"pyramid": True}, "pyramid must be a PyramidConfig or a mapping of its fields, got True"),
+        ({"pyramid": True}, "invalid `pyramid=true`: must be a mapping of fusion, dim, weight"),
     ],
 )  # fmt: skip
 def test_what_gives_it_nothing_to_do_is_refused_in_one_sentence(tiny_module, settings, message) -> None:
@@ -304,14 +313,16 @@ def test_what_gives_it_nothing_to_do_is_refused_in_one_sentence(tiny_module, set
 
 
 def test_a_fusion_that_is_none_is_refused_from_python_too() -> None:
-    with pytest.raises(ConfigError, match=r"pyramid\.fusion must be 'add' or 'concat', got 'mean'"):
+    with pytest.raises(ConfigError, match=r"invalid `pyramid\.fusion=mean`: must be add or concat"):
         PyramidConfig(fusion="mean")  # type: ignore[arg-type]
 
 
 def test_without_a_pyramid_there_are_no_maps(tiny_module) -> None:
     module = seeded(tiny_module, pyramid=None)
     assert (module.pyramid, module.target_pyramid, module.hparams["pyramid"]) == (None, None, None)
-    with pytest.raises(ConfigError, match=r"encode_pyramid needs a pyramid .* set pyramid: \{\}") as caught:
+    with pytest.raises(
+        ConfigError, match=r"invalid `pyramid=null`: encode_pyramid needs a pyramid; train with pyramid: \{\}"
+    ) as caught:
         module.encode_pyramid(torch.randn(1, 3, 16, 16))
     assert "\n" not in str(caught.value)
 

@@ -63,7 +63,7 @@ def test_coarse_targets_on_an_oblong_grid_are_means_of_its_own_cells(tiny_module
     module = tiny_module(encoder=TINY | {"img_size": [8, 32]}, levels=[{"cell": 2}, {"cell": 4}])
     images = torch.randn(2, 3, 8, 32)
     tokens = module.target_encoder(images)["last"].reshape(2, 4, 16, 48)
-    for cell, found in zip((2, 4), module.target_maps(images), strict=True):
+    for cell, found in zip((2, 4), module.tokens.target_maps(images), strict=True):
         for place in range(64 // cell**2):
             y, x = divmod(place, 16 // cell)
             mean = tokens[:, y * cell : (y + 1) * cell, x * cell : (x + 1) * cell].mean(dim=(1, 2))

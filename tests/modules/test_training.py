@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
+from hjepa_pl.modules.finite import FiniteCheck
 from hjepa_pl.types import ConfigError, RunStopped
 from hjepa_pl.utils.malloc import keep_freed_memory
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
@@ -99,20 +100,28 @@ def test_biases_norms_and_tables_do_not_decay() -> None:
     assert all(id(p) in free for m in module.trained_modules() for p in m.parameters() if p.ndim == 1)
 
 
-def test_only_cuda_defers_the_verdict_on_a_step() -> None:
+def test_only_cuda_defers_the_finite_check() -> None:
     module = make_module()
     optimizer = module.configure_optimizers()
     assert optimizer._step_supports_amp_scaling
-    judged_there = [module.defers(optimizer, torch.device(kind)) for kind in ("cpu", "cuda", "mps", "xpu")]
-    assert judged_there == [False, True, False, False]
+    deferred = [module.finite_check.defers(optimizer, torch.device(kind)) for kind in ("cpu", "cuda", "mps", "xpu")]
+    assert deferred == [False, True, False, False]
+
+
+class Deferred(FiniteCheck):
+    """Defers as CUDA's path does."""
+
+    def defers(self, optimizer, device) -> bool:
+        assert optimizer._step_supports_amp_scaling
+        return True
 
 
 class Queued(HJEPALightningModule):
-    """Judges steps as on a device with a queue: the optimizer passes over a bad one, the host hears of it later."""
+    """Checks steps as on CUDA: the optimizer skips a bad one, and the host reads the result one step later."""
 
-    def defers(self, optimizer, device) -> bool:
-        assert optimizer._step_supports_amp_scaling  # as CUDA's path asks
-        return True
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        self.finite_check = Deferred(self, self.term_log)
 
 
 @pytest.mark.parametrize(("bad_step", "last_step"), [(3, 7), (7, 7)])
@@ -201,8 +210,12 @@ def test_precisions_under_which_the_target_does_not_move_are_refused(tmp_path, p
 @pytest.mark.parametrize(
     ("module", "data", "message"),
     [
-        ({}, {"views": 1}, "data.views 1 is too few: the image level"),
-        ({"levels": [{"cell": 1}], "projector": {}}, {"views": 2}, "data.views 2 does nothing without an image level"),
+        ({}, {"views": 1}, "invalid `data.views=1`: the image level compares views"),
+        (
+            {"levels": [{"cell": 1}], "projector": {}},
+            {"views": 2},
+            "invalid `data.views=2`: has no effect without an image level",
+        ),
         ({"optimizer": {"warmup_epochs": 1}}, {}, "`optimizer.warmup_epochs=1`: must be < trainer.max_epochs=1"),
     ],
 )
@@ -230,7 +243,7 @@ def test_drop_path_depends_on_the_step_and_not_on_what_else_draws(tmp_path) -> N
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     trainer = make_trainer(tmp_path, max_steps=1)
     module.trainer = trainer
-    module.log_terms = lambda terms: None
+    module.term_log.add = lambda terms: None
     first = module.training_step(batch, 0)["loss"]
     torch.randn(100)
     assert torch.equal(module.training_step(batch, 0)["loss"], first)

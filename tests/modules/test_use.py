@@ -22,7 +22,9 @@ def test_an_encoder_by_size_or_by_timms_name() -> None:
         assert named.hparams["encoder"]["name"] == "vit_tiny_patch16_224"
         with pytest.raises(ConfigError, match="'vit_tinny' is not a timm model"):
             HJEPALightningModule(encoder="vit_tinny")
-        with pytest.raises(ConfigError, match=r"encoder is a network \(VisionTransformer\).*give a timm name"):
+        with pytest.raises(
+            ConfigError, match=r"invalid `encoder=VisionTransformer`: must be settings, not a network.*use a timm name"
+        ):
             HJEPALightningModule(encoder=timm.create_model("vit_tiny_patch16_224"))
 
 
@@ -38,9 +40,9 @@ def test_a_module_is_called_and_has_an_encoder(tiny_module) -> None:
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"torch.uint8 cannot be encoded: give floats, \(x / 255 - mean"),
-        (torch.zeros(3, 16, 16), r"must be \(B, 3, H, W\), got the shape \(3, 16, 16\)"),
-        (torch.zeros(2, 16, 16, 3), r"must be \(B, 3, H, W\)"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"torch.uint8 cannot be encoded: pass floats, \(x / 255 - mean"),
+        (torch.zeros(3, 16, 16), r"must have shape \(B, 3, H, W\), got \(3, 16, 16\)"),
+        (torch.zeros(2, 16, 16, 3), r"must have shape \(B, 3, H, W\), got \(2, 16, 16, 3\)"),
     ],
 )
 def test_raw_images_are_refused(tiny_module, images, said) -> None:
@@ -71,5 +73,5 @@ def test_an_own_loader_is_refused_with_the_way_to_ones_images(tiny_module, tmp_p
     options = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False}
     with pytest.raises(ConfigError, match=r"the batch is a list, not a ViewBatch.*'root': FOLDER"):
         pl.Trainer(default_root_dir=tmp_path, **options).fit(tiny_module(), loader)
-    with pytest.raises(ConfigError, match=r"the validation batch is a list.*give the data module a probe"):
+    with pytest.raises(ConfigError, match=r"the validation batch is a list.*give the data module a labeled probe set"):
         pl.Trainer(default_root_dir=tmp_path, **options).fit(tiny_module(), loader, loader)

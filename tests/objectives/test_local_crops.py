@@ -6,7 +6,7 @@ import torch
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.functional.boxes import places_in
-from hjepa_pl.modules.check_run import check_batch
+from hjepa_pl.modules.check_data import check_batch
 from hjepa_pl.types import ConfigError, ViewBatch
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR, TINY, make_batch, with_crops
 
@@ -70,7 +70,7 @@ def test_what_is_hidden_of_a_crop_is_predicted_and_not_seen() -> None:
     module = make("cross_crop_prediction")
     batch = with_crops(make_batch())
     gradients = gradient_of_token_levels(module, batch)
-    masks = module.crop_masks((4, 4))
+    masks = module.crops.masks_of((4, 4))
     for number, gradient in enumerate(gradients[:2]):
         shifted = batch.counters._replace(position=batch.counters.position + ((number + 1) << 32))
         kept = masks(shifted).context
@@ -88,7 +88,7 @@ def test_what_is_hidden_of_a_crop_is_predicted_and_not_seen() -> None:
 
 def seen_of(module: HJEPALightningModule, batch: ViewBatch) -> torch.Tensor:
     shifted = batch.counters._replace(position=batch.counters.position + (1 << 32))
-    kept = module.crop_masks((4, 4))(shifted).context
+    kept = module.crops.masks_of((4, 4))(shifted).context
     return torch.zeros(len(kept), 16).scatter_(1, kept, 1.0).bool()
 
 
@@ -96,12 +96,12 @@ def test_the_loss_is_the_mean_over_the_cells_of_the_view_and_of_the_crops() -> N
     module = make("cross_crop_prediction", level_scale="raw", prediction="mse").eval()
     batch = with_crops(make_batch())
     record = module.compute(batch)[1]
-    state, crops = record.levels["last_c2"], module.encode_crops(batch)
+    state, crops = record.levels["last_c2"], module.crops.encode(batch)
     masks = module.masks(batch.counters)
     found = module.context_encoder(batch.views[0], masks.context)
-    said = module.predictor(found["last"], masks.context, masks.targets, crops.beside)[1]
+    said = module.predictor(found["last"], masks.context, masks.targets, crops.context)[1]
     target = torch.cat([state.target, crops.targets[1]], dim=1)
-    assert crops.targets[1].shape[1] == crops.beside.asked[1].rows.shape[1] > 0
+    assert crops.targets[1].shape[1] == crops.context.asked[1].rows.shape[1] > 0
     torch.testing.assert_close(record.terms["last_c2"], (said - target).square().mean(), rtol=1e-5, atol=1e-7)
 
 
@@ -173,32 +173,59 @@ def test_a_trainer_trains_with_the_data_modules_crops(strategy) -> None:
 CROSSING = {"masks": {"strategy": "cross_crop_prediction"}}
 PARTS = {"gray": 0.0, "jitter": [0.4, 0.4, 0.0, 0.0]}
 REFUSED = [
-    ({}, {"views": 1, "multicrop": None}, r"data\.views 1 is too few"),
+    ({}, {"views": 1, "multicrop": None}, r"invalid `data\.views=1`: the image level compares views of one image"),
     (
         {},
         {"views": 1, "multicrop": {"min_local_views": 0, "warmup_epochs": 1}},
-        r"data\.views 1 beside data\.multicrop\.min_local_views 0 is too few",
+        r"invalid `data\.views=1` with data\.multicrop\.min_local_views=0: the image level",
     ),
-    ({"levels": [{"cell": 1}], "projector": {}}, {"views": 1}, r"data\.multicrop does nothing without an image level"),
-    ({"levels": "three", "projector": SMALL_PROJECTOR}, {"views": 1}, r"'replace' leaves none of data\.views 1 whole"),
-    (CROSSING, {"multicrop": None}, r"data\.multicrop\.local_views 0 is too few for masks\.strategy"),
-    (CROSSING, {"multicrop": {"local_views": 1}}, r"local_views 1 is too few .* uses 2 local crops"),
-    (CROSSING, {"multicrop": {"min_local_views": 1, "warmup_epochs": 1}}, r"min_local_views 1 is too few"),
-    ({"masks": {"strategy": "global_with_local_context"}}, {"multicrop": None}, "uses 1 local crops or more"),
+    (
+        {"levels": [{"cell": 1}], "projector": {}}, {"views": 1},
+        r"invalid `data\.multicrop`: has no effect without an image level",
+    ),
+    (
+        {"levels": "three", "projector": SMALL_PROJECTOR}, {"views": 1},
+        r"`levels\.masked_view=replace`: data\.views=1 leaves no full view",
+    ),
+    (CROSSING, {"multicrop": None}, r"needs 2 local crops or more in every step, not data\.multicrop\.local_views=0"),
+    (
+        CROSSING, {"multicrop": {"local_views": 1}},
+        r"needs 2 local crops or more in every step, not data\.multicrop\.local_views=1",
+    ),
+    (
+        CROSSING, {"multicrop": {"min_local_views": 1, "warmup_epochs": 1}},
+        r"needs 2 local crops or more in every step, not data\.multicrop\.min_local_views=1",
+    ),
+    (
+        {"masks": {"strategy": "global_with_local_context"}}, {"multicrop": None},
+        "needs 1 local crops or more in every step",
+    ),
     (CROSSING, {"multicrop": {"local_size": 6}}, "3 x 3 patches"),
-    (CROSSING, {"augmentation": PARTS | {"rotate": 10.0}}, r"augmentation\.rotate 10\.0 does not go with masks"),
-    (CROSSING, {"augmentation": PARTS | {"rand_augment": 2}}, r"augmentation\.rand_augment 2 does not go with masks"),
-    (CROSSING, {"augmentation": PARTS | {"mixup": 0.8}}, r"augmentation\.mixup 0\.8 does not go with masks"),
+    (
+        CROSSING, {"augmentation": PARTS | {"rotate": 10.0}},
+        r"invalid `augmentation\.rotate=10`: moves content that masks",
+    ),
+    (
+        CROSSING, {"augmentation": PARTS | {"rand_augment": 2}},
+        r"invalid `augmentation\.rand_augment=2`: moves content that masks",
+    ),
+    (
+        CROSSING, {"augmentation": PARTS | {"mixup": 0.8}},
+        r"invalid `augmentation\.mixup=0\.8`: moves content that masks",
+    ),
     (
         {
             "levels": [{"cell": "image", "compare": "none"}], "regularizers": [{"kind": "ntxent"}],
             "predictor": {}, "masks": {},
         },
         {"augmentation": PARTS | {"cutmix": 1.0}},
-        "which regularizers 'ntxent_image' pushes apart",
+        "invalid `regularizers.kind=ntxent`: pushes apart images",
     ),
     ({}, {"multicrop": {"local_size": 7}}, r"multicrop\.local_size=7"),
-    ({}, {"multicrop": {"min_local_views": 2, "warmup_epochs": 1000}}, r"multicrop\.warmup_epochs 1000"),
+    (
+        {}, {"multicrop": {"min_local_views": 2, "warmup_epochs": 1000}},
+        r"invalid `multicrop\.warmup_epochs=1000`: is \d+ batches",
+    ),
 ]  # fmt: skip
 
 
@@ -212,13 +239,16 @@ def test_crops_that_do_not_go_with_the_model_are_refused_before_training(model, 
 
 def test_a_batch_of_ones_own_with_too_few_crops_is_refused() -> None:
     module = make("cross_crop_prediction")
-    with pytest.raises(ConfigError, match="the batch's number of local crops 0 is too few"):
+    with pytest.raises(ConfigError, match="needs 2 local crops or more in every step, not a batch with 0 local crops"):
         check_batch(make_batch(), module, processes=1)
 
 
 def test_a_batch_of_ones_own_with_one_image_is_refused() -> None:
     module = make(levels=[{"cell": "image"}], predictor={}, masks={})
-    with pytest.raises(ConfigError, match="the batch of 1 images is too small for regularizers 'sigreg_image'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`regularizers\.kind=sigreg`: compares images of one batch, and a batch of 1 images is too small",
+    ):
         check_batch(make_batch(images=1), module, processes=1)
     check_batch(make_batch(images=1), module, processes=2)
 
@@ -235,5 +265,7 @@ def test_crops_without_boxes_are_refused_where_places_matter() -> None:
 
 
 def test_separate_targets_do_not_go_with_crops_in_the_context() -> None:
-    with pytest.raises(ConfigError, match=r"predictor\.targets 'separate' cannot"):
+    with pytest.raises(
+        ConfigError, match=r"invalid `predictor\.targets=separate`: cannot be combined with several crops"
+    ):
         make("global_with_local_context", predictor=SMALL_PREDICTOR | {"targets": "separate"})

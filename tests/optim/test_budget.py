@@ -31,7 +31,7 @@ class Watch(pl.Callback):
 
     @property
     def shares(self) -> list[float]:
-        """The share of the run that each step's weight decay speaks of, a cosine from 0.05 to 0.3."""
+        """The fraction of the run of each step's weight decay, a cosine from 0.05 to 0.3."""
         return [math.acos(min(1.0, max(-1.0, 1 - 8 * (decay - 0.05)))) / math.pi for _, decay in self.steps]
 
     def on_validation_epoch_end(self, trainer, module) -> None:
@@ -85,7 +85,7 @@ def test_schedules_begin_at_the_first_step_whatever_the_start_took(tmp_path) -> 
     watch = Watch()
     run, _, data = budgeted(tmp_path, watch, max_epochs=1000, num_sanity_val_steps=0, check_val_every_n_epoch=1000)
     module = make_module(Moves, time_budget="00:00:06", optimizer=OPTIMIZER, ema={"momentum": 0.9999})
-    module.clock = {"started": time.monotonic() - 0.3 * BUDGET}
+    module.clock.origin = {"started": time.monotonic() - 0.3 * BUDGET}
     run.fit(module, data)
     rates, shares = [rate for rate, _ in watch.steps], watch.shares
     assert 0 < rates[0] < 1e-5
@@ -100,7 +100,7 @@ def test_schedules_begin_at_the_first_step_whatever_the_start_took(tmp_path) -> 
     assert 0.5 < (1 - moved[len(moved) // 2]) / (3 / run.global_step) < 2
 
 
-def test_a_budget_too_short_for_a_warm_up_is_said_once(tmp_path) -> None:
+def test_a_budget_too_short_for_a_warm_up_warns_once(tmp_path) -> None:
     class Slow(pl.Callback):
         def on_train_batch_start(self, *args) -> None:
             time.sleep(0.1)
@@ -136,9 +136,9 @@ def test_a_killed_run_has_spent_what_came_after_its_checkpoint_too(tmp_path) -> 
     assert noted > saved[0] + 0.3  # a note is at most a second old
     watch = Watch()
     run, again, data = budgeted(tmp_path, watch, Clock(str(tmp_path)))
-    again.clock = {"started": time.monotonic(), "spent": noted}
+    again.clock.origin = {"started": time.monotonic(), "spent": noted}
     run.fit(again, data, ckpt_path=tmp_path / "last.ckpt")
-    assert again.progress.rehearsal > PAUSE  # the checkpoint's: a resumed run has no sanity check
+    assert again.progress.sanity_check > PAUSE  # the checkpoint's: a resumed run has no sanity check
     assert 0.9 * BUDGET < again.progress.seconds < BUDGET + 0.3
     assert time.monotonic() - again.progress.started < BUDGET + 0.3 - noted
     assert watch.steps[-1] == (1e-6, 0.3)
@@ -148,58 +148,64 @@ def test_a_killed_run_has_spent_what_came_after_its_checkpoint_too(tmp_path) -> 
     assert seconds_noted(tmp_path) == pytest.approx(again.progress.seconds, abs=0.5)
 
 
-def test_the_larger_share_counts_and_the_last_step_is_known_before_it_runs() -> None:
+def test_progress_is_the_larger_fraction_and_1_at_the_last_step() -> None:
     clock = RunProgress(10, 1000.0, spent=400.0)
-    clock.done = 0.65
-    assert clock.share(5, clock.pace()) == pytest.approx(0.65, abs=1e-3)
-    assert clock.share(6, clock.pace()) == pytest.approx(0.7)
-    assert clock.share(9, clock.pace()) == 1.0
+    clock.time_fraction = 0.65
+    assert clock.fraction(5, clock.pace()) == pytest.approx(0.65, abs=1e-3)
+    assert clock.fraction(6, clock.pace()) == pytest.approx(0.7)
+    assert clock.fraction(9, clock.pace()) == 1.0
     slow = RunProgress(float("inf"), 1.0)
     found = []
     for _ in range(3):  # 0.2 s a step: the fifth would end at 1.0, after 0.99
-        found.append(slow.share(0, slow.pace()))
+        found.append(slow.fraction(0, slow.pace()))
         time.sleep(0.2)
         slow.step_ended()
     # The first is not timed; of the 0.79 s after it, the third ends at 0.4.
     assert found == pytest.approx([1e-4, 2e-4, 0.4 / 0.79], abs=0.05)
-    assert slow.share(0, slow.pace()) == 1.0
+    assert slow.fraction(0, slow.pace()) == 1.0
     compiled = RunProgress(float("inf"), 3.0)
     compiled.pause_ended()
     for seconds in (1.4, 0.01):
         time.sleep(seconds)
         compiled.step_ended()
-        assert compiled.share(0, compiled.pace()) < 0.1  # a first step of half the budget is no measure of the others
+        assert (
+            compiled.fraction(0, compiled.pace()) < 0.1
+        )  # a first step of half the budget is no measure of the others
 
 
-def test_counting_steps_from_the_clock_s_last_word_is_what_the_clock_says() -> None:
-    """As long as steps take what they took: share 1 for the same one, and no validation that would cross the end."""
+def test_a_later_pace_is_what_the_clock_reads() -> None:
+    """With steps of equal length: the same last step, and no validation that exceeds the budget."""
     clock = RunProgress(float("inf"), 1000.0)
     clock._steps.append(7.0)
-    clock._anchor, clock.mark, clock.rehearsal = (0.0, 0.0), 0.0, 65.0
-    said = clock.pace()
+    clock._anchor, clock.last_end, clock.sanity_check = (0.0, 0.0), 0.0, 65.0
+    first = clock.pace()
     for step in range(150):
         clock.started = time.monotonic() - 7.0 * step
-        clock.mark = 7.0 * step
-        now, counted = clock.pace(), said.later(step)
-        assert counted.left == pytest.approx(now.left, abs=1e-3)
-        assert counted.room == pytest.approx(now.room, abs=1e-3)
-        if now.left >= 1:
-            assert counted.share == pytest.approx(now.share, abs=1e-5)
+        clock.last_end = 7.0 * step
+        now, counted = clock.pace(), first.later(step)
+        assert counted.steps_left == pytest.approx(now.steps_left, abs=1e-3)
+        assert counted.steps_before_validation == pytest.approx(now.steps_before_validation, abs=1e-3)
+        if now.steps_left >= 1:
+            assert counted.fraction == pytest.approx(now.fraction, abs=1e-5)
         else:
-            assert counted.left < 1
+            assert counted.steps_left < 1
             break
     assert step == int((990 - 65 - clock.exit) / 7) - 1
 
 
-def test_a_budget_without_room_for_a_step_is_refused(tmp_path) -> None:
+def test_budget_without_time_for_a_step_is_rejected(tmp_path) -> None:
     clock = RunProgress(100, 10.0, spent=7.0)
-    assert clock.refusal() is None
-    clock.rehearsal = 4.0
-    assert re.search(r"time_budget 0:00:10 .* takes 0:00:04; raise it well above 0:00:12.", clock.refusal())
+    assert clock.exhausted() is None
+    clock.sanity_check = 4.0
+    assert re.search(
+        r"`time_budget=0:00:10`: leaves no time .* takes 0:00:04; raise it well above 0:00:12.", clock.exhausted()
+    )
     run, module, data = budgeted(tmp_path, Watch(), min_epochs=3)
     with pytest.raises(ConfigError, match=r"trainer.min_epochs 3 may not fit in time_budget"):
         run.fit(module, data)
     run, module, data = budgeted(tmp_path, Watch())
-    module.clock = {"started": time.monotonic() - 5.8}
-    with pytest.raises(ConfigError, match=r"time_budget 0:00:06 leaves no time to train: 0:00:0\d is spent"):
+    module.clock.origin = {"started": time.monotonic() - 5.8}
+    with pytest.raises(
+        ConfigError, match=r"invalid `time_budget=0:00:06`: leaves no time to train, as 0:00:0\d is spent"
+    ):
         run.fit(module, data)

@@ -6,7 +6,7 @@ import torch
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.data import AugmentationConfig, MultiDatasetDataModule
 from hjepa_pl.data.loading.views import view_batch
-from hjepa_pl.modules.check_run import check_data
+from hjepa_pl.modules.check_data import check_data
 from hjepa_pl.tools.make_shards import make_shards
 from hjepa_pl.types import ConfigError
 from tests.conftest import TINY
@@ -168,5 +168,5 @@ def test_what_moves_the_content_of_crops_that_are_placed_is_refused():
     )
     sets = [{"name": "fake"}, {"name": "digits", "augmentation": {"rotate": 10}}]
     data = MultiDatasetDataModule(sets, views=2, multicrop=CROPS)
-    with pytest.raises(ConfigError, match=r"datasets.augmentation \(of digits\).rotate 10.0 does not go with"):
+    with pytest.raises(ConfigError, match=r"`datasets.augmentation.rotate=10`: moves content .* \(dataset digits\)"):
         check_data(data, module, 1)

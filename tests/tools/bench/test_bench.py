@@ -82,7 +82,10 @@ def test_what_is_printed_reads_in_80_columns(config, capsys) -> None:
         (["--config", "tiny.yaml", "--steps"], "--steps lacks its value"),
         (["--config", "tiny.yaml", "--sweep=heads"], "--sweep 'heads' is no axis; batch, precision, compile are."),
         (["--config", "tiny.yaml", "--model.init_args.encoder.depth=0"], "encoder.depth must be at least 1"),
-        (["--config", "tiny.yaml", "--data.init_args.views=1"], "data.views 1 is too few"),
+        (
+            ["--config", "tiny.yaml", "--data.init_args.views=1"],
+            "invalid `data.views=1`: the image level compares views",
+        ),
         (["--config", "tiny.yaml", "--trainer.max_steps=2"], "the run ends after 2 steps, of which 3 warm it up"),
     ],
 )

@@ -172,7 +172,7 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("check: ")]
     assert [line.split(": ")[1] for line in lines] == ["set/deep/bad.yml", "set/torn.yaml"]
-    assert "data.views 1 is too few" in lines[0]
+    assert "invalid `data.views=1`: the image level compares views" in lines[0]
     assert "not valid YAML" in lines[1]
     assert "set/good.yaml\n" in out
     assert "set/layer.yaml: not a run" in out
@@ -193,7 +193,10 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
         (["noise.yaml"], "check: noise.yaml: this is no text file"),
         (["list.yaml"], "check: list.yaml: this is no config"),
         (["tiny.yaml", "--config", "nowhere.yaml"], "hjepa check: error: --config nowhere.yaml: there is no file"),
-        (["tiny.yaml", "--model.init_args.optimizer.warmup_steps=4"], "as long as the run of 4; shorten it"),
+        (
+            ["tiny.yaml", "--model.init_args.optimizer.warmup_steps=4"],
+            "invalid `optimizer.warmup_steps=4`: is 4 steps, and the run has 4; use less",
+        ),
         (
             ["tiny.yaml", "--data.init_args.datasets=[{name: folder, root: .}]", "--trainer.overfit_batches=2"],
             "`trainer.overfit_batches=2`: must be 0",

@@ -1,0 +1,179 @@
+"""Data against the model: views, crops and batch size, by the data module's settings and by each batch."""
+
+from typing import Any, Protocol
+
+from hjepa_pl.losses.config import RegularizerConfig, least_images
+from hjepa_pl.masks import MaskConfig
+from hjepa_pl.models.levels import LevelConfig
+from hjepa_pl.objectives.local_crops import LocalCrops
+from hjepa_pl.types import CleanBatch, ConfigError, ImageModel, TrainData, ViewBatch, as_train_data
+from hjepa_pl.utils.settings import as_typed
+
+_MIN_CROPS = {"global_only": 0, "global_with_local_context": 1, "cross_crop_prediction": 2}
+"""Local crops that each `masks.strategy` needs in a step."""
+
+
+class Model(ImageModel, Protocol):
+    """The attributes of a module that these checks read."""
+
+    image_level: LevelConfig | None
+    mask_config: MaskConfig
+    regularizers: tuple[RegularizerConfig, ...]
+    crops: LocalCrops
+
+
+# ------------------------------------------------------------------------------------------------------ by the settings
+
+
+def check_data(data: Any, model: Model, processes: int) -> None:
+    """Check the views, crops, mixing and batch size of a data module.
+
+    Args:
+        data: A data module; of another kind than `TrainData`, only its batches are checked (`check_batch`).
+        model: The module.
+        processes: Number of processes of the run.
+
+    Raises:
+        ConfigError: If the model cannot use them, or would ignore them.
+    """
+    data = as_train_data(data)
+    if data is None:
+        return
+    crops = data.multicrop
+    key = "local_views" if crops is None or crops.min_local_views is None else "min_local_views"
+    fewest = 0 if crops is None else getattr(crops, key)
+    check_views(data.views, fewest, model, f" with data.multicrop.{key}={fewest}" if crops is not None else "")
+    _check_images(data.batch_size * processes, f"data.batch_size={data.batch_size}", model)
+    if data.augmentation.mixes and any(term.kind == "ntxent" for term in model.regularizers):
+        raise ConfigError(
+            "invalid `regularizers.kind=ntxent`: pushes apart images that augmentation.mixup and cutmix make similar; "
+            "set both to 0, or use another kind."
+        )
+    if crops is not None:
+        height, width = crops.local_sides(model.img_size, model.patch_size)  # raises if a crop is too small
+        if model.mask_config.strategy == "cross_crop_prediction":
+            model.crops.masks_of((height // model.patch_size[0], width // model.patch_size[1]))
+    if model.mask_config.strategy != "global_only":
+        _check_crops(fewest, f"data.multicrop.{key}={fewest}", model)
+        _check_boxes(data, model.mask_config.strategy)
+
+
+def check_curriculum(data: Any, batches: float) -> None:
+    """Check that the number of local crops stops growing before the run of `batches` batches ends.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    data = as_train_data(data)
+    if data is None or data.multicrop is None or data.multicrop.warmup_epochs is None:
+        return
+    warmup = data.multicrop.warmup_epochs * data.batches_per_epoch
+    if warmup >= batches:
+        raise ConfigError(
+            f"invalid `multicrop.warmup_epochs={data.multicrop.warmup_epochs:g}`: is {warmup:.0f} batches, and the run "
+            f"has {batches:.0f}; use less."
+        )
+
+
+def _check_boxes(data: TrainData, strategy: str) -> None:
+    """Reject augmentations that move an image's content away from its box."""
+    for config, augmentation in zip(data.datasets, data.augmentations, strict=True):
+        moved = [k for k in ("rotate", "translate", "rand_augment", "mixup", "cutmix") if getattr(augmentation, k)]
+        if moved:
+            own, of = ("", "") if config.augmentation is None else ("datasets.", f" (dataset {config.name})")
+            raise ConfigError(
+                f"invalid `{own}augmentation.{moved[0]}={as_typed(getattr(augmentation, moved[0]))}`: moves content "
+                f"that masks.strategy={strategy} locates by boxes; set it to 0{of}."
+            )
+
+
+# --------------------------------------------------------------------------------------------------------- by the batch
+
+
+def check_batch(batch: ViewBatch, model: Model, processes: int) -> None:
+    """Check that a training batch is a `ViewBatch` with the number of views, crops and images that the model needs.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if not isinstance(batch, ViewBatch):
+        raise ConfigError(
+            f"the batch is a {type(batch).__name__}, not a ViewBatch: give Trainer.fit a MultiDatasetDataModule, "
+            "which makes the views and the counters; datasets=[{'name': 'folder', 'root': FOLDER}] reads any folder of "
+            "images."
+        )
+    check_views(len(batch.views), len(batch.local_views), model)
+    _check_crops(len(batch.local_views), f"a batch with {len(batch.local_views)} local crops", model)
+    _check_images(len(batch.label) * processes, f"a batch of {len(batch.label)} images", model)
+
+
+def check_clean(batch: Any) -> None:
+    """Check that a validation batch is a `CleanBatch`.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if not isinstance(batch, CleanBatch):
+        raise ConfigError(
+            f"the validation batch is a {type(batch).__name__}, not a CleanBatch: there is no validation loss; give "
+            "the data module a labeled probe set (probe=[{'name': 'folder', 'root': FOLDER}]) instead of a loader."
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- by both
+
+
+def check_views(views: int, local: int, model: Model, multicrop: str = "") -> None:
+    """Check the number of full views and local crops.
+
+    Args:
+        views: Full views of an image.
+        local: Local crops of an image, at least.
+        model: The module.
+        multicrop: The multicrop setting, for messages; empty without one.
+
+    Raises:
+        ConfigError: If the levels cannot use them, or would ignore them.
+    """
+    image = model.image_level
+    if image is None:
+        if views > 1:
+            raise ConfigError(
+                f"invalid `data.views={views}`: has no effect without an image level; set it to 1, or add "
+                "{cell: image} to levels."
+            )
+        if (local or multicrop) and model.mask_config.strategy == "global_only":
+            raise ConfigError(
+                "invalid `data.multicrop`: has no effect without an image level; add {cell: image} to levels, or set "
+                "masks.strategy to global_with_local_context or cross_crop_prediction."
+            )
+    elif views + local < 2:
+        raise ConfigError(
+            f"invalid `data.views={views}`{multicrop}: the image level compares views of one image; set it to 2 or "
+            "more."
+        )
+    elif image.masked_view == "replace" and views < 2:
+        raise ConfigError(
+            f"invalid `levels.masked_view=replace`: data.views={views} leaves no full view to compare crops with; set "
+            "data.views to 2 or more, or masked_view to add."
+        )
+
+
+def _check_crops(count: int, given: str, model: Model) -> None:
+    """Reject fewer local crops than the strategy uses."""
+    strategy = model.mask_config.strategy
+    if count < _MIN_CROPS[strategy]:
+        raise ConfigError(
+            f"invalid `masks.strategy={strategy}`: needs {_MIN_CROPS[strategy]} local crops or more in every step, not "
+            f"{given}; set multicrop accordingly, or strategy to global_only."
+        )
+
+
+def _check_images(images: int, given: str, model: Model) -> None:
+    """Reject a batch of fewer images, over all processes, than a regularizer's statistics need."""
+    for term in model.regularizers:
+        if images < least_images(term):
+            raise ConfigError(
+                f"invalid `regularizers.kind={term.kind}`: compares images of one batch, and {given} is too small; use "
+                f"{least_images(term)} or more images."
+            )

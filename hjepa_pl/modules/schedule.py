@@ -1,0 +1,109 @@
+"""Learning rate and weight decay of a run, as functions of its progress."""
+
+import math
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+
+from hjepa_pl.optim.budget import RunProgress
+from hjepa_pl.optim.config import OptimizerConfig
+from hjepa_pl.optim.schedules import cosine, warmup_cosine
+from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.run_length import clock
+from hjepa_pl.utils.settings import as_typed
+
+_DEFAULT_WARMUP = 0.05
+"""Fraction of the run."""
+_MIN_WARMUP_STEPS = 10
+"""Optimizer steps of a warm-up under a time budget; fewer draw a warning."""
+
+
+class Schedule:
+    """Linear warm-up and cosine of the learning rate, cosine of the weight decay.
+
+    Args:
+        config: Peak, end and warm-up.
+
+    Attributes:
+        warmup: Fraction of the run.
+    """
+
+    def __init__(self, config: OptimizerConfig) -> None:
+        self.config = config
+        self.warmup = _DEFAULT_WARMUP
+        self._warming_up = True
+
+    def warmup_fraction(self, total_steps: float, steps_per_epoch: float) -> float:
+        """Return the warm-up's fraction of a run.
+
+        Args:
+            total_steps: Optimizer steps of the run.
+            steps_per_epoch: Optimizer steps of an epoch.
+
+        Raises:
+            ConfigError: If the warm-up is as long as the run, or the run's number of steps is unknown.
+        """
+        config = self.config
+        if config.warmup_epochs is None and config.warmup_steps is None:
+            return _DEFAULT_WARMUP
+        unit = "epochs" if config.warmup_steps is None else "steps"
+        length = getattr(config, f"warmup_{unit}")
+        steps = length * steps_per_epoch if unit == "epochs" else length
+        if steps >= total_steps:
+            raise ConfigError(
+                f"invalid `optimizer.warmup_{unit}={as_typed(length)}`: is {steps:.0f} steps, and the run has "
+                f"{total_steps:.0f}; use less."
+            )
+        if math.isinf(total_steps):
+            raise ConfigError(
+                f"invalid `optimizer.warmup_{unit}={as_typed(length)}`: the number of steps is unknown where only "
+                "time_budget ends the run; set trainer.max_epochs too, or remove it for 5 % of the time."
+            )
+        return steps / total_steps
+
+    def begin(self, total_steps: float, steps_per_epoch: float, *, trial: bool) -> None:
+        """Set the length of the run.
+
+        Args:
+            total_steps: Optimizer steps of the run.
+            steps_per_epoch: Optimizer steps of an epoch.
+            trial: Whether the run is a trial of a few steps (`fast_dev_run`), which may end in the warm-up.
+
+        Raises:
+            ConfigError: As `warmup_fraction`.
+        """
+        self._warming_up = True
+        try:
+            self.warmup = self.warmup_fraction(total_steps, steps_per_epoch)
+        except ConfigError:
+            if not trial:
+                raise
+            self.warmup = 1.0
+
+    def apply(self, optimizer: Optimizer, fraction: float) -> None:
+        """Set learning rate and weight decay of a step at a fraction of the run in [0, 1]."""
+        config = self.config
+        lr = warmup_cosine(config.lr, config.floor, self.warmup, fraction)
+        end = config.weight_decay if config.weight_decay_end is None else config.weight_decay_end
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            if group["decays"]:
+                group["weight_decay"] = cosine(config.weight_decay, end, fraction)
+
+    def warn_of_short_warmup(self, step: int, fraction: float, progress: RunProgress) -> None:
+        """Warn, once, of a time budget in which the warm-up has had too few steps to be one.
+
+        Args:
+            step: Number of the optimizer step, from 0.
+            fraction: Of the run.
+            progress: Has the budget and the number of steps.
+        """
+        if not self._warming_up or fraction < self.warmup:
+            return
+        self._warming_up = False
+        by_clock = fraction > (step + 1) / progress.total_steps
+        if progress.budget is not None and by_clock and self.warmup > 0 and step < _MIN_WARMUP_STEPS:
+            rank_zero_warn(
+                f"`time_budget={clock(progress.budget)}` is too short for a warm-up: its {self.warmup:.1%} of the run "
+                f"had {step} optimizer steps before the peak learning rate; raise it, or use smaller batches."
+            )

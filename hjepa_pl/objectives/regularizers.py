@@ -1,0 +1,40 @@
+"""Regularizers of a step: each on its stream, the projections or the tokens at one position."""
+
+from collections.abc import Sequence
+
+from hjepa_pl.functional.counters import hash_int
+from hjepa_pl.losses.config import RegularizerConfig
+from hjepa_pl.losses.regularize import regularize
+from hjepa_pl.objectives.record import Projections, StepRecord
+
+
+class Regularizers:
+    """Terms that prevent collapse.
+
+    Args:
+        terms: Kind, stream and weight of each.
+        seed: Key of the random directions, with the step.
+    """
+
+    def __init__(self, terms: Sequence[RegularizerConfig], seed: int) -> None:
+        self.terms, self.seed = terms, seed
+
+    def add(self, step: int, projections: Projections | None, record: StepRecord) -> None:
+        """Add every regularizer.
+
+        Args:
+            step: Number of the batch.
+            projections: Of the image level; None without one.
+            record: Has the token streams, and gets the terms.
+        """
+        key = hash_int(self.seed, step)
+        for term in self.terms:
+            if term.stream == "image":
+                assert projections is not None
+                value = regularize(term, projections.embedding, None, 0, key, projections.partial)
+                if term.kind == "sigreg":
+                    record.n_ep = projections.embedding.shape[1] * value.detach()
+            else:
+                stream = record.streams[term.stream]
+                value = regularize(term, stream.embedding, stream.position, stream.positions, key)
+            record.add(term.name, value, term.factor)
