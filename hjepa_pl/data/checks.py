@@ -12,8 +12,8 @@ from hjepa_pl.data.augment.config import AugmentationConfig, of_dataset
 from hjepa_pl.data.augment.multicrop import ViewPlan
 from hjepa_pl.data.config import DatasetConfig, refuse_twice
 from hjepa_pl.data.loading.mixture import mixture_weights
-from hjepa_pl.data.sources.images import ArrayImages
-from hjepa_pl.data.sources.registry import EMBEDDED, check_classes, check_dataset
+from hjepa_pl.data.sources.images import is_in_memory
+from hjepa_pl.data.sources.registry import check_dataset, find_dataset
 from hjepa_pl.data.sources.shards import local_path
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.numbers import check_statistics, check_whole
@@ -40,10 +40,9 @@ def check_settings(data: Any) -> None:
         check_size("`img_size`", data.img_size, least=2)
     if not data.datasets:
         raise ConfigError("`datasets=[]` is refused: name at least one dataset.")
-    for name, root in places_of(data):
-        check_dataset(name, root)
-    for name, classes in [(d.name, d.classes) for d in data.datasets] + [(p.name, p.classes) for p in data.probe]:
-        check_classes(name, classes)
+    for key, entries in (("datasets", data.datasets), ("probe", data.probe)):
+        for entry in entries:
+            check_dataset(key, entry.name, entry.root, entry.classes)
     mixture_weights(data.sampling, [d.weight for d in data.datasets], [1] * len(data.datasets), data.temperature)
     if len(data.datasets) == 1 and data.datasets[0].weight != 1.0:
         raise ConfigError(f"`datasets.weight={data.datasets[0].weight}` does nothing with one dataset: remove it.")
@@ -83,7 +82,7 @@ def _owner(data: Any, dataset: int) -> AbstractContextManager[None]:
 
 def check_channels(data: Any, sets: Sequence[Any], views: ViewPlan) -> None:
     """Refuse colour changes of images without colour, and tell the augmenters where there is none."""
-    gray = [isinstance(s, ArrayImages) and s.images.shape[1] == 1 for s in sets]
+    gray = [is_in_memory(s) and s.images.shape[1] == 1 for s in sets]
     for way, makers in enumerate(views.makers):
         its = [i for i in range(len(sets)) if views.way(i) == way]
         if not its:
@@ -104,7 +103,7 @@ def warn_of_temporary(data: Any) -> None:
     """Warn of data in folders that a restart empties."""
     for name, root in places_of(data):
         place = os.path.abspath(os.path.expanduser(root or "data"))
-        here = name not in EMBEDDED and (name != "webdataset" or local_path(str(root)) is not None)
+        here = not find_dataset(name).embedded and (name != "webdataset" or local_path(str(root)) is not None)
         if here and place.startswith(("/tmp/", "/var/tmp/")):
             rank_zero_warn(f"the data of {name} lies in {place}, a folder for temporary files.")
 

@@ -15,8 +15,8 @@ class DatasetConfig:
     """One dataset of the training mixture."""
 
     name: str
-    """`digits`, `digits_canvas`, `cifar10`, `cifar100`, `stl10`, `imagenet100`, `imagenet`, `folder`, `webdataset` or
-    `fake`."""
+    """`digits`, `digits_canvas`, `cifar10`, `cifar100`, `stl10`, `imagenet100`, `imagenet`, `folder`, `webdataset`,
+    `fake`, or the import path of a function of (root, split) that returns images (`my_package.my_module.load`)."""
     weight: float = 1.0
     """Share of the mixture, relative to the other datasets' weights."""
     root: str | None = None

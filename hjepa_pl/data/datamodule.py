@@ -1,5 +1,7 @@
 """The data of a run: a mixture to learn from, and clean labelled sets to judge by."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,21 +18,19 @@ from hjepa_pl.data.checkpoint_settings import stored_settings
 from hjepa_pl.data.checks import check_channels, check_settings, places_of, warn_of_temporary
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig, as_list
 from hjepa_pl.data.loaded_sets import LoadedSets, dataset_names
-from hjepa_pl.data.loading import trainer_info
 from hjepa_pl.data.loading.batches import RawBatch
 from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
-from hjepa_pl.data.loading.image_spec import ImageSpec, geometry
-from hjepa_pl.data.loading.mixture import plan_epoch, usable_size
-from hjepa_pl.data.loading.train_data import Feed, workers_for
+from hjepa_pl.data.loading.image_spec import ImageSpec, image_spec, of_encoder, of_module
+from hjepa_pl.data.loading.memory_sets import memory_device
+from hjepa_pl.data.loading.train_data import TrainData, plan_epoch, usable_size
 from hjepa_pl.data.loading.train_loader import TrainLoader
+from hjepa_pl.data.loading.trainer_info import trainer_info
 from hjepa_pl.data.loading.views import view_batch
+from hjepa_pl.data.loading.worker_slots import available_workers, choose_num_workers
 from hjepa_pl.data.probe_splits import ProbeSplit
 from hjepa_pl.data.sources.bad_files import BadFiles
-from hjepa_pl.data.sources.file_index import INDEX_CACHE
-from hjepa_pl.data.sources.image_folder import Reading
-from hjepa_pl.data.sources.images import Images
+from hjepa_pl.data.sources.images import Images, IndexedImages, is_indexed
 from hjepa_pl.data.sources.registry import download_dataset
-from hjepa_pl.data.sources.shards import ShardImages
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.numbers import check_number
 from hjepa_pl.utils.settings import from_plain, from_plain_list
@@ -59,8 +59,6 @@ class MultiDatasetDataModule(LightningDataModule):
         in_chans: Channels of the views; the encoder's if not given.
         multicrop: Local crops beside the views; none if not given.
         max_bad_fraction: Share of a dataset's files that may be undecodable before the run stops.
-        index_cache: Where listings of large folders are kept; null keeps none. (The CLI puts the default beside its
-            `results_dir`.)
 
     Files that cannot be decoded are named in `bad_files.txt` in the run's folder, the trainer's `default_root_dir`.
     """
@@ -84,7 +82,6 @@ class MultiDatasetDataModule(LightningDataModule):
         in_chans: int | None = None,
         multicrop: MultiCropConfig | None = None,
         max_bad_fraction: float = 0.1,
-        index_cache: str | None = INDEX_CACHE,
     ) -> None:
         super().__init__()
         self.datasets = list(from_plain_list(DatasetConfig, as_list(datasets), "datasets"))
@@ -98,13 +95,16 @@ class MultiDatasetDataModule(LightningDataModule):
         self.seed, self.img_size, self.in_chans = 0 if seed is None else seed, img_size, in_chans
         check_number("max_bad_fraction", max_bad_fraction, 0.0, 1.0)
         self._bad = BadFiles(max_bad_fraction, self._run_folder)
-        self._sets = LoadedSets(self.seed, Reading(self._bad, index_cache))
-        self._feed: Feed | None = None
+        self._sets = LoadedSets(self.seed, self._bad)
+        self._data: TrainData | None = None
         self._planned: int | None = None
         check_settings(self)
 
     def _run_folder(self) -> str | None:
-        return trainer_info.run_folder(self.trainer)
+        """Return the folder of the run, None without a Trainer and with fast_dev_run."""
+        if self.trainer is None or getattr(self.trainer, "fast_dev_run", False):
+            return None
+        return str(self.trainer.default_root_dir)
 
     @property
     def names(self) -> list[str]:
@@ -120,14 +120,14 @@ class MultiDatasetDataModule(LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Global batches of an epoch, known once the training sets are loaded, or planned with an `epoch_size`."""
-        if self._feed is None and self._planned is not None:
+        if self._data is None and self._planned is not None:
             return self._planned
         return self._loaded().views.batches
 
     @property
     def knows_epoch(self) -> bool:
         """Whether `batches_per_epoch` is known."""
-        return self._feed is not None or self._planned is not None
+        return self._data is not None or self._planned is not None
 
     @property
     def sets(self) -> LoadedSets:
@@ -159,7 +159,7 @@ class MultiDatasetDataModule(LightningDataModule):
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
-            self._feed = self._make_feed(views)
+            self._data = self._train_data(views)
 
     def planned_views(self) -> ViewPlan:
         """Return which views are made, and how long an epoch is if `epoch_size` says so: what is known without data."""
@@ -167,17 +167,17 @@ class MultiDatasetDataModule(LightningDataModule):
         views = self._view_plan()
         if self.epoch_size is None:
             return views
-        processes = trainer_info.ranks(self.trainer)[1]
+        processes = trainer_info(self.trainer).world_size
         self._planned = usable_size(self.epoch_size, self.batch_size, processes) // (self.batch_size * processes)
         return replace(views, batches=self._planned)
 
     def _take_geometry(self) -> None:
         for key in ("img_size", "in_chans"):
-            setattr(self, key, trainer_info.encoder_geometry(self.trainer, key, getattr(self, key)))
+            setattr(self, key, of_encoder(self.trainer, key, getattr(self, key)))
         self._geometry()  # may refuse
 
     def _geometry(self) -> ImageSpec:
-        return geometry(self.img_size, self.in_chans, self.mean, self.std)
+        return image_spec(self.img_size, self.in_chans, self.mean, self.std)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation per channel that images are normalised with."""
@@ -186,48 +186,72 @@ class MultiDatasetDataModule(LightningDataModule):
     def _view_plan(self) -> ViewPlan:
         """Return which views are made, but for the length of an epoch."""
         augmenter = Augmenter(self.augmentation, self._geometry().size, *self.statistics(), self.seed)
-        patch = trainer_info.told_by_module(self.trainer, "patch_size")
+        patch = of_module(self.trainer, "patch_size")
         return view_plan(self.multicrop, augmenter, self.views, patch, self.augmentations)
 
-    def _make_feed(self, views: ViewPlan) -> Feed:
-        sets, processes = self._sets.train, trainer_info.ranks(self.trainer)[1]
+    def _train_data(self, views: ViewPlan) -> TrainData:
+        sets, processes = self._sets.train, trainer_info(self.trainer).world_size
         check_channels(self, sets, views)
-        plan = plan_epoch(self, sets, processes)
+        plan = plan_epoch(
+            sets,
+            [d.weight for d in self.datasets],
+            sampling=self.sampling,
+            temperature=self.temperature,
+            epoch_size=self.epoch_size,
+            batch_size=self.batch_size,
+            world_size=processes,
+            seed=self.seed,
+        )
         views = replace(views, batches=plan.epoch_size // (self.batch_size * processes))
         if self.num_workers and not self._sets.any_files():
             raise ConfigError(
-                f"`num_workers={self.num_workers}` would do nothing, all images are in memory: remove it."
+                f"invalid `num_workers={self.num_workers}`: has no effect where all images are in memory; remove it."
             )
-        workers = workers_for(sets, self.num_workers, self.trainer)
-        return Feed(sets, self.names, plan, views, self._geometry().channels, self.batch_size, workers)
+        self._workers(sets)  # may reject
+        return TrainData(sets, self.names, plan, views, self._geometry().channels)
 
-    def _loaded(self) -> Feed:
-        if self._feed is None:
-            raise ConfigError("The training sets are not loaded: call setup('fit') first.")
-        return self._feed
+    def _workers(self, sets: Sequence[Images]) -> int:
+        """Return the number of workers that read some sets."""
+        available = available_workers(self.trainer)
+        return choose_num_workers(sets, self.num_workers, available, trainer_info(self.trainer).world_size)
+
+    def _loaded(self) -> TrainData:
+        if self._data is None:
+            raise ConfigError("the training sets are not loaded; call setup('fit') first.")
+        return self._data
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the mixture."""
-        return self._loaded().loader(self.trainer, self._bad)
+        # Lightning looks for a loader with a state; this one takes its position from the Trainer (`TrainLoader`).
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        data, trainer = self._loaded(), trainer_info(self.trainer)
+        return TrainLoader(
+            data,
+            batch_size=self.batch_size,
+            num_workers=self._workers(data.sets),
+            trainer=trainer,
+            bad=self._bad,
+            device=memory_device(data.sets, trainer.device),
+        )
 
     def share_drawn(self, epoch: int = 0) -> dict[str, float]:
         """Return which share of an epoch's images comes from each dataset, by name."""
-        return self._loaded().shares(epoch)
+        return self._loaded().fractions(epoch)
 
     def growing_crops(self) -> int | None:
         """Return how many local crops the run's next batch has, None where their number does not grow."""
         if self.multicrop is None or self.multicrop.warmup_epochs is None:
             return None
-        return self.multicrop.count(trainer_info.processed_batches(self.trainer), self.batches_per_epoch)
+        return self.multicrop.count(trainer_info(self.trainer).position(), self.batches_per_epoch)
 
-    def _clean_loader(self, images: Images, index: Tensor, name: str) -> DataLoader[RawClean]:
-        rank, world = trainer_info.ranks(self.trainer)
+    def _clean_loader(self, images: IndexedImages, index: Tensor, name: str) -> DataLoader[RawClean]:
+        trainer = trainer_info(self.trainer)
         return clean_loader(
             CleanRows(images, index, *self._geometry()[:2], name),
-            range(rank, len(index), world),
+            range(trainer.rank, len(index), trainer.world_size),
             batch_size=self.eval_batch_size,
-            num_workers=workers_for([images], self.num_workers, self.trainer),
-            pin_memory=trainer_info.pins_memory(self.trainer),
+            num_workers=self._workers([images]),
+            pin_memory=trainer.device.type == "cuda",
         )
 
     def val_dataloader(self) -> list[DataLoader[RawClean]]:
@@ -241,11 +265,11 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return one loader of clean images for each dataset of the mixture, in order."""
-        sets = [s for s in self._sets.train if not isinstance(s, ShardImages)]
+        sets = [s for s in self._sets.train if is_indexed(s)]
         if len(sets) < len(self._sets.train):
             raise ConfigError(
-                "`datasets.name=webdataset` has no images by number, and cannot be predicted: unpack the shards into a "
-                "folder, and name it folder."
+                "invalid `datasets.name=webdataset`: its images have no index to predict by; unpack the shards into a "
+                "folder, and set name to folder."
             )
         return [self._clean_loader(s, torch.arange(len(s)), n) for s, n in zip(sets, self.names, strict=True)]
 

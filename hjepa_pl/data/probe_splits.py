@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.data.config import ProbeConfig
-from hjepa_pl.data.sources.images import Images
+from hjepa_pl.data.sources.images import IndexedImages
 from hjepa_pl.data.sources.registry import num_classes
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.stratify import stratified
@@ -25,7 +25,7 @@ class ProbeSplit(NamedTuple):
     """Images over all ranks."""
 
 
-def held_out(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def held_out(images: IndexedImages, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split a set for a probe, the same share of every class.
 
     Returns:
@@ -37,8 +37,8 @@ def held_out(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def load_probe(
-    config: ProbeConfig, seed: int, load: Callable[[str, str | None, str, str | None], Images]
-) -> list[tuple[ProbeSplit, Images, Tensor]]:
+    config: ProbeConfig, seed: int, load: Callable[[str, str | None, str, str | None], IndexedImages]
+) -> list[tuple[ProbeSplit, IndexedImages, Tensor]]:
     """Load the bank and the test split of a probe, and choose their images.
 
     Returns:
