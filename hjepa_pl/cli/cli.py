@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -35,6 +36,8 @@ from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.checkpoint_settings import complete_stored
 from hjepa_pl.data.sources.bad_files import BAD_FILES
 from hjepa_pl.data.sources.file_index import INDEX_CACHE
+from hjepa_pl.losses.base import Regularizer
+from hjepa_pl.losses.regularize import read_regularizer
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.check_run import check_data
@@ -43,6 +46,8 @@ from hjepa_pl.modules.config import complete_settings
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import to_plain
+
+register_type(Regularizer, to_plain, read_regularizer, type_check=isinstance)  # each kind has keys of its own
 
 __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule"]
 

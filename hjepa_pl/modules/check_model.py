@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hjepa_pl.losses.config import RegularizerConfig
+from hjepa_pl.losses import Regularizer
 from hjepa_pl.masks import MaskGenerator
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
@@ -49,7 +49,7 @@ def check_model(
 
 
 def _check_image(
-    terms: Sequence[RegularizerConfig],
+    terms: Sequence[Regularizer],
     levels: tuple[LevelConfig, ...],
     image: LevelConfig | None,
     geometry: EncoderShape,
@@ -85,9 +85,10 @@ def _check_image(
             "levels.compare 'none' leaves no term that compares views; add {kind: vicreg} or {kind: ntxent} to "
             "regularizers, or take 'mean'."
         )
-    if image.compare != "none" and {term.kind for term in terms if term.stream == "image"} == {"ntxent"}:
+    if image.compare != "none" and all(term.scale_invariant for term in terms if term.stream == "image"):
+        alone = next(term.kind for term in terms if term.stream == "image")
         raise ConfigError(
-            f"levels.compare '{image.compare}' measures distances, which projections under ntxent alone escape by "
+            f"levels.compare '{image.compare}' measures distances, which projections under {alone} alone escape by "
             "shrinking (it sees angles only); take compare 'none', or add {kind: sigreg} to regularizers."
         )
     if image.block != "last" and image.block >= geometry.depth:
@@ -156,8 +157,6 @@ def check_masks(targets: str, masks: MaskGenerator) -> None:
 
 def _refuse_idle(settings: Mapping[str, Any], levels: tuple[LevelConfig, ...], image: LevelConfig | None) -> None:
     """Refuse parts that were set but that no level would use."""
-    if settings["prediction"] not in ("smooth_l1", "mse", "cosine"):
-        raise ConfigError(f"prediction must be 'smooth_l1', 'mse' or 'cosine', got {settings['prediction']!r}.")
     if settings["level_scale"] not in ("baseline", "raw"):
         raise ConfigError(f"level_scale must be 'baseline' or 'raw', got {settings['level_scale']!r}.")
     idle = [] if levels else ["masks", "predictor", "ema"]

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from hjepa_pl.losses.config import RegularizerConfig, least_images
+from hjepa_pl.losses import Regularizer
 from hjepa_pl.masks import MaskConfig, MaskGenerator
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
@@ -14,7 +14,7 @@ class Model(Protocol):
 
     image_level: LevelConfig | None
     mask_config: MaskConfig
-    regularizers: tuple[RegularizerConfig, ...]
+    regularizers: tuple[Regularizer, ...]
     img_size: ImgSize
     patch_size: tuple[int, int]
 
@@ -34,10 +34,10 @@ def check_data(data: Any, model: Model, processes: int) -> None:
     key = "multicrop.local_views" if crops is None or crops.min_local_views is None else "multicrop.min_local_views"
     check_views(views, fewest, model, f" beside data.{key} {fewest}" if crops is not None else "")
     _check_images(data.batch_size * processes, f"data.batch_size {data.batch_size}", model)
-    if data.augmentation.mixes and any(term.kind == "ntxent" for term in model.regularizers):
+    if data.augmentation.mixes and (pushing := [t for t in model.regularizers if t.contrastive]):
         raise ConfigError(
-            "augmentation.mixup and cutmix make two images of each other, which regularizers 'ntxent_image' pushes "
-            "apart as negatives; set both to 0, or take another kind."
+            "augmentation.mixup and cutmix make two images of each other, which regularizers "
+            f"'{pushing[0].name}' pushes apart as negatives; set both to 0, or take another kind."
         )
     if crops is not None:
         height, width = crops.local_sides(model.img_size, model.patch_size)
@@ -110,10 +110,10 @@ def check_views(views: int, local: int, model: Model, beside: str = "") -> None:
 def _check_images(images: int, given: str, model: Model) -> None:
     """Refuse a batch of fewer images, over all processes, than a regulariser's statistics need."""
     for term in model.regularizers:
-        if images < least_images(term):
+        if images < term.min_images:
             raise ConfigError(
                 f"{given} is too small for regularizers '{term.name}', which compares images with one another; "
-                f"take {least_images(term)} or more."
+                f"take {term.min_images} or more."
             )
 
 

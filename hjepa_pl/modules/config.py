@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import nn
 
-from hjepa_pl.losses.config import RegularizerConfig
+from hjepa_pl.losses import PREDICTION_LOSSES, SIGReg
+from hjepa_pl.losses.regularize import read_regularizer
 from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.config import SIZES, EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.models.levels import read_levels, split_levels
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import from_plain, from_plain_list, to_plain
+from hjepa_pl.utils.settings import as_typed, from_plain, to_plain
 
 _PARTS: dict[str, type] = {
     "encoder": EncoderConfig,
@@ -48,8 +49,11 @@ def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     settings["levels"] = [*token_levels, *filter(None, [image_level])]
     terms = settings["regularizers"]
     if terms is None:
-        terms = [] if image_level is None else [RegularizerConfig(kind="sigreg")]
-    settings["regularizers"] = from_plain_list(RegularizerConfig, terms, "regularizers")
+        terms = [] if image_level is None else [SIGReg()]
+    if isinstance(terms, str | Mapping) or not hasattr(terms, "__iter__"):
+        raise ConfigError(f"invalid `regularizers={as_typed(terms)}`: must be a list; write [{{kind: sigreg}}].")
+    settings["regularizers"] = tuple(map(read_regularizer, terms))
+    PREDICTION_LOSSES.find(settings["prediction"])
     return settings
 
 
@@ -79,7 +83,5 @@ def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
         settings = read_settings({**_ADDED, **stored})
     except ConfigError:
         return dict(stored)
-    weights = [term.factor for term in settings["regularizers"]]
-    plain = to_plain(settings)
-    plain["regularizers"] = [{**t, "weight": w} for t, w in zip(plain["regularizers"], weights, strict=True)]
+    plain: dict[str, Any] = to_plain(settings)
     return plain

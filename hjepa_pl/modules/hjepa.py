@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.losses.config import LevelScale, PredictionKind, RegularizerConfig
+from hjepa_pl.losses import Regularizer
+from hjepa_pl.losses.config import LevelScale, PredictionKind
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
 from hjepa_pl.models.compile import compile_blocks
@@ -56,7 +57,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
         pyramid: PyramidConfig | None = None,
         prediction: PredictionKind = "smooth_l1",
         level_scale: LevelScale = "baseline",
-        regularizers: list[RegularizerConfig] | None = None,
+        regularizers: list[Regularizer] | None = None,
         ema: EMAConfig | None = EMAConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         time_budget: str | None = None,
@@ -74,7 +75,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
             predictor: The predictor of the token levels.
             projector: The projector of the image level.
             pyramid: Maps at three strides for dense tasks (`encode_pyramid`), learnt beside the token levels.
-            prediction: Distance between predicted and target tokens.
+            prediction: Distance between predicted and target tokens: one of these, or the import path of a function.
             level_scale: What a token level's loss is divided by before its weight: 'baseline', the loss of predicting
                 each position's mean, so that levels count alike, or 'raw', nothing (as I-JEPA).
             regularizers: Terms against collapse; null is SIGReg on the projections where there is an image level.

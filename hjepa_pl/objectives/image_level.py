@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_pl.functional.counters import hash_int
-from hjepa_pl.losses.config import RegularizerConfig
+from hjepa_pl.losses import Regularizer
 from hjepa_pl.losses.regularize import regularize
 from hjepa_pl.losses.view_loss import view_loss, view_loss_by_image
 from hjepa_pl.models.encoder import Block, VisionEncoder
@@ -24,7 +24,7 @@ class ImageLevel(nn.Module):
     context_encoder: VisionEncoder
     projector: Projector | None
     image_level: LevelConfig | None
-    regularizers: tuple[RegularizerConfig, ...]
+    regularizers: tuple[Regularizer, ...]
     depths: Depths
     seed: int
 
@@ -83,4 +83,4 @@ class ImageLevel(nn.Module):
             else:
                 stream = record.streams[term.stream]
                 value = regularize(term, stream.embedding, stream.place, stream.positions, key)
-            record.add(term.name, value, term.factor)
+            record.add(term.name, value, term.weight)

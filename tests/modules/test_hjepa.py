@@ -300,7 +300,7 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
         ({"levels": TOKENS, "projector": {"out_dim": 8}}, "projector does nothing without an image level"),
         ({"levels": [{"cell": "image"}], "ema": {"momentum": 0.9}}, "ema does nothing without a token"),
         ({"levels": [{"cell": "image"}], "prediction": "mse"}, "prediction 'mse' does nothing"),
-        ({"prediction": "l2"}, "prediction must be 'smooth_l1', 'mse' or 'cosine', got 'l2'"),
+        ({"prediction": "l2"}, "invalid `prediction=l2`: must be smooth_l1, mse or cosine, or the import path of"),
         ({"predictor": {"context": "fused"}}, "predictor.context 'fused' has one depth to fuse"),
         (
             {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
