@@ -79,9 +79,9 @@ def effective_rank(embeddings: Tensor) -> float:
     """Return exp(entropy) of the normalized singular values of the centered embeddings: 1 to min(N - 1, D).
 
     Roy & Vetterli, "The effective rank" (EUSIPCO 2007). RankMe (https://arxiv.org/abs/2210.02885) is the same without
-    centering, which keeps a large common mean from hiding the differences between images. Values that are rounding errors
-    relative to the uncentered matrix count as zero, and with none left the rank is 1. Computed in float64 on the CPU
-    from the smaller Gram matrix.
+    centering, which keeps a large common mean from hiding the differences between images. Values that are rounding
+    errors relative to the uncentered matrix count as zero, and with none left the rank is 1. Computed in float64 on the
+    CPU from the smaller Gram matrix.
 
     Args:
         embeddings: (N, D), N at least 2.
