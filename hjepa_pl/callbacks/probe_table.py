@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""Table of the probes' accuracies at the end of a run."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from hjepa_pl.callbacks.selection import selection_metrics
 from hjepa_pl.evaluation.probes import PROBES
 
 _ROWS = (
-    # label, suffix of the figure's name: pattern with {} for the probe
+    # label, metric with {} for the probe
     ("raw pixels", "pixels_{}"),
     ("untrained", "untrained_{}"),
 )
@@ -22,7 +22,7 @@ class Best(NamedTuple):
     """The best checkpoint of a run."""
 
     monitor: str
-    """The metric that it was chosen by."""
+    """The metric that ranked it."""
     value: float
     path: str
 
@@ -38,24 +38,26 @@ def best_checkpoint(trainer: pl.Trainer) -> Best | None:
 
 
 def probe_table(results: dict[str, float], judged: str, best: Best | None = None) -> tuple[Table | Text, ...]:
-    """Return the table of test accuracies, the best checkpoint, and a sentence where the online network is better.
+    """Return the table of test accuracies, the best checkpoint, and remarks on the networks.
 
     Args:
         results: `ProbeCallback.results`.
-        judged: Name of the judged network.
-        best: The best checkpoint, if any was chosen.
+        judged: Name of the evaluated network.
+        best: The best checkpoint, if checkpoints were ranked.
     """
     sets = sorted({name.split("/")[1] for name in results if name.startswith("probe/")})
     trained = [(f"trained ({judged})", "{}")]
     if any(name.endswith("_online") for name in results):
         trained.append(("trained (online)", "{}_online"))
-    table = Table(title="Probes, accuracy in %", caption=f"Judged network: the {judged} encoder.", title_justify="left")
+    table = Table(
+        title="Probes, accuracy in %", caption=f"Evaluated network: the {judged} encoder.", title_justify="left"
+    )
     table.add_column("features")
     for name in sets:
-        for title in PROBES.values():
-            table.add_column(f"{name}\n{title}", justify="right", no_wrap=True)
+        for probe in PROBES.values():
+            table.add_column(f"{name}\n{probe.title}", justify="right", no_wrap=True)
     for label, pattern in (*_ROWS, *trained):
-        names = [f"probe/{s}/{pattern.format(figure)}" for s in sets for figure in PROBES]
+        names = [f"probe/{s}/{pattern.format(probe)}" for s in sets for probe in PROBES]
         if any(name in results for name in names):
             style = "bold" if pattern == "{}" else None
             table.add_row(label, *(_percent(results.get(name)) for name in names), style=style)
@@ -66,9 +68,9 @@ def probe_table(results: dict[str, float], judged: str, best: Best | None = None
 
 
 def online_is_better(results: dict[str, float]) -> list[str]:
-    """Return one sentence when the online network beats the judged one by more than one point, else nothing.
+    """Return one sentence if the online network beats the evaluated one by more than one point, else nothing.
 
-    Which to take is a choice, so it is made by the validation split.
+    Measured on the validation split, as it is a choice.
     """
     sets = list(dict.fromkeys(name.split("/")[1] for name in results if name.startswith("probe/")))
     gaps = {
@@ -81,23 +83,20 @@ def online_is_better(results: dict[str, float]) -> list[str]:
         return []
     return [
         f"The online encoder is better than the target by {gaps[name]:.1f} points on {name.removeprefix('probe/')}: "
-        "take `context_encoder` from the checkpoint, train longer, or lower ema.momentum."
+        "use `context_encoder` of the checkpoint, train longer, or lower ema.momentum."
     ]
 
 
 def worse_than_untrained(results: dict[str, float]) -> list[str]:
-    """Return one sentence when training has cost a set more than one point on k-NN and on linear, else nothing."""
-    for name in sorted(results):
-        place, _, figure = name.rpartition("/")
-        both = [f"{place}/{kind}" for kind in ("knn", "linear")]
-        baselines = [f"{place}/untrained_{kind}" for kind in ("knn", "linear")]
-        if figure != "knn" or not results.keys() >= {*both, *baselines}:
-            continue
-        now, before = ([results[n] for n in names] for names in (both, baselines))
+    """Return one sentence if training cost a dataset more than one point on every probe, else nothing."""
+    for name in sorted({metric.split("/")[1] for metric in results if metric.startswith("probe/")}):
+        now = [results.get(f"probe/{name}/{probe}", math.nan) for probe in PROBES]
+        before = [results.get(f"probe/{name}/untrained_{probe}", math.nan) for probe in PROBES]
         if all(n < b - 1 for n, b in zip(now, before, strict=True)):
+            changes = zip(PROBES.values(), now, before, strict=True)
             return [
-                f"Training has made the features worse than the untrained encoder's on {place.removeprefix('probe/')} "
-                f"(k-NN {now[0]:.1f} from {before[0]:.1f}, linear {now[1]:.1f} from {before[1]:.1f}): lower "
+                f"Training has made the features worse than the untrained encoder's on {name} "
+                f"({', '.join(f'{probe.title} {n:.1f} from {b:.1f}' for probe, n, b in changes)}): lower "
                 "optimizer.lr, or train longer."
             ]
     return []

@@ -1,6 +1,7 @@
-"""By which metrics a run may choose: those of the validation split, never those of the test split."""
+"""Metrics that checkpoints may be ranked by: those of the validation split, never those of the test split."""
 
-from hjepa_pl.evaluation.probes import PROBES, VAL
+from hjepa_pl.evaluation.base import VAL
+from hjepa_pl.evaluation.probes import PROBES, metric_name
 from hjepa_pl.types import ConfigError
 
 DEFAULT = "linear"
@@ -8,13 +9,18 @@ DEFAULT = "linear"
 
 
 def selection_metrics(probes: list[str]) -> list[str]:
-    """Return the metrics of some probe sets that checkpoints may be ranked by; the first is the default."""
+    """Return the metrics of probe datasets that checkpoints may be ranked by; the first is the default."""
     order = sorted(PROBES, key=lambda name: name != DEFAULT)
-    return [f"probe/{name}/{probe}{VAL}{tail}" for name in probes for probe in order for tail in ("", "_online")]
+    return [
+        f"probe/{name}/{metric_name(probe, VAL)}{tail}"
+        for name in probes
+        for probe in order
+        for tail in ("", "_online")
+    ]
 
 
 def refuse_test_metric(key: str, monitor: str | None) -> None:
-    """Refuse to choose by a metric of a test split.
+    """Reject a metric of a test split.
 
     Raises:
         ConfigError: If `monitor` is such a metric.
@@ -25,7 +31,8 @@ def refuse_test_metric(key: str, monitor: str | None) -> None:
     tail = "_online" if metric.endswith("_online") else ""
     probe = metric.removesuffix(tail).removesuffix("_top5")
     if probe in PROBES:
+        better = f"{head}/{metric_name(probe, VAL)}{tail}"
         raise ConfigError(
             f"invalid `{key}={monitor}`: it is measured on the test split, which would no longer tell how good the "
-            f"chosen checkpoint is; use {head}/{probe}{VAL}{tail}, measured on images held out of the training split"
+            f"chosen checkpoint is; use {better}, measured on images held out of the training split"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -34,6 +35,8 @@ from hjepa_pl.cli.unknown_keys import refuse_absent_accelerator, refuse_unknown
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.checkpoint_settings import complete_stored
 from hjepa_pl.data.sources.bad_files import BAD_FILES
+from hjepa_pl.losses import Regularizer
+from hjepa_pl.losses.regularize import read_regularizer
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.check_data import check_data
@@ -41,6 +44,8 @@ from hjepa_pl.modules.check_trainer import check_keys, check_trainer, check_warm
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import to_plain
+
+register_type(Regularizer, to_plain, read_regularizer, type_check=isinstance)  # each kind has keys of its own
 
 __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule"]
 

@@ -58,6 +58,8 @@ def parser_sentence(text: str, known: Sequence[str] = ()) -> str:
         return f"'{found[1]}' is not a key; {_hint(found[1], known)}."
     if found := re.search(r"Problems parsing config: (.*)", text, re.DOTALL):
         return f"the config is not valid YAML: {' '.join(found[1].split())}."
+    if found := re.search(r"Not of type \w+: (.*)", text):  # a class that the package reads itself
+        return found[1]
     path = ".".join(re.findall(r'Parser key "([^"]+)"', text))
     if found := re.search(r"Option '([^']+)' is not accepted", text):
         return f"{path} does not accept '{found[1]}'; {_hint(f'{path}.{found[1]}', known)}."

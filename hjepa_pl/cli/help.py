@@ -15,7 +15,9 @@ from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
 from hjepa_pl.cli.checkpoints import CheckpointConfig
 from hjepa_pl.cli.run_folder import LoggingConfig
 from hjepa_pl.data import MultiDatasetDataModule
+from hjepa_pl.losses import PREDICTION_LOSSES, REGULARIZERS, Regularizer
 from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.utils.registry import Registry
 
 
 class Key(NamedTuple):
@@ -47,6 +49,10 @@ GROUPS: dict[str, type] = {
     "collapse": CollapseMonitor,
     "trainer": Trainer,
 }
+REGISTRIES: dict[type, Registry[Any]] = {Regularizer: REGULARIZERS}
+"""Base classes of the parts that a `kind` names, each with keys of its own."""
+NAMED: dict[str, Registry[Any]] = {"model.prediction": PREDICTION_LOSSES}
+"""Keys whose value names a part."""
 _WORDS = {int: "int", float: "float", bool: "true|false", str: "text", type(None): "null"}
 
 
@@ -64,12 +70,31 @@ def _keys_of(kind: type, prefix: str, values: Mapping[str, Any] | None = None) -
     hints = typing.get_type_hints(_constructor(kind))
     for name, parameter in inspect.signature(kind).parameters.items():
         default = (values or {}).get(name, parameter.default)
-        hint = hints.get(name, parameter.annotation)
+        key = f"{prefix}.{name}"
+        hint = _names(NAMED[key]) if key in NAMED else hints.get(name, parameter.annotation)
         nested = list(_settings_in(hint))
         whole = dataclasses.is_dataclass(default)
-        yield Key(f"{prefix}.{name}", hint, ... if whole else default, meanings.get(name, ""))
+        yield Key(key, hint, ... if whole else default, meanings.get(name, ""))
         for settings in nested:
-            yield from _keys_of(settings, f"{prefix}.{name}", vars(default) if whole else None)
+            if settings in REGISTRIES:
+                yield from _keys_of_parts(REGISTRIES[settings], f"{prefix}.{name}")
+            else:
+                yield from _keys_of(settings, f"{prefix}.{name}", vars(default) if whole else None)
+
+
+def _keys_of_parts(registry: Registry[Any], prefix: str) -> Iterator[Key]:
+    """Yield `kind` and the keys of every part of a registry, once where the parts have it in common."""
+    meaning = "One of these, or the import path of a class of your own."
+    yield Key(f"{prefix}.kind", _names(registry), inspect.Parameter.empty, meaning)
+    keys = {kind: list(_keys_of(part, prefix)) for kind, part in registry.items()}
+    common = set.intersection(*({(k.name, k.default) for k in of_kind} for of_kind in keys.values()))
+    yield from (k for k in next(iter(keys.values())) if (k.name, k.default) in common)
+    for kind, of_kind in keys.items():
+        yield from (k._replace(meaning=f"{kind}: {k.meaning}") for k in of_kind if (k.name, k.default) not in common)
+
+
+def _names(registry: Registry[Any]) -> Any:
+    return Literal[tuple(registry)]
 
 
 def _constructor(kind: type) -> Any:
@@ -78,7 +103,9 @@ def _constructor(kind: type) -> Any:
 
 def _meanings(kind: type) -> dict[str, str]:
     """Return what docstrings say of a class's arguments: of the constructor, or of the fields of a dataclass."""
-    found = parse_from_object(kind).params + parse(_constructor(kind).__doc__ or "").params
+    classes = [c for c in reversed(kind.__mro__) if dataclasses.is_dataclass(c)] or [kind]
+    found = [p for c in classes for p in parse_from_object(c).params]
+    found += parse(_constructor(kind).__doc__ or "").params
     return {p.arg_name: " ".join((p.description or "").split()) for p in found}
 
 

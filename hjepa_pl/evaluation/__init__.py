@@ -1,5 +1,6 @@
-"""How good a representation is: k-NN, linear probe and the signs of collapse, in plain PyTorch."""
+"""Metrics of representations in plain PyTorch: k-NN and linear probes, effective rank, signs of collapse."""
 
+from hjepa_pl.evaluation.base import Features, Probe
 from hjepa_pl.evaluation.collapse import (
     effective_rank,
     image_share,
@@ -7,17 +8,21 @@ from hjepa_pl.evaluation.collapse import (
     prediction_gain,
     std_across_images,
 )
-from hjepa_pl.evaluation.knn import knn_accuracy, knn_predict
-from hjepa_pl.evaluation.linear import LinearResult, fit_logistic, linear_probe
-from hjepa_pl.evaluation.probes import PROBES, judge
+from hjepa_pl.evaluation.knn import KNNProbe, knn_accuracy, knn_predict
+from hjepa_pl.evaluation.linear import LinearProbe, LinearResult, fit_logistic, linear_probe
+from hjepa_pl.evaluation.probes import PROBES, evaluate_probes
 
 __all__ = [
     "PROBES",
+    "Features",
+    "KNNProbe",
+    "LinearProbe",
     "LinearResult",
+    "Probe",
     "effective_rank",
+    "evaluate_probes",
     "fit_logistic",
     "image_share",
-    "judge",
     "knn_accuracy",
     "knn_predict",
     "linear_probe",

@@ -1,10 +1,35 @@
-"""Weighted k-nearest-neighbour classification on frozen features."""
+"""Weighted k-nearest-neighbor classification on frozen features."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hjepa_pl.evaluation.base import VAL, Features, Probe
+from hjepa_pl.functional.stratify import validation_split
 from hjepa_pl.types import ConfigError
+
+
+class KNNProbe(Probe):
+    """Accuracy of `knn_predict`.
+
+    Args:
+        k: Neighbors that vote.
+        temperature: Temperature of the votes.
+    """
+
+    title = "k-NN"
+
+    def __init__(self, k: int = 20, temperature: float = 0.07) -> None:
+        self.k, self.temperature = k, temperature
+
+    def __call__(self, features: Features) -> dict[str, float]:
+        """Return the accuracy on the test split and, where there is one, on the validation split."""
+        x, y, test_x, test_y, num_classes = features
+        metrics = {"": knn_accuracy(x, y, test_x, test_y, num_classes, self.k, self.temperature)}
+        held = validation_split(y)
+        if held.any():
+            metrics[VAL] = knn_accuracy(x[~held], y[~held], x[held], y[held], num_classes, self.k, self.temperature)
+        return metrics
 
 
 def knn_predict(
@@ -16,36 +41,44 @@ def knn_predict(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> Tensor:
-    """Classify by the vote of the k most similar training images.
+    """Classify by a vote of the k most similar training images.
 
-    Similarity is the cosine, a neighbour's vote weighs exp(similarity / temperature), the class with the largest sum
-    wins, and the lower class number wins a tie (DINO, arXiv:2104.14294, section 4.1 and its `eval_knn.py`). A bank of
-    fewer than k images votes as a whole.
+    Similarity is the cosine, a vote weighs exp(similarity / temperature), the class with the largest sum wins, and the
+    lower class index wins a tie (DINO, https://arxiv.org/abs/2104.14294, section 4.1 and its `eval_knn.py`). Of fewer
+    than k training images all vote.
 
     Args:
-        train_x: (N, D) features of the bank.
-        train_y: (N,) int64 labels, 0..num_classes-1.
-        test_x: (M, D) features to be classified, on the bank's device.
+        train_x: (N, D) features of the training split.
+        train_y: (N,) int64 labels, 0 to num_classes - 1.
+        test_x: (M, D) features to classify, on the same device.
         num_classes: Number of classes.
-        k: Neighbours that vote.
-        temperature: Softness of the votes.
-        chunk: Test images compared at a time: bounds the memory at chunk x N similarities.
+        k: Neighbors that vote.
+        temperature: Temperature of the votes.
+        chunk: Test images per matrix product: bounds the memory at chunk x N similarities.
 
     Returns:
         (M,) int64 predicted classes.
+
+    Raises:
+        ConfigError: If k is below 1 or the temperature is not positive.
+
+    Example:
+        >>> bank, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+        >>> knn_predict(bank, labels, torch.tensor([[2.0, 0.1], [0.1, 3.0]]), num_classes=2, k=1)
+        tensor([0, 1])
     """
     if k < 1:
-        raise ConfigError(f"k is {k}: the k-NN probe needs at least 1 neighbour.")
+        raise ConfigError(f"invalid `k={k}`: must be a whole number >= 1.")
     if temperature <= 0:
-        raise ConfigError(f"temperature is {temperature}: the k-NN probe needs a value above 0, such as 0.07.")
+        raise ConfigError(f"invalid `temperature={temperature}`: must be a number > 0, such as 0.07.")
     bank = F.normalize(train_x, dim=1).T.contiguous()
-    neighbours = min(k, len(train_x))
+    neighbors = min(k, len(train_x))
     predictions = []
     for queries in F.normalize(test_x, dim=1).split(chunk):
-        similarity, places = (queries @ bank).topk(neighbours, dim=1)
-        # The largest weight is taken out (it cancels in the argmax), so that no temperature overflows.
+        similarity, nearest = (queries @ bank).topk(neighbors, dim=1)
+        # The largest weight cancels in the argmax; without it no temperature overflows.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(queries), num_classes).scatter_add_(1, train_y[places], weights)
+        votes = weights.new_zeros(len(queries), num_classes).scatter_add_(1, train_y[nearest], weights)
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)
 
@@ -59,6 +92,6 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Return the share of test images that `knn_predict` classifies rightly, in percent."""
+    """Return the accuracy of `knn_predict` on the test images, in percent."""
     predicted = knn_predict(train_x, train_y, test_x, num_classes, k, temperature)
     return 100.0 * (predicted == test_y).sum().item() / len(test_y)

@@ -1,4 +1,4 @@
-"""Keeps small problems on one thread."""
+"""Small problems on one thread."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,10 @@ import torch
 
 @contextmanager
 def one_thread(when: bool = True) -> Iterator[None]:
-    """Compute the block on one CPU thread, and give the threads back afterwards.
+    """Run the block on one CPU thread, and restore the number of threads afterwards.
 
-    Solvers make thousands of calls too small to share. On a machine where others compute too, each such call waits for
-    threads that do not get their turn: a linear probe of 60 images took 13.5 s on two busy cores, and 0.15 s on one
-    thread.
+    Solvers make thousands of calls too small to parallelize. On a busy machine each such call waits for its slowest
+    thread: a linear probe of 60 images took 13.5 s on two busy cores, and 0.15 s on one thread.
 
     Args:
         when: False leaves the threads as they are.

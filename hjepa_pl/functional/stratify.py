@@ -1,4 +1,4 @@
-"""A choice that keeps the proportions of classes."""
+"""Splits that keep the proportions of the classes."""
 
 import numpy as np
 import torch
@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Choose `count` places so that every class keeps its share (to one image), by the seed.
+    """Choose `count` images at random so that every class keeps its proportion (to one image).
 
     Args:
         labels: (N,) int64; -1 counts as a class of its own.
-        count: How many to choose; all if there are fewer.
-        seed: Which ones.
+        count: Number of images; all if there are fewer.
+        seed: Of the choice.
 
     Returns:
-        (min(N, count),) int64, ascending.
+        (min(N, count),) int64 indices, ascending.
     """
     total = len(labels)
     if count >= total:
@@ -23,7 +23,24 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     order = torch.from_numpy(generator.permutation(total))
     # The rank of each image within its class, over the class size, is spread evenly; the smallest are chosen.
     by_class = order[torch.argsort(labels[order], stable=True)]
-    sizes = torch.unique_consecutive(labels[by_class], return_counts=True)[1]
-    rank = torch.cat([(torch.arange(int(s)) + 0.5) / int(s) for s in sizes])
-    chosen = by_class[torch.argsort(rank, stable=True)[:count]]
+    rank, size = rank_in_class(labels[by_class])
+    chosen = by_class[torch.argsort((rank + 0.5) / size, stable=True)[:count]]
     return chosen.sort().values
+
+
+def validation_split(labels: Tensor) -> Tensor:
+    """Return every fifth image of each class, in their order, as a (N,) bool mask; none of classes of fewer than five.
+
+    Args:
+        labels: (N,) int64.
+    """
+    return rank_in_class(labels)[0] % 5 == 4
+
+
+def rank_in_class(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's index among those of its class, and the size of its class: two (N,) int64 tensors."""
+    group, sizes = torch.unique(labels, return_inverse=True, return_counts=True)[1:]
+    order = torch.argsort(group, stable=True)
+    rank = torch.empty_like(group)
+    rank[order] = torch.arange(len(labels), device=labels.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    return rank, sizes[group]

@@ -1,4 +1,6 @@
-"""Distance between predicted and target tokens."""
+"""Prediction losses: distances between predicted and target tokens."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -6,47 +8,64 @@ from torch import Tensor
 
 from hjepa_pl.losses.config import PredictionKind
 from hjepa_pl.utils.distributed import mean_over_ranks, world_size
+from hjepa_pl.utils.registry import Registry
+
+PredictionLoss = Callable[[Tensor, Tensor], Tensor]
+"""Takes predictions and targets, (..., D) float32; returns their mean distance, a scalar. In plain tensor operations,
+without a Python branch on values: `torch.vmap` makes each image's loss of it."""
+
+
+def cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return 1 - cosine similarity, averaged over tokens."""
+    return 1.0 - F.cosine_similarity(prediction, target, dim=-1).mean()
+
+
+PREDICTION_LOSSES: Registry[PredictionLoss] = Registry(
+    "prediction",
+    {"smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss, "cosine": cosine},  # smooth_l1 with beta 1
+)
 
 
 def prediction_loss(prediction: Tensor, target: Tensor, kind: PredictionKind) -> Tensor:
     """Return the mean distance of predictions from targets, both (..., D), in float32.
 
-    'smooth_l1' (beta 1) and 'mse' average over all entries; 'cosine' is 1 - cosine similarity, averaged over tokens.
+    Args:
+        prediction: Predicted tokens.
+        target: Target tokens.
+        kind: Key of `PREDICTION_LOSSES`, or import path of a function like them.
+
+    Example:
+        >>> z = torch.tensor([[3.0, 4.0]])
+        >>> [round(float(prediction_loss(z, torch.zeros(1, 2), kind)), 2) for kind in ("smooth_l1", "mse")]
+        [3.0, 12.5]
     """
-    prediction, target = prediction.float(), target.float()
-    if kind == "smooth_l1":
-        return F.smooth_l1_loss(prediction, target)
-    if kind == "mse":
-        return F.mse_loss(prediction, target)
-    return 1.0 - F.cosine_similarity(prediction, target, dim=-1).mean()
+    return PREDICTION_LOSSES.find(kind)(prediction.float(), target.float())
 
 
 def prediction_by_image(prediction: Tensor, target: Tensor, kind: PredictionKind) -> Tensor:
-    """Return each image's share in `prediction_loss`, (B,) float32, which is their mean; inputs are (B, Q, D)."""
-    prediction, target = prediction.float(), target.float()
-    if kind == "cosine":
-        return 1.0 - F.cosine_similarity(prediction, target, dim=-1).mean(dim=1)
-    distance = F.smooth_l1_loss if kind == "smooth_l1" else F.mse_loss
-    return distance(prediction, target, reduction="none").mean(dim=(1, 2))
+    """Return each image's term of `prediction_loss`, (B,) float32, which is their mean; inputs are (B, Q, D)."""
+    return torch.vmap(PREDICTION_LOSSES.find(kind))(prediction.float(), target.float())
 
 
-_LEAST_BASELINE = 0.02
-"""Least baseline, as a share of the loss of predicting zeros: targets that hardly differ between images have none."""
+_MIN_BASELINE = 0.02
+"""Lower bound of the baseline, relative to the loss of predicting zeros: targets that hardly differ between images have
+almost none."""
 
 
 @torch.no_grad()
 def position_baseline(target_map: Tensor, kind: PredictionKind) -> Tensor:
-    """Return the loss of a predictor that knows the position only: of each position's mean over the other images.
+    """Return the loss of predicting, at each position, the mean of the other images' targets.
 
-    A level's loss over its baseline is 1 for such a predictor and 0 for a perfect one, whatever the level's depth and
-    cell, so that levels are weighed alike. The mean is over the images of all ranks, without the image itself.
+    A level's loss over its baseline is 1 for a predictor that knows the position only and 0 for a perfect one, whatever
+    the level's depth and cell, so that levels have comparable weight. The mean is over the images of all ranks, without
+    the image itself.
 
     Args:
         target_map: (B, cells, D), the target at every cell of the grid.
-        kind: Distance.
+        kind: Prediction loss.
 
     Returns:
-        Scalar, float32, the same on every rank. With one image in all, which has no others, the loss of zeros.
+        Scalar, float32, the same on every rank. With a single image over all ranks, the loss of predicting zeros.
     """
     target, images = target_map.float(), len(target_map) * world_size()
     zeros = mean_over_ranks(prediction_loss(torch.zeros_like(target), target, kind))
@@ -54,4 +73,4 @@ def position_baseline(target_map: Tensor, kind: PredictionKind) -> Tensor:
         return zeros
     # The mean of the others is further away than the mean of all, by B / (B - 1).
     others = target + (mean_over_ranks(target.mean(dim=0)) - target) * (images / (images - 1))
-    return torch.maximum(mean_over_ranks(prediction_loss(others, target, kind)), _LEAST_BASELINE * zeros)
+    return torch.maximum(mean_over_ranks(prediction_loss(others, target, kind)), _MIN_BASELINE * zeros)

@@ -7,16 +7,16 @@ from hjepa_pl.losses.config import Compare
 
 
 def paired_views(views: Tensor, partial: int = 0) -> tuple[Tensor, Tensor]:
-    """Return both sides, each (pairs, B, P), of all pairs of two views of which at least one is full.
+    """Return all pairs of two views of which at least one is full, as two tensors (pairs, B, P).
 
-    Partial views (the first `partial`) are never compared with each other: they may show nothing in common.
+    Partial views (the first `partial`) are never paired with each other: they may show disjoint parts.
 
     Args:
         views: (V, B, P), V at least 2.
-        partial: Number of views in front that saw a part of the image only, at most V - 1.
+        partial: Number of leading views that show a part of the image only, at most V - 1.
     """
     pairs = [(i, j) for j in range(partial, len(views)) for i in range(j)]
-    # Stacked, not indexed: a list of places would be copied to the device, which waits for it.
+    # Stacked, not indexed: a list of indices would be copied to the device synchronously.
     return torch.stack([views[i] for i, _ in pairs]), torch.stack([views[j] for _, j in pairs])
 
 
@@ -24,20 +24,20 @@ def view_loss(projection: Tensor, partial: int = 0, compare: Compare = "mean") -
     """Return the mean squared distance between the views' projections, in float32.
 
     'mean' is the distance of every view from the mean of the full views (LeJEPA, arXiv:2511.08544, section 4),
-    'pairwise' that of all pairs of two views of which at least one is full (as VICReg's invariance). Where all V views
-    are full the second is 2V / (V - 1) times the first: 4 times with two views.
+    'pairwise' that of all pairs of two views of which at least one is full (as VICReg's invariance). If all V views
+    are full, the second is 2V / (V - 1) times the first: 4 times with two views.
 
     Args:
-        projection: (V, B, P); the gradient reaches both sides.
-        partial: Number of views in front that saw a part of the image only (the masked view, local crops): they have no
-            share in the mean, and are not compared with each other.
-        compare: 'mean' or 'pairwise'; where it is 'none' there is no view loss, and this is not called.
+        projection: (V, B, P); the gradient reaches both views of a pair.
+        partial: Number of leading views that show a part of the image only (the masked view, local crops): they are not
+            in the mean, and not compared with each other.
+        compare: 'mean' or 'pairwise'.
     """
     return _squares(projection, partial, compare).mean()
 
 
 def view_loss_by_image(projection: Tensor, partial: int, compare: Compare) -> Tensor:
-    """Return each image's share in `view_loss`, (B,) float32, which is their mean; arguments as there."""
+    """Return each image's term of `view_loss`, (B,) float32, which is their mean; arguments as in `view_loss`."""
     return _squares(projection, partial, compare).mean(dim=(0, 2))
 
 
@@ -49,4 +49,4 @@ def _squares(projection: Tensor, partial: int, compare: Compare) -> Tensor:
     if compare == "pairwise":
         left, right = paired_views(projection, partial)
         return (left - right).square()
-    raise ValueError(f"compare must be 'mean' or 'pairwise' here, got {compare!r}.")
+    raise ValueError(f"compare must be 'mean' or 'pairwise', got {compare!r}.")

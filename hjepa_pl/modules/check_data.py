@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from hjepa_pl.losses.config import RegularizerConfig, least_images
+from hjepa_pl.losses import Regularizer
 from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.objectives.local_crops import LocalCrops
@@ -18,7 +18,7 @@ class Model(ImageModel, Protocol):
 
     image_level: LevelConfig | None
     mask_config: MaskConfig
-    regularizers: tuple[RegularizerConfig, ...]
+    regularizers: tuple[Regularizer, ...]
     crops: LocalCrops
 
 
@@ -44,10 +44,11 @@ def check_data(data: Any, model: Model, processes: int) -> None:
     fewest = 0 if crops is None else getattr(crops, key)
     check_views(data.views, fewest, model, f" with data.multicrop.{key}={fewest}" if crops is not None else "")
     _check_images(data.batch_size * processes, f"data.batch_size={data.batch_size}", model)
-    if data.augmentation.mixes and any(term.kind == "ntxent" for term in model.regularizers):
+    contrastive = [term.kind for term in model.regularizers if term.contrastive]
+    if data.augmentation.mixes and contrastive:
         raise ConfigError(
-            "invalid `regularizers.kind=ntxent`: pushes apart images that augmentation.mixup and cutmix make similar; "
-            "set both to 0, or use another kind."
+            f"invalid `regularizers.kind={contrastive[0]}`: pushes apart images that augmentation.mixup and "
+            "cutmix make similar; set both to 0, or use another kind."
         )
     if crops is not None:
         height, width = crops.local_sides(model.img_size, model.patch_size)  # raises if a crop is too small
@@ -172,8 +173,8 @@ def _check_crops(count: int, given: str, model: Model) -> None:
 def _check_images(images: int, given: str, model: Model) -> None:
     """Reject a batch of fewer images, over all processes, than a regularizer's statistics need."""
     for term in model.regularizers:
-        if images < least_images(term):
+        if images < term.min_images:
             raise ConfigError(
                 f"invalid `regularizers.kind={term.kind}`: compares images of one batch, and {given} is too small; use "
-                f"{least_images(term)} or more images."
+                f"{term.min_images} or more images."
             )

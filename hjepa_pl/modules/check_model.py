@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hjepa_pl.losses.config import RegularizerConfig
+from hjepa_pl.losses import Regularizer
 from hjepa_pl.masks import MaskGenerator
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
@@ -48,9 +48,7 @@ def check_masks(targets: str, masks: MaskGenerator) -> None:
         )
 
 
-def _check_streams(
-    terms: Sequence[RegularizerConfig], levels: tuple[LevelConfig, ...], image: LevelConfig | None
-) -> None:
+def _check_streams(terms: Sequence[Regularizer], levels: tuple[LevelConfig, ...], image: LevelConfig | None) -> None:
     """Reject regularizers of a stream that the model does not have."""
     streams = ["tokens", *(level.name for level in levels), *(["image"] if image is not None else [])]
     for term in terms:
@@ -66,7 +64,7 @@ def _check_streams(
 
 
 def _check_image_level(
-    image: LevelConfig, terms: Sequence[RegularizerConfig], levels: tuple[LevelConfig, ...], shape: EncoderShape
+    image: LevelConfig, terms: Sequence[Regularizer], levels: tuple[LevelConfig, ...], shape: EncoderShape
 ) -> None:
     """Reject an image level that would collapse or learn nothing."""
     if not any(term.stream == "image" for term in terms):
@@ -84,9 +82,10 @@ def _check_image_level(
             "invalid `levels.compare=none`: no term compares views; add {kind: vicreg} or {kind: ntxent} to "
             "regularizers, or set it to mean."
         )
-    if image.compare != "none" and {term.kind for term in terms if term.stream == "image"} == {"ntxent"}:
+    if image.compare != "none" and all(term.scale_invariant for term in terms if term.stream == "image"):
+        kinds = ", ".join(term.kind for term in terms if term.stream == "image")
         raise ConfigError(
-            f"invalid `levels.compare={image.compare}`: projections under ntxent alone, which depends on angles only, "
+            f"invalid `levels.compare={image.compare}`: projections under {kinds} alone, which depends on angles only, "
             "shrink to zero; set compare to none, or add {kind: sigreg} to regularizers."
         )
     if image.block != "last" and image.block >= shape.depth:

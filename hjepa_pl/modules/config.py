@@ -6,13 +6,15 @@ from typing import Any, get_args
 
 from torch import nn
 
-from hjepa_pl.losses.config import LevelScale, PredictionKind, RegularizerConfig
+from hjepa_pl.losses import PREDICTION_LOSSES, Regularizer, SIGReg
+from hjepa_pl.losses.config import LevelScale, PredictionKind
+from hjepa_pl.losses.regularize import read_regularizer
 from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.config import SIZES, EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.models.levels import LevelConfig, read_levels, split_levels
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed, from_plain, from_plain_list, to_plain
+from hjepa_pl.utils.settings import as_typed, from_plain, to_plain
 
 _PARTS: dict[str, type] = {
     "encoder": EncoderConfig,
@@ -40,7 +42,7 @@ class ModuleSettings:
     pyramid: PyramidConfig | None
     prediction: PredictionKind
     level_scale: LevelScale
-    regularizers: tuple[RegularizerConfig, ...]
+    regularizers: tuple[Regularizer, ...]
     ema: EMAConfig | None
     optimizer: OptimizerConfig
     time_budget: str | None
@@ -70,8 +72,11 @@ def read_settings(arguments: Mapping[str, Any]) -> ModuleSettings:
             values[key] = from_plain(kind, values[key], key)
     values["token_levels"], values["image_level"] = split_levels(read_levels(values.pop("levels")))
     if values["regularizers"] is None:
-        values["regularizers"] = [] if values["image_level"] is None else [RegularizerConfig(kind="sigreg")]
-    values["regularizers"] = from_plain_list(RegularizerConfig, values["regularizers"], "regularizers")
+        values["regularizers"] = [] if values["image_level"] is None else [SIGReg()]
+    terms = values["regularizers"]
+    if isinstance(terms, str | Mapping) or not hasattr(terms, "__iter__"):
+        raise ConfigError(f"invalid `regularizers={as_typed(terms)}`: must be a list; write [{{kind: sigreg}}].")
+    values["regularizers"] = tuple(map(read_regularizer, terms))
     return ModuleSettings(**values)
 
 
@@ -80,9 +85,10 @@ def _check_scalars(values: Mapping[str, Any]) -> None:
     for key in ("experimental", "compile"):
         if not isinstance(values[key], bool):
             raise ConfigError(f"invalid `{key}={as_typed(values[key])}`: must be true or false.")
-    for key, kind in (("prediction", PredictionKind), ("level_scale", LevelScale)):
-        if values[key] not in get_args(kind):
-            raise ConfigError(f"invalid `{key}={as_typed(values[key])}`: must be {' or '.join(get_args(kind))}.")
+    PREDICTION_LOSSES.find(values["prediction"])
+    if values["level_scale"] not in get_args(LevelScale):
+        scale = as_typed(values["level_scale"])
+        raise ConfigError(f"invalid `level_scale={scale}`: must be {' or '.join(get_args(LevelScale))}.")
     seed = values["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"invalid `seed={as_typed(seed)}`: must be a whole number >= 0.")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.losses.config import LevelScale, PredictionKind, RegularizerConfig
+from hjepa_pl.losses import Regularizer
+from hjepa_pl.losses.config import LevelScale, PredictionKind
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
 from hjepa_pl.models.attention import refuse_kernel
 from hjepa_pl.models.compile import compile_blocks
@@ -65,7 +66,7 @@ class HJEPALightningModule(PretrainModule):
         pyramid: PyramidConfig | None = None,
         prediction: PredictionKind = "smooth_l1",
         level_scale: LevelScale = "baseline",
-        regularizers: list[RegularizerConfig] | None = None,
+        regularizers: list[Regularizer] | None = None,
         ema: EMAConfig | None = EMAConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         time_budget: str | None = None,

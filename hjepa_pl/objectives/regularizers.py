@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hjepa_pl.functional.counters import hash_int
-from hjepa_pl.losses.config import RegularizerConfig
+from hjepa_pl.losses import Regularizer
 from hjepa_pl.losses.regularize import regularize
 from hjepa_pl.objectives.record import Projections, StepRecord
 
@@ -16,7 +16,7 @@ class Regularizers:
         seed: Key of the random directions, with the step.
     """
 
-    def __init__(self, terms: Sequence[RegularizerConfig], seed: int) -> None:
+    def __init__(self, terms: Sequence[Regularizer], seed: int) -> None:
         self.terms, self.seed = terms, seed
 
     def add(self, step: int, projections: Projections | None, record: StepRecord) -> None:
@@ -37,4 +37,4 @@ class Regularizers:
             else:
                 stream = record.streams[term.stream]
                 value = regularize(term, stream.embedding, stream.position, stream.positions, key)
-            record.add(term.name, value, term.factor)
+            record.add(term.name, value, term.weight)

@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses whose annotations hold types and bounds; read from mappings, stored as mappings."""
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -53,7 +54,8 @@ def settings(key: str) -> Callable[[type[T]], type[T]]:
     """
 
     def make(cls: type[T]) -> type[T]:
-        fields = typing.get_type_hints(cls, include_extras=True)
+        hints = typing.get_type_hints(cls, include_extras=True)
+        fields = {name: hint for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar}
         config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
         made: Any = pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)
         construct = made.__init__
@@ -69,6 +71,9 @@ def settings(key: str) -> Callable[[type[T]], type[T]]:
             [p.replace(annotation=plain[p.name]) for p in inspect.signature(made).parameters.values()]
         )
         made.__init__, init.__annotations__, made.__annotations__ = init, plain | {"return": None}, plain
+        made.__dataclass_fields__ = {
+            n: copy.copy(f) for n, f in made.__dataclass_fields__.items()
+        }  # a base has them too
         for field in dataclasses.fields(made):
             field.type = plain[field.name]
         made.__bounds__ = fields
@@ -78,9 +83,13 @@ def settings(key: str) -> Callable[[type[T]], type[T]]:
 
 
 def to_plain(value: Any) -> Any:
-    """Turn settings (dataclasses, tuples, lists of them) into dicts, lists and scalars that any loader can read."""
+    """Turn settings (dataclasses, tuples, lists of them) into dicts, lists and scalars that any loader can read.
+
+    Of a part of a registry, the first key is its class's `kind`.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return plain if "kind" in plain or not hasattr(value, "kind") else {"kind": value.kind, **plain}
     if isinstance(value, Mapping):
         return {k: to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

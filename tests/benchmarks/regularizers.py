@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.functional.counters import normal
+from hjepa_pl.losses import VICReg
 from hjepa_pl.losses.sigreg import sigreg
-from hjepa_pl.losses.vicreg import vicreg
 
 SLICES = 256
 TERMS: dict[str, Callable[[Tensor], Tensor]] = {
     "SIGReg": lambda x: sigreg(x, 1, SLICES),
-    "VICReg": lambda x: vicreg(x[None]),  # one view: variance and covariance
+    "VICReg": lambda x: VICReg()(x),  # one view: variance and covariance
 }
 
 

@@ -12,7 +12,7 @@ from hjepa_pl.callbacks import CollapseMonitor, ProbeCallback
 from hjepa_pl.callbacks.probe_callback import _Bank, _merge
 from hjepa_pl.callbacks.probe_table import online_is_better
 from hjepa_pl.cli.checkpoints import CheckpointConfig, checkpoint_callbacks
-from hjepa_pl.evaluation import judge
+from hjepa_pl.evaluation import evaluate_probes
 from hjepa_pl.types import ConfigError
 from tests.callbacks.callback_toy import CLASSES, ToyData, ToyModule, collate, fit, images
 
@@ -25,7 +25,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def test_figures_are_those_of_the_offline_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_those_of_the_offline_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     probe = ProbeCallback()
     trainer, module = fit(tmp_path, [probe])
     assert set(probe.results) == NAMES
@@ -34,18 +34,18 @@ def test_figures_are_those_of_the_offline_judge(tmp_path: Path, capsys: pytest.C
     with torch.no_grad():
         (train_x, train_y), (test_x, test_y) = images(60, 0), images(30, 1)
         online = [module.encode(x).flatten(1) for x in (train_x, test_x)]
-    offline = judge(online[0], train_y, online[1], test_y, 3)
+    offline = evaluate_probes(online[0], train_y, online[1], test_y, 3)
     assert probe.results["probe/quads/knn_online"] == offline["knn"]
     assert probe.results["probe/quads/linear_online"] == offline["linear"]
     for name in ("knn_val", "linear_val", "linear_l2"):
         assert probe.results[f"probe/quads/{name}_online"] == offline[name]
-    pixels = judge(train_x.flatten(1), train_y, test_x.flatten(1), test_y, 3)
+    pixels = evaluate_probes(train_x.flatten(1), train_y, test_x.flatten(1), test_y, 3)
     assert probe.results["probe/quads/pixels_linear"] == pixels["linear"]
     assert trainer.callback_metrics["probe/quads/knn"].item() == pytest.approx(probe.results["probe/quads/knn"])
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert sum(bool(row["probe/quads/knn"]) for row in rows) == 2
     shown = capsys.readouterr().out
-    for word in ("raw pixels", "untrained", "trained (target)", "trained (online)", "Judged network: the target"):
+    for word in ("raw pixels", "untrained", "trained (target)", "trained (online)", "Evaluated network: the target"):
         assert word in shown
 
 
@@ -98,7 +98,7 @@ def test_a_probe_added_at_the_resume_does_not_call_trained_weights_untrained(tmp
 
 
 def test_no_probe_set_is_said(tmp_path: Path) -> None:
-    with pytest.warns(match="judges nothing"):
+    with pytest.warns(match="ProbeCallback has no effect: the data has no probe dataset"):
         fit(tmp_path, [ProbeCallback()], data=ToyData(probes=()), limit_val_batches=0, max_epochs=1)
 
 

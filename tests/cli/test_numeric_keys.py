@@ -15,6 +15,7 @@ from hjepa_pl.__main__ import main
 from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
 from hjepa_pl.cli.checkpoints import CheckpointConfig
 from hjepa_pl.cli.run_folder import LoggingConfig
+from hjepa_pl.losses import REGULARIZERS, Regularizer
 from hjepa_pl.modules.check_trainer import check_keys
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import from_plain
@@ -43,8 +44,9 @@ def keys(prefix: str, owner: Any) -> Iterator[str]:
         parts = [kind, *typing.get_args(kind), *(b for a in typing.get_args(kind) for b in typing.get_args(a))]
         nested = [p for p in parts if dataclasses.is_dataclass(p)]
         for part in nested:
-            yield from keys(f"{prefix}.{name}", part)
-        if not nested and name != "return" and numeric(kind):
+            for each in REGULARIZERS.values() if part is Regularizer else [part]:
+                yield from keys(f"{prefix}.{name}", each)
+        if not nested and name != "return" and numeric(kind) and typing.get_origin(kind) is not typing.ClassVar:
             yield f"{prefix}.{name}"
 
 

@@ -57,11 +57,10 @@ IMAGES, PLACES = 12, 10
 
 def term_of(config: dict, images: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """A term's value over all ranks, and its gradient with respect to these images' embeddings."""
-    from hjepa_pl.losses.config import RegularizerConfig
-    from hjepa_pl.losses.regularize import regularize
+    from hjepa_pl.losses.regularize import read_regularizer, regularize
     from hjepa_pl.utils.distributed import gather_rows
 
-    term = RegularizerConfig(**config)
+    term = read_regularizer(config)
     generator = torch.Generator().manual_seed(3)
     embeddings = 0.5 * torch.randn(IMAGES, 7, 8, generator=generator) + 0.2
     # Blocks overlap: a level's places may repeat within an image, the context's do not.

@@ -11,8 +11,9 @@ from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from hjepa_pl.evaluation import fit_logistic, judge, knn_predict, linear_probe
-from hjepa_pl.evaluation.linear import PENALTIES, _logits, _rotate, _standardise, top_k_accuracy, validation_fifth
+from hjepa_pl.evaluation import evaluate_probes, fit_logistic, knn_predict, linear_probe
+from hjepa_pl.evaluation.linear import PENALTIES, _logits, _rotate, _standardize, top_k_accuracy
+from hjepa_pl.functional.stratify import validation_split
 from hjepa_pl.types import ConfigError
 
 
@@ -49,7 +50,7 @@ def test_knn_survives_a_small_temperature(digits: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
 def test_logistic_equals_sklearn(digits: tuple[Tensor, ...], l2: float) -> None:
     train_x, train_y, test_x, test_y = digits
-    train_x, test_x = _standardise(train_x.double(), test_x.double())
+    train_x, test_x = _standardize(train_x.double(), test_x.double())
     weight = fit_logistic(train_x, train_y, 10, l2)
     theirs = LogisticRegression(C=1 / (l2 * len(train_x)), max_iter=2000, tol=1e-6)
     theirs.fit(train_x.numpy(), train_y.numpy())
@@ -61,7 +62,7 @@ def test_logistic_equals_sklearn(digits: tuple[Tensor, ...], l2: float) -> None:
 @pytest.mark.parametrize("images", [1200, 40])
 def test_rotation_keeps_the_optimum(digits: tuple[Tensor, ...], images: int) -> None:
     train_x, train_y, test_x, _ = digits
-    plain = _standardise(train_x[:images].double(), test_x.double())
+    plain = _standardize(train_x[:images].double(), test_x.double())
     turned = _rotate(*plain)
     logits = [_logits(x[1], fit_logistic(x[0], train_y[:images], 10, 1e-2)) for x in (plain, turned)]
     torch.testing.assert_close(*logits, atol=0.01, rtol=0.01)
@@ -92,24 +93,24 @@ def test_penalty_is_chosen_by_the_held_out_fifth(digits: tuple[Tensor, ...]) -> 
 
 def test_held_out_takes_a_fifth_of_every_class() -> None:
     y = torch.arange(5).repeat(20)  # every fifth image of this bank is of one class
-    held = validation_fifth(y)
+    held = validation_split(y)
     assert torch.bincount(y[held], minlength=5).tolist() == [4] * 5
-    assert not validation_fifth(torch.arange(4)).any()
+    assert not validation_split(torch.arange(4)).any()
 
 
-def test_judge_refuses_and_reports(digits: tuple[Tensor, ...]) -> None:
+def test_evaluate_probes_rejects_and_reports(digits: tuple[Tensor, ...]) -> None:
     train_x, train_y, test_x, test_y = digits
-    verdict = judge(*digits, num_classes=10)
-    assert set(verdict) == {"knn", "linear", "knn_val", "linear_val", "linear_top5", "linear_l2"}
-    assert verdict["knn"] > 90
+    metrics = evaluate_probes(*digits, num_classes=10)
+    assert set(metrics) == {"knn", "linear", "knn_val", "linear_val", "linear_top5", "linear_l2"}
+    assert metrics["knn"] > 90
     with pytest.raises(ConfigError, match="two classes"):
-        judge(train_x, torch.zeros_like(train_y), test_x, test_y, 10)
+        evaluate_probes(train_x, torch.zeros_like(train_y), test_x, test_y, 10)
     with pytest.raises(ConfigError, match="num_classes 5"):
-        judge(train_x, train_y, test_x, test_y, 5)
+        evaluate_probes(train_x, train_y, test_x, test_y, 5)
     with pytest.raises(ConfigError, match="-1"):
-        judge(train_x, train_y - 1, test_x, test_y, 10)
-    dead = judge(train_x * float("nan"), train_y, test_x, test_y, 10)
-    assert set(dead) == set(verdict)
+        evaluate_probes(train_x, train_y - 1, test_x, test_y, 10)
+    dead = evaluate_probes(train_x * float("nan"), train_y, test_x, test_y, 10)
+    assert set(dead) == set(metrics)
     assert all(math.isnan(v) for v in dead.values())
 
 
@@ -143,18 +144,18 @@ def sklearn_validation(x: Tensor, y: Tensor) -> tuple[float, float]:
 
 def test_validation_metrics_equal_sklearn_on_the_held_out_fifth(digits: tuple[Tensor, ...]) -> None:
     train_x, train_y, test_x, test_y = (t[:600] for t in digits)
-    verdict = judge(train_x, train_y, test_x, test_y, 10)
+    metrics = evaluate_probes(train_x, train_y, test_x, test_y, 10)
     knn, linear = sklearn_validation(train_x, train_y)
-    assert verdict["knn_val"] == pytest.approx(knn, abs=1e-9)
+    assert metrics["knn_val"] == pytest.approx(knn, abs=1e-9)
     one_image = 100 / 118
-    assert abs(verdict["linear_val"] - linear) < 1.01 * one_image
-    assert verdict["linear_val"] != verdict["linear"]
+    assert abs(metrics["linear_val"] - linear) < 1.01 * one_image
+    assert metrics["linear_val"] != metrics["linear"]
 
 
 def test_the_test_split_has_no_part_in_the_validation_metrics(digits: tuple[Tensor, ...]) -> None:
     train_x, train_y, test_x, test_y = (t[:300] for t in digits)
-    honest = judge(train_x, train_y, test_x, test_y, 10)
-    adverse = judge(train_x, train_y, test_x.flip(1), (test_y + 1) % 10, 10)
+    honest = evaluate_probes(train_x, train_y, test_x, test_y, 10)
+    adverse = evaluate_probes(train_x, train_y, test_x.flip(1), (test_y + 1) % 10, 10)
     for name in ("knn_val", "linear_val", "linear_l2"):
         assert adverse[name] == honest[name]
     assert adverse["linear"] < 20 < honest["linear"]
@@ -163,8 +164,8 @@ def test_the_test_split_has_no_part_in_the_validation_metrics(digits: tuple[Tens
 def test_without_five_images_of_a_class_there_is_no_validation_metric(digits: tuple[Tensor, ...]) -> None:
     train_x, train_y, test_x, test_y = digits
     few = torch.cat([torch.nonzero(train_y == label)[:4, 0] for label in range(10)])
-    verdict = judge(train_x[few], train_y[few], test_x, test_y, 10)
-    assert set(verdict) == {"knn", "linear", "linear_top5", "linear_l2"}
+    metrics = evaluate_probes(train_x[few], train_y[few], test_x, test_y, 10)
+    assert set(metrics) == {"knn", "linear", "linear_top5", "linear_l2"}
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -178,8 +179,8 @@ def test_top_k_equals_sklearn_to_the_last_digit(digits: tuple[Tensor, ...], k: i
 
 def test_top_5_is_reported_beyond_five_classes(digits: tuple[Tensor, ...]) -> None:
     train_x, train_y, test_x, test_y = (t[:300] for t in digits)
-    verdict = judge(train_x, train_y, test_x, test_y, 10)
-    assert verdict["linear_top5"] == linear_probe(train_x, train_y, test_x, test_y, 10).top5
-    assert verdict["linear"] < verdict["linear_top5"] <= 100
-    five = judge(train_x[train_y < 5], train_y[train_y < 5], test_x[test_y < 5], test_y[test_y < 5], 5)
+    metrics = evaluate_probes(train_x, train_y, test_x, test_y, 10)
+    assert metrics["linear_top5"] == linear_probe(train_x, train_y, test_x, test_y, 10).top5
+    assert metrics["linear"] < metrics["linear_top5"] <= 100
+    five = evaluate_probes(train_x[train_y < 5], train_y[train_y < 5], test_x[test_y < 5], test_y[test_y < 5], 5)
     assert "linear_top5" not in five

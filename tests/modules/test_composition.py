@@ -13,7 +13,7 @@ from torch import nn
 
 import hjepa_pl
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.losses.config import RegularizerConfig
+from hjepa_pl.losses import SIGReg
 from hjepa_pl.masks import MaskConfig, build_masks
 from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig
 from hjepa_pl.models.levels import LevelConfig
@@ -92,7 +92,7 @@ def test_objectives_work_in_plain_pytorch(tiny_module) -> None:
     crops = LocalCrops(networks.context_encoder, tokens, depths, MaskConfig(), 5).encode(batch)
     context = tokens.predict(batch.views[0], masks(batch.counters), crops, record)
     projections = images.compare(batch, context, crops, record)
-    Regularizers([RegularizerConfig(kind="sigreg")], 5).add(0, projections, record)
+    Regularizers([SIGReg()], 5).add(0, projections, record)
     loss = module.compute(batch)[0]
     assert torch.equal(record.total(), loss)
     record.total().backward()

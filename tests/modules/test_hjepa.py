@@ -321,7 +321,7 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
             {"levels": [{"cell": "image"}], "prediction": "mse"},
             "invalid `prediction=mse`: has no effect without a token level",
         ),
-        ({"prediction": "l2"}, "invalid `prediction=l2`: must be smooth_l1 or mse or cosine"),
+        ({"prediction": "l2"}, "invalid `prediction=l2`: must be smooth_l1, mse or cosine, or the import path of"),
         ({"predictor": {"context": "fused"}}, "invalid `predictor.context=fused`: has one depth to fuse"),
         (
             {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
