@@ -5,9 +5,9 @@ from typing import Any
 
 from hjepa_pl.losses.config import RegularizerConfig
 from hjepa_pl.masks import MaskGenerator
+from hjepa_pl.models.families import EncoderShape
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
-from hjepa_pl.models.timm_vit import EncoderShape
 from hjepa_pl.types import ConfigError
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hjepa_pl.models.encoder import VisionEncoder
+from hjepa_pl.models.base import Encoder
 from hjepa_pl.models.pyramid import FeaturePyramid
 from hjepa_pl.objectives.networks import Depths
 from hjepa_pl.types import ConfigError
@@ -32,18 +32,18 @@ class Features:
     `HJEPALightningModule.load_from_checkpoint(path).eval()` is all that is needed before.
     """
 
-    context_encoder: VisionEncoder
-    target_encoder: VisionEncoder | None
+    context_encoder: Encoder
+    target_encoder: Encoder | None
     target_pyramid: FeaturePyramid | None
     depths: Depths
 
     @property
-    def judged_encoder(self) -> VisionEncoder:
+    def judged_encoder(self) -> Encoder:
         """The target encoder, or the online one where there is no other."""
         return self.context_encoder if self.target_encoder is None else self.target_encoder
 
     @property
-    def encoder(self) -> VisionEncoder:
+    def encoder(self) -> Encoder:
         """The encoder to use after training: the judged one (`context_encoder` and `target_encoder` are both kept)."""
         return self.judged_encoder
 
@@ -52,7 +52,7 @@ class Features:
         return self.encode(images)
 
     @staticmethod
-    def pooled(encoder: VisionEncoder, images: Tensor) -> Tensor:
+    def pooled(encoder: Encoder, images: Tensor) -> Tensor:
         """Return the mean of an encoder's final-norm patch tokens (B, D), float32."""
         return encoder(images)["last"].float().mean(dim=1)
 

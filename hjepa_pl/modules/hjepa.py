@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.losses.config import LevelScale, PredictionKind, RegularizerConfig
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
-from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.models.attention import check_kernel
+from hjepa_pl.models.blocks import compile_blocks
 from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
+from hjepa_pl.models.families import EncoderShape, measure
 from hjepa_pl.models.levels import LevelConfig, split_levels
-from hjepa_pl.models.timm_vit import EncoderShape, measure
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.check_model import check_masks, check_model
 from hjepa_pl.modules.check_run import check_batch, check_clean, check_curriculum, check_data
@@ -216,7 +216,7 @@ class HJEPALightningModule(Features, LocalCrops, ImageLevel, PretrainModule):
     def check_device(self, trainer: pl.Trainer) -> None:
         """Refuse a kernel of attention that the Trainer's device does not have."""
         half = str(trainer.precision) != "32-true"
-        refuse_kernel(self.context_encoder.config.attention, trainer.strategy.root_device.type, half)
+        check_kernel(self.context_encoder.config.attention, trainer.strategy.root_device.type, half)
 
     def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the features of clean images: 'online' and, where there is one, 'target', each (B, D) float32."""

@@ -9,7 +9,7 @@ from hjepa_pl.functional.counters import hash_int
 from hjepa_pl.losses.config import RegularizerConfig
 from hjepa_pl.losses.regularize import regularize
 from hjepa_pl.losses.view_loss import view_loss, view_loss_by_image
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.base import Block, Encoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.projector import Projector
 from hjepa_pl.objectives.networks import Depths
@@ -21,7 +21,7 @@ from hjepa_pl.utils.distributed import gather_rows, own_rows
 class ImageLevel(nn.Module):
     """Compare the pooled views of one image with one another, online on both sides."""
 
-    context_encoder: VisionEncoder
+    context_encoder: Encoder
     projector: Projector | None
     image_level: LevelConfig | None
     regularizers: tuple[RegularizerConfig, ...]

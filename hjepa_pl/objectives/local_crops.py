@@ -8,7 +8,7 @@ from torch import Tensor
 from hjepa_pl.functional.boxes import Places, places_in
 from hjepa_pl.functional.tokens import gather_tokens
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
-from hjepa_pl.models.encoder import Block
+from hjepa_pl.models.base import Block
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import CropContext
 from hjepa_pl.objectives.record import Crops

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.base import Block, Encoder
+from hjepa_pl.models.families import build_encoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
@@ -40,8 +41,8 @@ def plan_depths(
 class Networks(NamedTuple):
     """What the module holds; None where the levels need none."""
 
-    context_encoder: VisionEncoder
-    target_encoder: VisionEncoder | None
+    context_encoder: Encoder
+    target_encoder: Encoder | None
     predictor: Predictor | None
     fusion: ContextFusion | None
     projector: Projector | None
@@ -58,7 +59,7 @@ def build_networks(
     fused, average = predictor.context == "fused", bool(levels) and settings["ema"] is not None
     pooled = [b for b in depths.image if b != "last"]  # its gains would be the projector's first layer's twice
     normed = (*depths.inner, *pooled, *(b for b in depths.pyramid if b != "last"))
-    context = VisionEncoder(encoder, normed, affine=depths.inner if fused else ())
+    context = build_encoder(encoder, normed, affine=depths.inner if fused else ())
     width, grid, cells = context.embed_dim, context.grid, tuple(int(level.cell) for level in levels)
     crops = settings["masks"].strategy != "global_only"
     made = Networks(

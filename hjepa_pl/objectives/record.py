@@ -29,7 +29,7 @@ class Crops(NamedTuple):
     beside: CropContext | None
     """For the predictor; None with strategy 'global_only'."""
     targets: tuple[Tensor, ...]
-    """(B, E, D) for each token level: the targets of `beside.asked`."""
+    """(B, E, D) for each token level: the targets of `beside.queries`."""
 
 
 class StepRecord:

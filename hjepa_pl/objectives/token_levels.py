@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hjepa_pl.functional.tokens import gather_tokens, plain_norm, pool_cells
 from hjepa_pl.losses.config import LevelScale, PredictionKind
 from hjepa_pl.losses.prediction import position_baseline, prediction_by_image, prediction_loss
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.base import Block, Encoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
@@ -21,8 +21,8 @@ from hjepa_pl.types import LevelState, Masks
 class TokenLevels(nn.Module):
     """Predict, from the visible patches of one view, what the target encoder makes of the hidden ones."""
 
-    context_encoder: VisionEncoder
-    target_encoder: VisionEncoder | None
+    context_encoder: Encoder
+    target_encoder: Encoder | None
     predictor: Predictor | None
     fusion: ContextFusion | None
     pyramid: FeaturePyramid | None
