@@ -1,4 +1,4 @@
-"""Which kernel computes attention."""
+"""Attention and the choice of its kernel."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hjepa_pl.functional.precision import autocasts
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.settings import invalid
 
 AttentionKind = Literal["auto", "flash", "efficient", "math", "eager"]
 
@@ -19,48 +20,46 @@ _KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-_GIVEN = {
+_AVAILABLE = {
     "cpu": ("auto", "flash", "math", "eager"),
     "cuda": ("auto", "flash", "efficient", "math", "eager"),
     "mps": ("auto", "math", "eager"),
 }
 
 
-def refuse_kernel(kind: AttentionKind, device: str, half: bool) -> None:
-    """Refuse a kernel that a device does not have.
+def check_kernel(kind: AttentionKind, device: str, half: bool) -> None:
+    """Reject a kernel that a device does not have.
 
     Args:
-        kind: What `encoder.attention` asks for.
+        kind: The value of `encoder.attention`.
         device: Type of the device: 'cpu', 'cuda' or 'mps'.
-        half: Whether attention runs in 16 bits.
+        half: True if attention runs in 16 bits.
 
     Raises:
         ConfigError: If PyTorch has no such kernel for the device, or none in 32 bits.
     """
-    given = _GIVEN.get(device, ("auto", "math", "eager"))
-    if kind not in given:
-        raise ConfigError(
-            f"encoder.attention '{kind}' does not exist on device '{device}'; {', '.join(map(repr, given))} would do."
-        )
+    available = _AVAILABLE.get(device, ("auto", "math", "eager"))
+    if kind not in available:
+        raise invalid("encoder.attention", kind, f"must be {', '.join(available)} on device {device}.")
     if kind == "flash" and device == "cuda" and not half:
-        raise ConfigError(
-            "encoder.attention 'flash' works in 16 bits only on device 'cuda'; "
-            "set trainer.precision to 'bf16-mixed', or take 'efficient' or 'auto'."
+        raise invalid(
+            "encoder.attention",
+            kind,
+            "needs 16 bits on device cuda; set trainer.precision to bf16-mixed, or attention to efficient or auto.",
         )
 
 
-def fused_pays(device: str, half: bool, gradient: bool) -> bool:
-    """Return whether PyTorch's fused attention is the faster form on a type of device.
+def fused_is_faster(device: str, half: bool, gradient: bool) -> bool:
+    """Return True if PyTorch's fused attention is faster than plain products on a type of device.
 
-    It is, but for 16 bits on the CPU: forward and backward of a ViT-S layer on 68 to 196 tokens take 2.2 to 4.6 times
-    as long as the plain products do there (torch 2.15, 2 cores with AVX-512). And but for Apple's GPU without
-    gradients (the target encoder): what it runs then takes twice as long as the products from 9 tokens on (PyTorch
-    pull 178545, issue 179294; not measured here). With gradients both are the plain products there.
+    It is slower in 16 bits on a CPU: forward and backward of a ViT-S layer on 68 to 196 tokens take 2.2 to 4.6 times
+    as long (torch 2.15, 2 cores with AVX-512). It is slower on Apple's GPU without gradients (target encoder):
+    twice as long from 9 tokens on (PyTorch pull 178545, issue 179294; not measured here).
 
     Args:
         device: Type of the device.
-        half: Whether attention runs in 16 bits under autocast.
-        gradient: Whether a backward pass may follow.
+        half: True if attention runs in 16 bits under autocast.
+        gradient: True if a backward pass may follow.
     """
     if device == "mps":
         return gradient
@@ -68,23 +67,23 @@ def fused_pays(device: str, half: bool, gradient: bool) -> bool:
 
 
 def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, x: Tensor) -> AbstractContextManager:
-    """Set the form of attention of blocks, and return the context in which to run them on x.
+    """Set fused or plain attention in blocks, and return the context manager to run them in.
 
-    'auto' leaves the kernel to PyTorch and takes plain products where these are faster; 'eager' is always plain
-    products; the others are the kernels of `scaled_dot_product_attention` by name. A trained model is used anywhere:
-    without gradients a kernel that the device lacks is 'auto'.
+    'auto' is PyTorch's choice, or plain products where they are faster; 'eager' is plain products; the others are the
+    kernels of `scaled_dot_product_attention`. Without gradients a kernel that the device lacks falls back to 'auto', so
+    that a trained model runs on any device.
 
     Raises:
         ConfigError: With gradients, if the device lacks the kernel.
     """
     if kind not in _KERNELS:
         device = x.device.type
-        pays = kind == "auto" and fused_pays(device, autocasts(x.device), torch.is_grad_enabled())
-        _set_fused(blocks, pays)
+        fused = kind == "auto" and fused_is_faster(device, autocasts(x.device), torch.is_grad_enabled())
+        _set_fused(blocks, fused)
         return nullcontext()
     half = x.dtype != torch.float32 or autocasts(x.device)
     try:
-        refuse_kernel(kind, x.device.type, half)
+        check_kernel(kind, x.device.type, half)
     except ConfigError:
         if torch.is_grad_enabled():
             raise

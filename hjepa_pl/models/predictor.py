@@ -11,30 +11,45 @@ from torch import Tensor, nn
 from hjepa_pl.functional.boxes import Places
 from hjepa_pl.functional.tokens import sincos_at, sincos_positions
 from hjepa_pl.models.attention import AttentionKind
+from hjepa_pl.models.blocks import run_blocks
 from hjepa_pl.models.config import PredictorConfig
 from hjepa_pl.models.cross_attention import CrossBlock
-from hjepa_pl.models.query_blocks import LastBlock, LastRotaryBlock
 from hjepa_pl.models.rope import RotaryAttention, axial_rotations, rotations_at
-from hjepa_pl.models.run_blocks import run_blocks
 
 
 class CropContext(NamedTuple):
-    """What other crops of the same images add to a prediction, each at its place on the view's grid."""
+    """Tokens and queries of local crops, at their positions on the view's grid."""
 
     tokens: Tensor
-    """(B, n, D): seen beside the context."""
-    seen: Places
-    """Of the tokens."""
-    asked: tuple[Places, ...]
-    """Cells to predict beside the targets, (B, E) for each level; E may be 0."""
+    """(B, n, D): additional context."""
+    positions: Places
+    """Positions of the tokens."""
+    queries: tuple[Places, ...]
+    """Positions of the additional cells to predict, (B, E) for each level; E may be 0."""
 
 
 class Predictor(nn.Module):
-    """Predict target cells of several levels from the context's tokens (I-JEPA, arXiv:2301.08243, section 3).
+    """Predict target cells of several levels from the context tokens (I-JEPA, arXiv:2301.08243, section 3).
 
-    One trunk serves all levels. A query is the mask token + its level's embedding, at the position of its cell's
-    centre (a table that is added, or rotary angles); each level has a linear head of its own. Tokens and queries of
-    other crops are told apart by a linear embedding of how their patches differ from the view's in size.
+    One trunk serves all levels. A query is the mask token plus its level's embedding, at the position of its cell's
+    center (added table or rotary angles); each level has a linear head. Tokens and queries of local crops also get a
+    linear embedding of their patch size relative to the view's.
+
+    Args:
+        config: Width, depth, positions and attention.
+        embed_dim: Width D of the encoder.
+        grid: Rows and columns of patches.
+        cells: Height and width of the cells of each token level, in patches.
+        attention: Attention kernel.
+        crops: Make the embedding of local crops.
+
+    Example:
+        >>> predictor = Predictor(PredictorConfig(depth=2), embed_dim=384, grid=(8, 8), cells=(1, 2))
+        >>> visible = torch.arange(20).expand(4, -1)
+        >>> hidden = torch.arange(32, 48).expand(4, 1, -1), torch.arange(8, 12).expand(4, 1, -1)
+        >>> patches, cells = predictor(torch.randn(4, 20, 384), visible, hidden)
+        >>> patches.shape, cells.shape
+        (torch.Size([4, 16, 384]), torch.Size([4, 4, 384]))
     """
 
     def __init__(
@@ -46,48 +61,41 @@ class Predictor(nn.Module):
         attention: AttentionKind = "auto",
         crops: bool = False,
     ) -> None:
-        """Make a predictor.
-
-        Args:
-            config: Width, depth, positions and attention.
-            embed_dim: Width D of the encoder.
-            grid: Rows and columns of patches.
-            cells: Side of the cells of each token level, in patches.
-            attention: Kernel of attention.
-            crops: Whether other crops stand beside the context.
-        """
         super().__init__()
         self.config, self.attention = config, attention
         width = config.embed_dim
         self.embed = nn.Linear(embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.level_embed = nn.Parameter(torch.zeros(len(cells), width))
-        for name, cell in [("patch_places", 1), *((f"cell_places_{level}", cell) for level, cell in enumerate(cells))]:
-            self.register_buffer(name, self._places(grid, cell), persistent=False)
-        self.blocks = nn.ModuleList(self._block(last=i + 1 == config.depth) for i in range(config.depth))
+        self.register_buffer("patch_positions", self._grid_positions(grid, 1), persistent=False)
+        for level, cell in enumerate(cells):
+            self.register_buffer(f"cell_positions_{level}", self._grid_positions(grid, cell), persistent=False)
+        self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
         self.context_norm = nn.LayerNorm(width) if config.attention == "cross" else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, embed_dim) for _ in cells)
         self.crop_embed = nn.Linear(3, width) if crops else None
         self._init_weights()
 
-    def _places(self, grid: tuple[int, int], cell: int) -> Tensor:
+    @property
+    def _theta(self) -> float:
+        return 100.0 if self.config.rope_theta is None else self.config.rope_theta
+
+    def _grid_positions(self, grid: tuple[int, int], cell: int) -> Tensor:
         """Return the positions of a grid's cells: a table (cells, P) to add, or rotations (cells, head_dim / 2, 2)."""
         config = self.config
         if config.position == "rope":
-            theta = 100.0 if config.rope_theta is None else config.rope_theta
-            return axial_rotations(grid, config.embed_dim // config.num_heads, theta, cell)
+            return axial_rotations(grid, config.embed_dim // config.num_heads, self._theta, cell)
         return sincos_positions(grid, config.embed_dim, cell)
 
-    def _block(self, last: bool) -> nn.Module:
+    def _block(self) -> nn.Module:
         c = self.config
         if c.attention == "cross":
             return CrossBlock(c.embed_dim, c.num_heads, c.mlp_ratio, c.init_values)
         shape: dict[str, Any] = {"mlp_ratio": c.mlp_ratio, "init_values": c.init_values}
         if c.position == "sincos":
-            return (LastBlock if last else Block)(c.embed_dim, c.num_heads, qkv_bias=True, **shape)
-        kind = LastRotaryBlock if last else EvaBlock
-        block: Any = kind(c.embed_dim, c.num_heads, attn_type="rope", num_prefix_tokens=0, **shape)
+            return Block(c.embed_dim, c.num_heads, qkv_bias=True, **shape)
+        block: Any = EvaBlock(c.embed_dim, c.num_heads, attn_type="rope", num_prefix_tokens=0, **shape)
         block.attn = RotaryAttention(block.attn)
         return block
 
@@ -100,85 +108,81 @@ class Predictor(nn.Module):
         nn.init.trunc_normal_(self.level_embed, std=0.02)
 
     def forward(
-        self, context: Tensor, index: Tensor, targets: tuple[Tensor, ...], beside: CropContext | None = None
+        self, context: Tensor, index: Tensor, targets: tuple[Tensor, ...], crops: CropContext | None = None
     ) -> tuple[Tensor, ...]:
         """Predict every level's target cells.
 
         Args:
             context: (B, K, D) tokens of the visible patches.
-            index: (B, K) their places on the grid.
-            targets: One (B, T, M) tensor of cell indices per level.
-            beside: What other crops add (joint targets only).
+            index: (B, K) int64 indices of these patches on the grid.
+            targets: (B, T, M) int64 indices of the target cells on each level's own grid.
+            crops: Tokens and queries of local crops (joint targets only).
 
         Returns:
-            One (B, T * M + E, D) tensor per level.
+            One (B, T * M + E, D) tensor per level: the target cells, then the queries of the crops.
         """
         b, t = targets[0].shape[:2]
-        x, place = self.embed(context), self.get_buffer("patch_places")[index]
-        queries, places = zip(*[self._queries(level, cells) for level, cells in enumerate(targets)], strict=True)
+        x, position = self.embed(context), self.get_buffer("patch_positions")[index]
+        queries, positions = zip(*[self._queries(level, cells) for level, cells in enumerate(targets)], strict=True)
         sizes = [cells.shape[2] for cells in targets]
-        query, query_place = torch.cat(queries, dim=2), torch.cat(places, dim=2)  # (B, T, M of all levels, P)
-        more: list[int] = []
+        query, query_position = torch.cat(queries, dim=2), torch.cat(positions, dim=2)  # (B, T, M of all levels, P)
+        crop_sizes: list[int] = []
         if self.config.targets == "separate":
-            # One pass a block: blocks join the batch axis, each with a copy of the context.
-            x, place = x.repeat_interleave(t, dim=0), place.repeat_interleave(t, dim=0)
-            out = self._trunk(x, place, query.flatten(0, 1), query_place.flatten(0, 1))
+            # One pass per block: blocks become part of the batch, each with a copy of the context.
+            x, position = x.repeat_interleave(t, dim=0), position.repeat_interleave(t, dim=0)
+            out = self._trunk(x, position, query.flatten(0, 1), query_position.flatten(0, 1))
         else:
-            query, query_place = query.flatten(1, 2), query_place.flatten(1, 2)
-            if beside is not None:
-                x, place = self._join(x, place, self.embed(beside.tokens), beside.seen)
-                for level, asked in enumerate(beside.asked):
-                    token = (self.mask_token + self.level_embed[level]).expand(*asked.rows.shape, -1)
-                    query, query_place = self._join(query, query_place, token, asked)
-                    more.append(token.shape[1])
-            out = self._trunk(x, place, query, query_place)
-        count = t * sum(sizes) if more else out.shape[1]
+            query, query_position = query.flatten(1, 2), query_position.flatten(1, 2)
+            if crops is not None:
+                x, position = self._append(x, position, self.embed(crops.tokens), crops.positions)
+                for level, cells in enumerate(crops.queries):
+                    token = (self.mask_token + self.level_embed[level]).expand(*cells.rows.shape, -1)
+                    query, query_position = self._append(query, query_position, token, cells)
+                    crop_sizes.append(token.shape[1])
+            out = self._trunk(x, position, query, query_position)
+        count = t * sum(sizes) if crop_sizes else out.shape[1]
         parts = out[:, :count].reshape(b, t, sum(sizes), -1).split(sizes, dim=2)
-        joined = [part.flatten(1, 2) for part in parts]
-        if more:
-            joined = [torch.cat(pair, dim=1) for pair in zip(joined, out[:, count:].split(more, dim=1), strict=True)]
-        return tuple(head(part) for head, part in zip(self.heads, joined, strict=True))
+        levels = [part.flatten(1, 2) for part in parts]
+        if crop_sizes:
+            of_crops = out[:, count:].split(crop_sizes, dim=1)
+            levels = [torch.cat(pair, dim=1) for pair in zip(levels, of_crops, strict=True)]
+        return tuple(head(level) for head, level in zip(self.heads, levels, strict=True))
 
-    def _join(self, x: Tensor, place: Tensor, other: Tensor, where: Places) -> tuple[Tensor, Tensor]:
-        """Append tokens or queries of other crops, and their positions."""
+    def _append(self, x: Tensor, position: Tensor, other: Tensor, where: Places) -> tuple[Tensor, Tensor]:
+        """Append tokens or queries of local crops, and their positions."""
         assert self.crop_embed is not None
         other = other + self.crop_embed(where.scale)
-        return torch.cat([x, other.to(x.dtype)], dim=1), torch.cat([place, self._at(where)], dim=1)
+        return torch.cat([x, other.to(x.dtype)], dim=1), torch.cat([position, self._positions_at(where)], dim=1)
 
-    def _at(self, where: Places) -> Tensor:
-        """Return the positions of places as `_places` has them for a grid, (B, n, ...)."""
+    def _positions_at(self, where: Places) -> Tensor:
+        """Return positions off the grid, (B, n, ...), in the form of `_grid_positions`."""
         config = self.config
         if config.position == "rope":
-            theta = 100.0 if config.rope_theta is None else config.rope_theta
-            head_dim = config.embed_dim // config.num_heads
-            return rotations_at(where.rows, where.columns, head_dim, theta)
+            return rotations_at(where.rows, where.columns, config.embed_dim // config.num_heads, self._theta)
         return sincos_at(where.rows, where.columns, config.embed_dim)
 
     def _queries(self, level: int, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries (B, T, M, P) without their positions, and those."""
+        """Return queries (B, T, M, P) without their positions, and these positions."""
         query = (self.mask_token + self.level_embed[level]).expand(*cells.shape, -1)
-        return query, self.get_buffer(f"cell_places_{level}")[cells]
+        return query, self.get_buffer(f"cell_positions_{level}")[cells]
 
-    def _trunk(self, context: Tensor, place: Tensor, queries: Tensor, query_place: Tensor) -> Tensor:
+    def _trunk(self, context: Tensor, position: Tensor, queries: Tensor, query_position: Tensor) -> Tensor:
         """Return the normed outputs (B, Q, P) at the queries."""
-        turns = None
-        if self.config.position == "rope":
-            turns = (
-                query_place.float()[:, :, None],
-                place.float()[:, :, None],
-            )  # (B, tokens, all heads, head_dim / 2, 2)
+        rotations = None
+        if self.config.position == "rope":  # each (B, tokens, all heads, head_dim / 2, 2)
+            rotations = query_position.float()[:, :, None], position.float()[:, :, None]
         else:
-            context, queries = context + place, queries + query_place
+            context, queries = context + position, queries + query_position
         every = self.config.checkpoint_every if self.config.grad_checkpointing and self.training else 0
+        extras: tuple[Any, ...]
         if self.config.attention == "cross":
-            extras: tuple = (self.context_norm(context), turns)
-            x, _ = run_blocks(self.blocks, queries, [extras] * len(self.blocks), self.attention, every)
-            return self.norm(x)
-        # Queries and keys are turned together, so their rotations have an axis for the two.
-        extras = () if turns is None else (torch.cat([turns[1], turns[0]], dim=1)[:, :, None],)
-        x = torch.cat([context.float(), queries], dim=1)  # the residual stream stays in 32 bits
-        of_blocks = [extras] * (len(self.blocks) - 1) + [(*extras, context.shape[1])]
-        return self.norm(run_blocks(self.blocks, x, of_blocks, self.attention, every)[0])
+            x, extras = queries, (self.context_norm(context), rotations)
+        else:
+            x = torch.cat([context.float(), queries], dim=1)  # the residual stream stays in 32 bits
+            # One rotation for queries and keys, which have an axis of their own.
+            extras = () if rotations is None else (torch.cat(rotations[::-1], dim=1)[:, :, None],)
+        x, _ = run_blocks(self.blocks, x, [extras] * len(self.blocks), self.attention, every)
+        return self.norm(x[:, -queries.shape[1] :])
 
 
 class ContextFusion(nn.Module):

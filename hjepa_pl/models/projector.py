@@ -7,7 +7,18 @@ from hjepa_pl.models.config import ProjectorConfig
 
 
 class Projector(nn.Module):
-    """MLP from the pooled embedding (B, D) to the projection (B, out_dim), by default LeJEPA's: with batch norm."""
+    """MLP from the pooled embedding to the projection, by default as in LeJEPA (arXiv:2511.08544), with batch norm.
+
+    Args:
+        config: Widths and norm.
+        embed_dim: Width D of the pooled embedding.
+
+    Example:
+        >>> import torch
+        >>> projector = Projector(ProjectorConfig(hidden_dim=256, out_dim=32), embed_dim=192)
+        >>> projector(torch.randn(8, 192)).shape
+        torch.Size([8, 32])
+    """
 
     def __init__(self, config: ProjectorConfig, embed_dim: int) -> None:
         super().__init__()

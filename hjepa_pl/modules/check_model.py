@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from hjepa_pl.losses import Regularizer
 from hjepa_pl.masks import MaskGenerator
+from hjepa_pl.models.families import EncoderShape
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
-from hjepa_pl.models.timm_vit import EncoderShape
 from hjepa_pl.modules.config import ModuleSettings
 from hjepa_pl.types import ConfigError
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.base import Block, Encoder
 from hjepa_pl.models.pyramid import FeaturePyramid
 from hjepa_pl.types import ConfigError
 
@@ -24,18 +24,18 @@ def check_images(images: Tensor, channels: int) -> None:
         raise ConfigError(f"images must have shape (B, {channels}, H, W), got {tuple(images.shape)}.")
 
 
-def patch_tokens(encoder: VisionEncoder, images: Tensor) -> Tensor:
+def patch_tokens(encoder: Encoder, images: Tensor) -> Tensor:
     """Return the final-norm patch tokens (B, N, D), float32, in raster order."""
     return encoder(images)["last"].float()
 
 
-def pooled(encoder: VisionEncoder, images: Tensor) -> Tensor:
+def pooled(encoder: Encoder, images: Tensor) -> Tensor:
     """Return the mean of the final-norm patch tokens (B, D), float32."""
     return patch_tokens(encoder, images).mean(dim=1)
 
 
 def pyramid_maps(
-    encoder: VisionEncoder, pyramid: FeaturePyramid, blocks: Sequence[Block], images: Tensor
+    encoder: Encoder, pyramid: FeaturePyramid, blocks: Sequence[Block], images: Tensor
 ) -> tuple[Tensor, ...]:
     """Return the maps of a pyramid over the outputs of `blocks`.
 

@@ -11,12 +11,12 @@ from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.losses import Regularizer
 from hjepa_pl.losses.config import LevelScale, PredictionKind
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
-from hjepa_pl.models.attention import refuse_kernel
-from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.models.attention import check_kernel
+from hjepa_pl.models.base import Block, Encoder
+from hjepa_pl.models.blocks import compile_blocks
 from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.families import EncoderShape, measure
 from hjepa_pl.models.levels import LevelConfig
-from hjepa_pl.models.timm_vit import EncoderShape, measure
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.check_data import check_batch, check_clean, check_curriculum, check_data
 from hjepa_pl.modules.check_model import check_masks, check_model
@@ -183,7 +183,7 @@ class HJEPALightningModule(PretrainModule):
     def check_device(self, trainer: pl.Trainer) -> None:
         """Check that the Trainer's device has the attention kernel; raises `ConfigError` if not."""
         half = str(trainer.precision) != "32-true"
-        refuse_kernel(self.context_encoder.config.attention, trainer.strategy.root_device.type, half)
+        check_kernel(self.context_encoder.config.attention, trainer.strategy.root_device.type, half)
 
     def check_run(self, batches: float) -> None:
         """Check that a curriculum of local crops ends within a run of `batches` batches."""
@@ -253,7 +253,7 @@ class HJEPALightningModule(PretrainModule):
     # ------------------------------------------------------------------------------------------------------- features
 
     @property
-    def encoder(self) -> VisionEncoder:
+    def encoder(self) -> Encoder:
         """The encoder to evaluate and use: the target encoder, or the context encoder where there is none."""
         return self.context_encoder if self.target_encoder is None else self.target_encoder
 

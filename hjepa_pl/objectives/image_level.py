@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.losses.view_loss import view_loss, view_loss_by_image
-from hjepa_pl.models.encoder import Block
+from hjepa_pl.models.base import Block
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.objectives.networks import Depths, Networks
 from hjepa_pl.objectives.record import EncodedCrops, Projections, StepRecord, TokenStream

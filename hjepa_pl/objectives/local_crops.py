@@ -8,7 +8,7 @@ from torch import Tensor
 from hjepa_pl.functional.boxes import Places, places_in
 from hjepa_pl.functional.tokens import gather_tokens
 from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.base import Block, Encoder
 from hjepa_pl.models.predictor import CropContext
 from hjepa_pl.objectives.networks import Depths
 from hjepa_pl.objectives.record import EncodedCrops
@@ -34,7 +34,7 @@ class LocalCrops:
     """
 
     def __init__(
-        self, encoder: VisionEncoder, tokens: TokenLevels | None, depths: Depths, masks: MaskConfig, seed: int
+        self, encoder: Encoder, tokens: TokenLevels | None, depths: Depths, masks: MaskConfig, seed: int
     ) -> None:
         self.encoder, self.tokens, self.depths, self.config, self.seed = encoder, tokens, depths, masks, seed
         self._masks: dict[tuple[int, int], MaskGenerator] = {}

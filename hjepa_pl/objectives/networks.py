@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from hjepa_pl.models.base import Block, Encoder
 from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
-from hjepa_pl.models.encoder import Block, VisionEncoder
+from hjepa_pl.models.families import build_encoder
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
@@ -48,8 +49,8 @@ def plan_depths(
 class Networks(NamedTuple):
     """The networks of a module; None for those that its levels do not need."""
 
-    context_encoder: VisionEncoder
-    target_encoder: VisionEncoder | None
+    context_encoder: Encoder
+    target_encoder: Encoder | None
     predictor: Predictor | None
     fusion: ContextFusion | None
     projector: Projector | None
@@ -87,7 +88,7 @@ def build_networks(
     # A block pooled for the image level has a norm without gains: they would duplicate the projector's first layer.
     pooled = [b for b in depths.image if b != "last"]
     normed = (*depths.inner, *pooled, *(b for b in depths.pyramid if b != "last"))
-    context = VisionEncoder(encoder, normed, affine=depths.inner if fused else ())
+    context = build_encoder(encoder, normed, affine=depths.inner if fused else ())
     width, grid, cells = context.embed_dim, context.grid, tuple(int(level.cell) for level in token_levels)
     networks = Networks(
         context_encoder=context,

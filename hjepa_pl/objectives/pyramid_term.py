@@ -8,7 +8,7 @@ from torch import Tensor
 from hjepa_pl.functional.tokens import gather_tokens
 from hjepa_pl.losses.config import PredictionKind
 from hjepa_pl.losses.prediction import prediction_by_image, prediction_loss
-from hjepa_pl.models.encoder import Block
+from hjepa_pl.models.base import Block
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level
 from hjepa_pl.objectives.record import StepRecord

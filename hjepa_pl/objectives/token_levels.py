@@ -9,7 +9,7 @@ from torch import Tensor
 from hjepa_pl.functional.tokens import gather_tokens, plain_norm, pool_cells
 from hjepa_pl.losses.config import LevelScale, PredictionKind
 from hjepa_pl.losses.prediction import position_baseline, prediction_by_image, prediction_loss
-from hjepa_pl.models.encoder import Block
+from hjepa_pl.models.base import Block
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.objectives.networks import Depths, Networks
 from hjepa_pl.objectives.pyramid_term import PyramidTerm

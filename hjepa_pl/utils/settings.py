@@ -122,6 +122,21 @@ def from_plain_list(cls: type[T], values: Any, key: str) -> tuple[T, ...]:
     return tuple(from_plain(cls, value, key) for value in values)
 
 
+def invalid(key: str, value: Any, problem: str) -> ConfigError:
+    """Return the error of a rejected setting.
+
+    Args:
+        key: The key as it is typed, without `init_args`.
+        value: Its value.
+        problem: What is wrong, and how to fix it: "must be ...", or "has no effect with ...; remove it.".
+
+    Example:
+        >>> print(invalid("encoder.rope_theta", 50.0, "has no effect with encoder.position=learned; remove it."))
+        invalid `encoder.rope_theta=50`: has no effect with encoder.position=learned; remove it.
+    """
+    return ConfigError(f"invalid `{key}={as_typed(value)}`: {problem}")
+
+
 def as_typed(value: Any) -> str:
     """Return a value as it is typed in a config."""
     if value is None or isinstance(value, bool):

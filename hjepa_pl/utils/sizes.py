@@ -1,8 +1,8 @@
-"""Sizes of images: one number for a square, or height and width."""
+"""Image sizes: one number for a square image, or height and width."""
 
 from collections.abc import Sequence
 
-from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.settings import as_typed, invalid
 
 ImgSize = int | tuple[int, int]
 """Side of a square image, or (height, width), in pixels."""
@@ -17,36 +17,38 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_size(key: str, size: object, least: int = 1) -> None:
-    """Refuse what is no size of an image.
+    """Check that a value is an image size.
+
+    Args:
+        key: The key as it is typed.
+        size: Its value.
+        least: The smallest height or width, in pixels.
 
     Raises:
-        ConfigError: If `size` is neither a whole number nor two of them, or one lies below `least`.
+        ConfigError: If `size` is neither a whole number >= `least` nor two of them.
     """
     numbers = list(size) if isinstance(size, tuple | list) else [size]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in numbers)
     if not whole or (isinstance(size, tuple | list) and len(numbers) != 2):
-        raise ConfigError(
-            f"{key} must be a whole number of at least {least}, or two of them as [height, width], got {_shown(size)}."
-        )
+        raise invalid(key.strip("`"), size, f"must be a whole number >= {least}, or two of them, [height, width].")
 
 
 def check_divides(size: ImgSize, patch: tuple[int, int]) -> None:
-    """Refuse an image that is no whole number of patches along either side.
+    """Check that an image is a whole number of patches in height and in width.
+
+    Args:
+        size: `encoder.img_size`.
+        patch: Height and width of a patch, in pixels.
 
     Raises:
-        ConfigError: Naming the nearest sizes that would do.
+        ConfigError: If it is not; the message names the nearest sizes that are.
     """
     if not any(n % p for n, p in zip(sides(size), patch, strict=True)):
         return
     low = [n // p * p for n, p in zip(sides(size), patch, strict=True)]
     high = [n if n == of else n + p for n, of, p in zip(low, sides(size), patch, strict=True)]
-    would_do = [str(pair[0] if isinstance(size, int) else pair) for pair in (low, high) if all(pair)]
-    raise ConfigError(
-        f"encoder.img_size {_shown(size)} is not a multiple of encoder.patch_size "
-        f"{patch[0] if patch[0] == patch[1] else list(patch)}; {' or '.join(would_do)} would do."
+    near = [as_typed(pair[0] if isinstance(size, int) else pair) for pair in (low, high) if all(pair)]
+    patch_size = as_typed(patch[0] if patch[0] == patch[1] else patch)
+    raise invalid(
+        "encoder.img_size", size, f"must be a multiple of encoder.patch_size={patch_size}; use {' or '.join(near)}."
     )
-
-
-def _shown(size: object) -> str:
-    """Return a size as a config holds it."""
-    return repr(list(size) if isinstance(size, tuple) else size)

@@ -17,7 +17,7 @@ from step import add_sizes, make_batch, timed_step
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.masks import MaskShape, build_masks
-from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.models.blocks import compile_blocks
 from hjepa_pl.utils.malloc import keep_freed_memory
 
 

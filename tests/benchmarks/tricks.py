@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from hjepa_pl import HJEPALightningModule
-from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.models.blocks import compile_blocks
 from hjepa_pl.utils.malloc import keep_freed_memory
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import timm
 import torch
@@ -7,7 +9,8 @@ from hjepa_pl.functional.tokens import sincos_positions
 from hjepa_pl.masks import MaskConfig, build_masks
 from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.encoder import VisionEncoder
-from hjepa_pl.models.timm_vit import measure, timm_recipe
+from hjepa_pl.models.families import measure
+from hjepa_pl.models.timm_vit import timm_recipe
 from hjepa_pl.types import ConfigError, Counters
 
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 32, "patch_size": 4}
@@ -260,37 +263,77 @@ def test_checkpointing_changes_memory_and_not_gradients(position) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"img_size": 30, "patch_size": 4}, "encoder.img_size 30 is not a multiple of encoder.patch_size 4; 28 or 32"),
+        ({"img_size": 30, "patch_size": 4}, "img_size=30`: must be a multiple of encoder.patch_size=4; use 28 or 32."),
         (
             {"img_size": (30, 64), "patch_size": 4},
-            r"encoder.img_size \[30, 64\] is not .*; \[28, 64\] or \[32, 64\] would",
+            "img_size=[30, 64]`: must be a multiple of encoder.patch_size=4; use [28, 64] or [32, 64].",
         ),
-        ({"img_size": [32, 9], "patch_size": 4}, r"encoder.img_size \[32, 9\] .*; \[32, 8\] or \[32, 12\] would do"),
-        ({"img_size": (32, 2), "patch_size": 4}, r"encoder.img_size \[32, 2\] .* 4; \[32, 4\] would do"),
-        ({"img_size": (32, 32, 32)}, r"encoder.img_size must be .* \[height, width\], got \[32, 32, 32\]"),
-        ({"img_size": (32, 0)}, r"encoder.img_size must be a whole number of at least 1, .* got \[32, 0\]"),
-        ({"name": "vit_tiny_patch16_224", "img_size": 40}, "encoder.img_size 40 .* encoder.patch_size 16; 32 or 48"),
-        ({"pretrained": True}, "encoder.pretrained true .* give encoder.name"),
-        ({"name": "vit_smal_patch16_224"}, "encoder.name 'vit_smal_patch16_224' is not a timm model"),
-        ({"name": "resnet18"}, "encoder.name 'resnet18'"),
-        ({"name": "vit_small_patch16_224", "size": "tiny"}, "encoder.size must not be given too"),
-        ({"name": "vit_small_patch16_224", "position": "rope"}, "encoder.position 'rope' would do nothing"),
-        ({"embed_dim": 50, "num_heads": 3}, "encoder.embed_dim 50 does not divide by 3"),
-        ({"embed_dim": 48, "num_heads": 8, "position": "rope"}, "encoder.embed_dim 48 does not divide by 32 .*RoPE"),
-        ({"init_values": 0.0}, r"invalid `encoder.init_values=0.0`: must be > 0 and finite; remove it"),
-        ({"init_values": float("inf")}, "invalid `encoder.init_values=inf`: must be > 0 and finite"),
+        (
+            {"img_size": [32, 9], "patch_size": 4},
+            "img_size=[32, 9]`: must be a multiple of encoder.patch_size=4; use [32, 8] or [32, 12].",
+        ),
+        (
+            {"img_size": (32, 2), "patch_size": 4},
+            "img_size=[32, 2]`: must be a multiple of encoder.patch_size=4; use [32, 4].",
+        ),
+        (
+            {"img_size": (32, 32, 32)},
+            "img_size=[32, 32, 32]`: must be a whole number >= 1 or a list of 2, each a whole number >= 1.",
+        ),
+        (
+            {"img_size": (32, 0)},
+            "img_size=[32, 0]`: must be a whole number >= 1 or a list of 2, each a whole number >= 1.",
+        ),
+        (
+            {"name": "vit_tiny_patch16_224", "img_size": 40},
+            "img_size=40`: must be a multiple of encoder.patch_size=16; use 32 or 48.",
+        ),
+        ({"pretrained": True}, "pretrained=true`: needs encoder.name, the model of timm; set it, or pretrained to a"),
+        ({"pretrained": ""}, "pretrained=''`: must be true, false or the path of a file."),
+        ({"name": "vit_smal_patch16_224"}, "name=vit_smal_patch16_224`: is not a timm model; use for example "),
+        ({"name": "resnet18"}, "name=resnet18`: is not a plain vision transformer; use a vit_* model of timm."),
+        (
+            {"name": "vit_small_patch16_224", "size": "tiny"},
+            "size=tiny`: has no effect with encoder.name=vit_small_patch16_224; remove it, or set it to null.",
+        ),
+        (
+            {"name": "vit_small_patch16_224", "position": "rope"},
+            "position=rope`: has no effect with encoder.name=vit_small_patch16_224; remove it, or set encoder.size",
+        ),
+        (
+            {"size": "tiny", "embed_dim": 48, "depth": 3, "num_heads": 3},
+            "size=tiny`: has no effect with encoder.embed_dim, depth and num_heads all set; remove it",
+        ),
+        ({"embed_dim": 50, "num_heads": 3}, "embed_dim=50`: must be a multiple of 3 (encoder.num_heads=3); use 51."),
+        (
+            {"embed_dim": 48, "num_heads": 8, "position": "rope"},
+            "embed_dim=48`: must be a multiple of 32 (4 x encoder.num_heads=8 with RoPE); use 64.",
+        ),
+        (
+            {"embed_dim": 50, "num_heads": 2, "position": "sincos"},
+            "embed_dim=50`: must be a multiple of 4 with encoder.position=sincos.",
+        ),
+        (
+            {"depth": 2, "grad_checkpointing": True, "checkpoint_every": 3},
+            "checkpoint_every=3`: must be at most 2, the encoder's blocks.",
+        ),
+        (
+            {"init_values": 0.0},
+            "init_values=0`: must be a number > 0 or null; remove it to have no LayerScale, or use 1e-5.",
+        ),
+        ({"init_values": float("inf")}, "init_values=inf`: must be a number > 0 or null; remove it to have no"),
         (
             {"name": "eva02_enormous_patch14_clip_224", "init_values": 0.1},
-            "invalid `encoder.init_values=0.1`: timm's eva02_enormous_patch14_clip_224 has no LayerScale",
+            "init_values=0.1`: has no effect, timm's eva02_enormous_patch14_clip_224 has no LayerScale; remove it.",
         ),
-        ({"depth": 0}, "encoder.depth must be at least 1, got 0"),
-        ({"drop_path_rate": 1.0}, r"encoder.drop_path_rate must lie in \[0, 1\)"),
-        ({"drop_path_rate": -0.1}, r"encoder.drop_path_rate must lie in \[0, 1\)"),
-        ({"reg_tokens": -1}, "encoder.reg_tokens must not be negative"),
+        ({"depth": 0}, "depth=0`: must be a whole number >= 1 or null."),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1`: must be a number in [0, 1)."),
+        ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1`: must be a number in [0, 1)."),
+        ({"reg_tokens": -1}, "reg_tokens=-1`: must be a whole number >= 0."),
     ],
 )
-def test_what_cannot_be_built_is_refused_before_weights_are_made(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_what_cannot_be_built_is_rejected_before_weights_are_made(settings, message) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"invalid `encoder.{message}")):
         measure(EncoderConfig(**settings))
 
 

@@ -14,8 +14,9 @@ from hjepa_pl import HJEPALightningModule
 from hjepa_pl.functional.tokens import sincos_positions
 from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.encoder import VisionEncoder
+from hjepa_pl.models.families import measure
 from hjepa_pl.models.pretrained import weights_follow
-from hjepa_pl.models.timm_vit import measure, timm_recipe
+from hjepa_pl.models.timm_vit import timm_recipe
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
 from tests.functional.test_tokens import mae_table

@@ -41,13 +41,16 @@ def test_no_hidden_layer_is_a_linear_map() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm": "group"}, "projector.norm must be 'batch', 'layer' or 'none', got 'group'"),
-        ({"hidden_layers": -1}, "projector.hidden_layers must not be negative, got -1"),
-        ({"hidden_layers": 0, "norm": "layer"}, "projector.norm layer does nothing with projector.hidden_layers 0"),
-        ({"hidden_layers": 0, "hidden_dim": 8}, "projector.hidden_dim 8 does nothing with projector.hidden_layers 0"),
-        ({"out_dim": 0}, "projector.out_dim must be at least 1, got 0"),
+        ({"norm": "group"}, "projector.norm=group`: must be batch or layer or none."),
+        ({"hidden_layers": -1}, "projector.hidden_layers=-1`: must be a whole number >= 0."),
+        ({"hidden_layers": 0, "norm": "layer"}, "projector.norm=layer`: has no effect with projector.hidden_layers=0"),
+        (
+            {"hidden_layers": 0, "hidden_dim": 8},
+            "projector.hidden_dim=8`: has no effect with projector.hidden_layers=0",
+        ),
+        ({"out_dim": 0}, "projector.out_dim=0`: must be a whole number >= 1."),
     ],
 )
-def test_bad_projectors_are_refused(settings, message) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_projectors_are_rejected(settings, message) -> None:
+    with pytest.raises(ConfigError, match=f"invalid `{message}"):
         ProjectorConfig(**settings)

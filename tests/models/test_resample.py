@@ -7,8 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from hjepa_pl.models.config import EncoderConfig
-from hjepa_pl.models.encoder import VisionEncoder
-from hjepa_pl.models.resample import resample_positions
+from hjepa_pl.models.encoder import VisionEncoder, resample_positions
 
 
 @pytest.mark.parametrize("old", [(8, 8), (6, 10), (14, 14)], ids=str)

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 from hjepa_pl.models.config import EncoderConfig, PredictorConfig
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.predictor import Predictor
-from hjepa_pl.models.rope import _complex_product, _real_product, axial_rotations, complex_pays, rotate
+from hjepa_pl.models.rope import _complex_product, _real_product, axial_rotations, complex_is_faster, rotate
 from hjepa_pl.models.timm_vit import timm_recipe
 from hjepa_pl.types import ConfigError
 
@@ -42,14 +43,14 @@ def test_cells_lie_where_their_patches_lie() -> None:
 
 
 def test_complex_numbers_are_used_where_they_are_fast() -> None:
-    assert [complex_pays(device, False) for device in ("cpu", "cuda", "mps", "xpu")] == [True, True, False, False]
-    assert not any(complex_pays(device, True) for device in ("cpu", "cuda", "mps"))
+    assert [complex_is_faster(device, False) for device in ("cpu", "cuda", "mps", "xpu")] == [True, True, False, False]
+    assert not any(complex_is_faster(device, True) for device in ("cpu", "cuda", "mps"))
     assert "aten::view_as_complex" in operators_of_an_encoder(position="rope")
 
 
 @pytest.mark.parametrize("position", ["rope", "rope_mixed"])
 def test_no_operator_is_complex_where_complex_numbers_do_not_pay(position, monkeypatch) -> None:
-    monkeypatch.setattr("hjepa_pl.models.rope.complex_pays", lambda *_: False)
+    monkeypatch.setattr("hjepa_pl.models.rope.complex_is_faster", lambda *_: False)
     assert not [name for name in operators_of_an_encoder(position=position) if "complex" in name or "polar" in name]
 
 
@@ -113,7 +114,7 @@ def test_fixed_rotations_are_made_once_for_a_grid_and_learned_ones_each_time() -
 def test_theta_is_the_base_of_the_angles() -> None:
     encoder = VisionEncoder(EncoderConfig(**SMALL, position="rope", rope_theta=7.0))
     assert timm_recipe(encoder.config)[1]["rope_temperature"] == 7.0
-    turn = encoder._angles((8, 8), None)[0][0].squeeze()
+    turn = encoder._block_rotations((8, 8), None)[0][0].squeeze()
     torch.testing.assert_close(turn, axial_rotations((8, 8), 16, 7.0), atol=1e-6, rtol=1e-6)
 
 
@@ -182,23 +183,44 @@ def test_layer_scale_in_the_predictor(attention, position) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EncoderConfig(rope_theta=10.0), "encoder.rope_theta 10 does nothing with encoder.position 'learned'"),
+        (
+            lambda: EncoderConfig(rope_theta=10.0),
+            "encoder.rope_theta=10`: has no effect with encoder.position=learned; set position to rope",
+        ),
         (
             lambda: EncoderConfig(name="vit_small_patch16_rope_224", rope_theta=9.0),
-            "fixes the position code, so encoder.rope_theta must not be given",
+            "encoder.rope_theta=9`: has no effect with encoder.name=vit_small_patch16_rope_224; remove it",
         ),
-        (lambda: EncoderConfig(position="rope", rope_theta=0.5), "encoder.rope_theta must be above 1, got 0.5"),
-        (lambda: PredictorConfig(rope_theta=10.0), "predictor.rope_theta 10 does nothing with predictor.position"),
-        (lambda: PredictorConfig(position="rope", embed_dim=20, num_heads=2), "must be a multiple of 8 with predictor"),
+        (
+            lambda: EncoderConfig(position="rope", rope_theta=0.5),
+            "encoder.rope_theta=0.5`: must be a number > 1 or null.",
+        ),
+        (
+            lambda: PredictorConfig(rope_theta=10.0),
+            "predictor.rope_theta=10`: has no effect with predictor.position=sincos",
+        ),
+        (
+            lambda: PredictorConfig(position="rope", embed_dim=20, num_heads=2),
+            "predictor.embed_dim=20`: must be a multiple of 8 (4 x predictor.num_heads=2) with predictor.position=",
+        ),
         (
             lambda: PredictorConfig(init_values=0.0),
-            r"invalid `predictor.init_values=0.0`: must be > 0 and finite; remove it",
+            "predictor.init_values=0`: must be a number > 0 or null; remove it to have no LayerScale, or use 1e-5.",
         ),
-        (lambda: EncoderConfig(checkpoint_every=2), "encoder.checkpoint_every 2 does nothing without"),
-        (lambda: PredictorConfig(checkpoint_every=2), "predictor.checkpoint_every 2 does nothing without"),
-        (lambda: PredictorConfig(grad_checkpointing=True, checkpoint_every=9), "is more than predictor.depth 4"),
+        (
+            lambda: EncoderConfig(checkpoint_every=2),
+            "encoder.checkpoint_every=2`: has no effect with encoder.grad_checkpointing=false",
+        ),
+        (
+            lambda: PredictorConfig(checkpoint_every=2),
+            "predictor.checkpoint_every=2`: has no effect with predictor.grad_checkpointing=false",
+        ),
+        (
+            lambda: PredictorConfig(grad_checkpointing=True, checkpoint_every=9),
+            "predictor.checkpoint_every=9`: must be at most predictor.depth=4.",
+        ),
     ],
 )
-def test_refusals(make, message) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_invalid_settings(make, message) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"invalid `{message}")):
         make()

@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
-from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.models.blocks import compile_blocks
 from hjepa_pl.types import ConfigError
 from tests.conftest import TINY, make_batch
 
@@ -88,7 +88,7 @@ def test_what_is_neither_true_nor_false_is_refused() -> None:
 def test_a_machine_without_a_compiler_is_told_so(tmp_path) -> None:
     script = """
 import torch
-from hjepa_pl.models.compile import compile_blocks
+from hjepa_pl.models.blocks import compile_blocks
 from hjepa_pl.types import ConfigError
 try:
     compile_blocks([], torch.device("cpu"))

@@ -101,7 +101,7 @@ def test_the_loss_is_the_mean_over_the_cells_of_the_view_and_of_the_crops() -> N
     found = module.context_encoder(batch.views[0], masks.context)
     said = module.predictor(found["last"], masks.context, masks.targets, crops.context)[1]
     target = torch.cat([state.target, crops.targets[1]], dim=1)
-    assert crops.targets[1].shape[1] == crops.context.asked[1].rows.shape[1] > 0
+    assert crops.targets[1].shape[1] == crops.context.queries[1].rows.shape[1] > 0
     torch.testing.assert_close(record.terms["last_c2"], (said - target).square().mean(), rtol=1e-5, atol=1e-7)
 
 
@@ -110,7 +110,7 @@ def test_a_crop_that_is_the_view_itself_lies_where_the_view_lies(position) -> No
     module = make("global_with_local_context", predictor=SMALL_PREDICTOR | {"embed_dim": 32, "position": position})
     box = torch.tensor([[0.1, 0.2, 0.9, 0.7]])
     places = places_in(box[None], (8, 8), box, (8, 8))
-    table = module.predictor.get_buffer("patch_places")
+    table = module.predictor.get_buffer("patch_positions")
     torch.testing.assert_close(module.predictor._at(places)[0], table, atol=1e-4, rtol=0)
 
 

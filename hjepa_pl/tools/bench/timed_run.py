@@ -210,9 +210,12 @@ def ceiling(module: Any, rows: int, device: torch.device, half: bool) -> tuple[f
     Returns:
         Operations a second, the median of nine, and the shapes.
     """
-    layers = [m for m in module.context_encoder.vit.blocks[0].mlp.modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in module.context_encoder.modules() if isinstance(m, nn.Linear)]
+    largest = max(layers, key=lambda m: m.weight.numel(), default=None)  # the MLP's of a transformer
     kind, side = torch.bfloat16 if half else torch.float32, 8192 if device.type == "cuda" else 2048
-    shapes = [(rows, layers[0].in_features, layers[0].out_features), (side, side, side)]
+    shapes = [(side, side, side)]
+    if largest is not None:
+        shapes.insert(0, (rows, largest.in_features, largest.out_features))
     rates = [statistics.median(_product_rate(shape, device, kind) for _ in range(9)) for shape in shapes]
     m, k, n = shapes[rates.index(max(rates))]
     return max(rates), f"{m:,} x {k:,} by {k:,} x {n:,} and back, {str(kind).removeprefix('torch.')}"
