@@ -186,7 +186,7 @@ class HJEPALightningModule(PretrainModule):
 
     def check_run(self, batches: float) -> None:
         """Check that a curriculum of local crops ends within a run of `batches` batches."""
-        check_curriculum(self.train_data, batches)
+        check_curriculum(self.data_module, batches)
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a batch and, without gradient, the state of the levels for callbacks."""
