@@ -108,7 +108,7 @@ class HJEPALightningModule(PretrainModule):
             "experimental": experimental, "compile": compile,
         })  # fmt: skip
         super().__init__(settings.optimizer, settings.time_budget)
-        # Geometry is checked on a model without storage, before weights are made; it takes some 10 ms.
+        # On a meta-device model, before weights are made: 0.1 s against 1 s (size base) or 4 s (large).
         shape = measure(settings.encoder)
         check_model(settings, shape)
         self.store_arguments(settings.arguments())
