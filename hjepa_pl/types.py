@@ -114,7 +114,7 @@ class ImageModel(Protocol):
     """Height and width of a patch in pixels: local crops are cut to whole patches."""
 
 
-class TrainData(Protocol):
+class TrainDataModule(Protocol):
     """A data module's settings that the module checks, logs and stores. `MultiDatasetDataModule` has them all."""
 
     batch_size: int
@@ -154,11 +154,11 @@ class TrainData(Protocol):
         """Return the number of local crops of the next batch; None where it is constant."""
 
 
-_TRAIN_DATA = (*TrainData.__annotations__, *(name for name in vars(TrainData) if not name.startswith("_")))
+_MEMBERS = (*TrainDataModule.__annotations__, *(name for name in vars(TrainDataModule) if not name.startswith("_")))
 
 
-def as_train_data(data: object) -> TrainData | None:
-    """Return a data module that has all of `TrainData`; None for another, whose batches are checked instead."""
+def train_data_module(data: object) -> TrainDataModule | None:
+    """Return a data module that has all of `TrainDataModule`; None for another, whose batches are checked instead."""
     missing = object()  # static look-ups: a property such as `batches_per_epoch` raises before the data is loaded
-    complete = all(inspect.getattr_static(data, name, missing) is not missing for name in _TRAIN_DATA)
-    return cast(TrainData, data) if complete else None
+    complete = all(inspect.getattr_static(data, name, missing) is not missing for name in _MEMBERS)
+    return cast(TrainDataModule, data) if complete else None

@@ -236,7 +236,7 @@ class HJEPACLI(LightningCLI):
             }
 
     def _refuse_early(self, model: HJEPALightningModule) -> None:
-        check_trainer(self.trainer, model.clock.budget)
+        check_trainer(self.trainer, model.budget)
         check_data(self.datamodule, model, self.trainer.world_size)
         if self.subcommand == "fit":
             check_warmup(model.optimizer_config, self.trainer)

@@ -21,7 +21,7 @@ from hjepa_pl.modules.term_log import TermLog
 from hjepa_pl.optim.budget import RunProgress
 from hjepa_pl.optim.config import OptimizerConfig
 from hjepa_pl.optim.groups import weight_decay_groups
-from hjepa_pl.types import ConfigError, TrainData, as_train_data
+from hjepa_pl.types import ConfigError, TrainDataModule, train_data_module
 from hjepa_pl.utils.malloc import keep_freed_memory
 from hjepa_pl.utils.run_length import limited, steps_per_epoch, total_steps
 
@@ -53,9 +53,14 @@ class PretrainModule(pl.LightningModule):
         return self.clock.progress
 
     @property
-    def train_data(self) -> TrainData | None:
-        """The Trainer's data module; None for another than `TrainData`, or a loader."""
-        return as_train_data(getattr(self.trainer, "datamodule", None))
+    def budget(self) -> float | None:
+        """Time budget of a run in seconds, or None."""
+        return self.clock.budget
+
+    @property
+    def data_module(self) -> TrainDataModule | None:
+        """The Trainer's data module; None for another than `TrainDataModule`, or a loader."""
+        return train_data_module(getattr(self.trainer, "datamodule", None))
 
     def store_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Store the constructor's arguments for checkpoints; `load_from_checkpoint` passes them back.
@@ -86,14 +91,14 @@ class PretrainModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Start the clock and check the Trainer, in the first hook of a run, before data is read."""
         self.clock.start()
-        check_trainer(self.trainer, self.clock.budget)
+        check_trainer(self.trainer, self.budget)
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_warmup(self.optimizer_config, self.trainer)
         return []
 
     def setup(self, stage: str) -> None:
         """Check the length of the run and the data; keep freed memory while a CPU computes."""
-        if stage == "fit" and (data := self.train_data) is not None and data.knows_epoch:
+        if stage == "fit" and (data := self.data_module) is not None and data.knows_epoch:
             self.check_length(data.batches_per_epoch)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
@@ -133,7 +138,7 @@ class PretrainModule(pl.LightningModule):
         """
         trainer: Any = self.trainer
         total = total_steps(trainer)
-        if math.isinf(total) and self.clock.budget is None:
+        if math.isinf(total) and self.budget is None:
             raise ConfigError("the run has no end: set trainer.max_epochs, trainer.max_steps or time_budget.")
         if trainer.global_step >= total:
             raise ConfigError(
@@ -149,7 +154,7 @@ class PretrainModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Log the data of the epoch, and time the end of the previous one."""
-        self.term_log.epoch_started(self.train_data)
+        self.term_log.epoch_started(self.data_module)
         self.clock.epoch_started()
 
     def configure_gradient_clipping(
@@ -204,7 +209,7 @@ class PretrainModule(pl.LightningModule):
         self.finite_check.check_state()
         checkpoint |= self.clock.state()
         checkpoint["hjepa_trainer"] = self.trainer_settings()
-        if (data := self.train_data) is not None:
+        if (data := self.data_module) is not None:
             checkpoint["hjepa_data"] = data.settings()
 
     def trainer_settings(self) -> dict[str, Any]:

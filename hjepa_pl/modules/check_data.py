@@ -6,7 +6,7 @@ from hjepa_pl.losses import Regularizer
 from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.objectives.local_crops import LocalCrops
-from hjepa_pl.types import CleanBatch, ConfigError, ImageModel, TrainData, ViewBatch, as_train_data
+from hjepa_pl.types import CleanBatch, ConfigError, ImageModel, TrainDataModule, ViewBatch, train_data_module
 from hjepa_pl.utils.settings import as_typed
 
 _MIN_CROPS = {"global_only": 0, "global_with_local_context": 1, "cross_crop_prediction": 2}
@@ -29,14 +29,14 @@ def check_data(data: Any, model: Model, processes: int) -> None:
     """Check the views, crops, mixing and batch size of a data module.
 
     Args:
-        data: A data module; of another kind than `TrainData`, only its batches are checked (`check_batch`).
+        data: A data module; of another kind than `TrainDataModule`, only its batches are checked (`check_batch`).
         model: The module.
         processes: Number of processes of the run.
 
     Raises:
         ConfigError: If the model cannot use them, or would ignore them.
     """
-    data = as_train_data(data)
+    data = train_data_module(data)
     if data is None:
         return
     crops = data.multicrop
@@ -65,7 +65,7 @@ def check_curriculum(data: Any, batches: float) -> None:
     Raises:
         ConfigError: If it does not.
     """
-    data = as_train_data(data)
+    data = train_data_module(data)
     if data is None or data.multicrop is None or data.multicrop.warmup_epochs is None:
         return
     warmup = data.multicrop.warmup_epochs * data.batches_per_epoch
@@ -76,7 +76,7 @@ def check_curriculum(data: Any, batches: float) -> None:
         )
 
 
-def _check_boxes(data: TrainData, strategy: str) -> None:
+def _check_boxes(data: TrainDataModule, strategy: str) -> None:
     """Reject augmentations that move an image's content away from its box."""
     for config, augmentation in zip(data.datasets, data.augmentations, strict=True):
         moved = [k for k in ("rotate", "translate", "rand_augment", "mixup", "cutmix") if getattr(augmentation, k)]

@@ -1,4 +1,4 @@
-"""Whether a Trainer's keys can be trained with: judged from their values alone, before data is read."""
+"""The Trainer's keys, checked by their values alone, before data is read."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,24 +17,25 @@ from lightning.pytorch.strategies import (
 from hjepa_pl.optim.config import OptimizerConfig
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.run_length import limited
+from hjepa_pl.utils.settings import as_typed
 
 
 class _Rule(NamedTuple):
-    """What a key may be, and the sentence's end where it is not."""
+    """Values that a key may have, and their description in a message."""
 
     holds: Callable[[Any], bool]
     must: str
 
 
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _whole(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
-def _part(value: Any, *, nothing: bool) -> bool:
-    """Return whether a value is a number of batches or a share of them."""
+def _limit(value: Any, *, zero: bool) -> bool:
+    """Return whether a value is a number of batches or a fraction of them; `zero` allows none."""
     if isinstance(value, float):
-        return 0.0 < value <= 1.0 or (nothing and value == 0.0)
-    return _whole(value, 0 if nothing else 1)
+        return 0.0 < value <= 1.0 or (zero and value == 0.0)
+    return _whole(value, 0 if zero else 1)
 
 
 def _accelerator(value: Any) -> bool:
@@ -49,14 +50,14 @@ def _devices(value: Any) -> bool:
     return _whole(value, 1) or value == -1
 
 
-_LIMIT = "a number of batches (a whole number), or a share of them (a fraction with a point, up to 1.0)"
+_LIMIT = "a number of batches (a whole number), or a fraction of them (with a decimal point, up to 1.0)"
 _END = "-1 (no limit), or 1 or more"
 _RULES: dict[str, _Rule] = {
     "accelerator": _Rule(_accelerator, "'auto', 'cpu', 'gpu', 'cuda' or 'mps'"),
     "accumulate_grad_batches": _Rule(lambda v: _whole(v, 1), "a whole number >= 1"),
-    "barebones": _Rule(lambda v: not v, "false: it switches off the logs and checkpoints that a run is made of"),
+    "barebones": _Rule(lambda v: not v, "false: it turns off logs and checkpoints"),
     "check_val_every_n_epoch": _Rule(
-        lambda v: _whole(v, 1), ">= 1; to validate by batches alone set it to null, with val_check_interval"
+        lambda v: _whole(v, 1), ">= 1; to validate by batches only, set it to null and val_check_interval"
     ),
     "devices": _Rule(_devices, "a number >= 1, a list of different device numbers, -1 for all, or 'auto'"),
     "fast_dev_run": _Rule(lambda v: isinstance(v, bool) or _whole(v, 0), "true, false, or a number of batches >= 1"),
@@ -65,11 +66,11 @@ _RULES: dict[str, _Rule] = {
         lambda v: isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v < math.inf,
         "a number >= 0, where 0 and null do not clip",
     ),
-    "limit_predict_batches": _Rule(lambda v: _part(v, nothing=True), _LIMIT),
-    "limit_test_batches": _Rule(lambda v: _part(v, nothing=True), _LIMIT),
-    "limit_train_batches": _Rule(lambda v: _part(v, nothing=False), _LIMIT),
-    "limit_val_batches": _Rule(lambda v: _part(v, nothing=True), f"{_LIMIT}, 0 for none"),
-    "log_every_n_steps": _Rule(lambda v: _whole(v, 1), ">= 1; take a large number to log seldom"),
+    "limit_predict_batches": _Rule(lambda v: _limit(v, zero=True), _LIMIT),
+    "limit_test_batches": _Rule(lambda v: _limit(v, zero=True), _LIMIT),
+    "limit_train_batches": _Rule(lambda v: _limit(v, zero=False), _LIMIT),
+    "limit_val_batches": _Rule(lambda v: _limit(v, zero=True), f"{_LIMIT}, 0 for none"),
+    "log_every_n_steps": _Rule(lambda v: _whole(v, 1), ">= 1; use a large number to log rarely"),
     "max_epochs": _Rule(lambda v: v == -1 or _whole(v, 1), _END),
     "max_steps": _Rule(lambda v: v == -1 or _whole(v, 1), _END),
     "min_epochs": _Rule(lambda v: _whole(v, 0), ">= 0"),
@@ -81,29 +82,30 @@ _RULES: dict[str, _Rule] = {
     ),
     "overfit_batches": _Rule(
         lambda v: not v and not isinstance(v, bool),
-        "0: the order of images comes from the epoch's plan; set data.epoch_size, or a dataset's fraction",
+        "0: the data module fixes the order of images; set data.epoch_size, or datasets.fraction",
     ),
     "profiler": _Rule(
         lambda v: not isinstance(v, str) or v in ("simple", "advanced", "pytorch"), "'simple', 'advanced' or 'pytorch'"
     ),
     "reload_dataloaders_every_n_epochs": _Rule(
-        lambda v: v == 0 and not isinstance(v, bool), "0: epochs differ by their number, whatever is reloaded"
+        lambda v: v == 0 and not isinstance(v, bool), "0: epochs differ by their number, so reloading has no effect"
     ),
     "sync_batchnorm": _Rule(
-        lambda v: not v, "false: batch norm sees the images of all processes here, as embeddings are gathered first"
+        lambda v: not v,
+        "false: the projector gathers embeddings, so its batch norm has the images of all processes already",
     ),
-    "use_distributed_sampler": _Rule(lambda v: not v, "false: the data module deals to the processes itself"),
+    "use_distributed_sampler": _Rule(lambda v: not v, "false: the data module splits the data between processes"),
     "val_check_interval": _Rule(
-        lambda v: not isinstance(v, int | float) or (_part(v, nothing=False) and not isinstance(v, bool)),
+        lambda v: not isinstance(v, int | float) or (_limit(v, zero=False) and not isinstance(v, bool)),
         f"{_LIMIT}, or a time 'DD:HH:MM:SS'",
     ),
 }
-"""A key that is null is Lightning's default. Keys without a rule take any value of their type."""
+"""Null is Lightning's default. Keys without a rule may have any value of their type."""
 _STRATEGIES = ("auto", "ddp", "single_device")
-_STARTED_OTHERWISE = ("ddp_spawn", "ddp_fork", "ddp_notebook")
-"""Beginnings of names that Python may use; a command that is given them trains, and then does not come to its end."""
+_PYTHON_ONLY = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Prefixes of strategies for Python; a command trains with them, but then does not end."""
 _SIXTEEN = (
-    "keeps weights in 16 bits, where the target encoder never moves (its update is below their resolution); use "
+    "stores weights in 16 bits, in which the target encoder never changes (its update is below their resolution); use "
     "'bf16-mixed'"
 )
 _PRECISIONS = {
@@ -111,37 +113,35 @@ _PRECISIONS = {
     "bf16-mixed": "",
     "bf16-true": _SIXTEEN,
     "16-true": _SIXTEEN,
-    "16-mixed": "skips steps whose gradients overflow, which the target encoder would not see; use 'bf16-mixed'",
+    "16-mixed": "skips steps whose gradients overflow, but the target encoder is updated; use 'bf16-mixed'",
 }
-"""What is wrong with a precision."""
+"""Reason why a precision is rejected; empty if it is not."""
 _SHORT = {"16": "16-mixed", "32": "32-true", "bf16": "bf16-mixed"}
 
 
 def check_keys(given: Mapping[str, Any], *, budgeted: bool) -> None:
-    """Refuse values of a Trainer's keys that cannot be trained with, or would do nothing.
+    """Check a Trainer's keys.
 
     Args:
-        given: The keys as typed, or as a Trainer has them; those that are left out are not judged.
+        given: Keys as typed, or as a Trainer has them; missing ones are not checked.
         budgeted: Whether the run has a time budget.
 
     Raises:
-        ConfigError: Naming the first such key.
+        ConfigError: Naming the first that cannot be trained with, or has no effect.
     """
     for key, value in given.items():
         rule = _RULES.get(key)
         if rule is not None and value is not None and not rule.holds(value):
-            typed = str(value).lower() if isinstance(value, bool) else value
-            raise ConfigError(f"invalid `trainer.{key}={typed}`: must be {rule.must}.")
+            raise ConfigError(f"invalid `trainer.{key}={as_typed(value)}`: must be {rule.must}.")
     _check_pairs(given, budgeted)
     strategy = given.get("strategy")
     if isinstance(strategy, str):
-        if strategy.startswith(_STARTED_OTHERWISE):
+        if strategy.startswith(_PYTHON_ONLY):
             raise ConfigError(
-                f"invalid `trainer.strategy={strategy}`: is for notebooks and scripts; a command starts its processes "
-                "by 'ddp'."
+                f"invalid `trainer.strategy={strategy}`: is for notebooks and scripts; use 'ddp' in a command."
             )
         if strategy not in _STRATEGIES and not strategy.startswith("ddp_find_unused"):
-            raise _refused(strategy)
+            raise _invalid_strategy(strategy)
     if given.get("precision") is not None:
         precision = str(given["precision"])
         wrong = _PRECISIONS.get(_SHORT.get(precision, precision), "must be '32-true' or 'bf16-mixed'")
@@ -150,21 +150,21 @@ def check_keys(given: Mapping[str, Any], *, budgeted: bool) -> None:
 
 
 def _check_pairs(given: Mapping[str, Any], budgeted: bool) -> None:
-    """Refuse keys that do not go together."""
-    for key, most in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
-        least, limit = given.get(key), given.get(most) or -1
-        if least and budgeted:
-            raise ConfigError(f"trainer.{key} {least} may not fit in time_budget; remove it, or the budget.")
-        if least and 0 < limit < least:
-            raise ConfigError(f"invalid `trainer.{key}={least}`: must be <= trainer.{most}={limit}.")
+    """Check combinations of keys."""
+    for key, end in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
+        minimum, limit = given.get(key), given.get(end) or -1
+        if minimum and budgeted:
+            raise ConfigError(f"invalid `trainer.{key}={minimum}`: may not fit in time_budget; remove one of them.")
+        if minimum and 0 < limit < minimum:
+            raise ConfigError(f"invalid `trainer.{key}={minimum}`: must be <= trainer.{end}={limit}.")
     if given.get("gradient_clip_algorithm") is not None and not given.get("gradient_clip_val"):
         raise ConfigError(
-            f"invalid `trainer.gradient_clip_algorithm={given['gradient_clip_algorithm']}`: does nothing without "
+            f"invalid `trainer.gradient_clip_algorithm={given['gradient_clip_algorithm']}`: has no effect without "
             "trainer.gradient_clip_val; set that, or remove it."
         )
-    cards = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if given.get("devices") in (-1, "-1") and (given.get("accelerator") == "cpu" or not cards):
-        raise ConfigError("invalid `trainer.devices=-1`: a CPU has no number of devices; set a number of processes.")
+    gpus = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if given.get("devices") in (-1, "-1") and (given.get("accelerator") == "cpu" or not gpus):
+        raise ConfigError("invalid `trainer.devices=-1`: a CPU has no number of devices; set the number of processes.")
     interval = given.get("val_check_interval", 1)
     if given.get("check_val_every_n_epoch", 1) is None and (interval is None or isinstance(interval, float)):
         raise ConfigError(
@@ -176,56 +176,56 @@ def _check_pairs(given: Mapping[str, Any], budgeted: bool) -> None:
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Refuse strategies that shard networks, or that have not been tried: each rank would clip by a norm of its own."""
+    """Reject strategies that shard networks (each rank would clip by a norm of its own) or are untested."""
     whole = isinstance(strategy, DDPStrategy | SingleDeviceStrategy)
     if not whole or isinstance(strategy, XLAStrategy | SingleDeviceXLAStrategy):
-        raise _refused(getattr(strategy, "strategy_name", None) or type(strategy).__name__)
+        raise _invalid_strategy(getattr(strategy, "strategy_name", None) or type(strategy).__name__)
 
 
-def _refused(strategy: str) -> ConfigError:
+def _invalid_strategy(strategy: str) -> ConfigError:
     return ConfigError(
         f"invalid `trainer.strategy={strategy}`: must be 'auto' or 'ddp', since gradients are clipped and the target "
-        "encoder is moved on whole networks."
+        "encoder is updated on whole networks."
     )
 
 
 def check_trainer(trainer: pl.Trainer, budget: float | None = None) -> None:
-    """Refuse a Trainer under which the model does not learn, or that does what the data module does itself.
+    """Check a Trainer.
 
     Raises:
-        ConfigError: Naming the key.
+        ConfigError: Naming the key with which the model does not learn, or that the data module replaces.
     """
     check_strategy(trainer.strategy)
     found = {key: getattr(trainer, key) for key in _RULES if hasattr(trainer, key)}
     check_keys({**found, "precision": str(trainer.precision)}, budgeted=budget is not None)
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise ConfigError(
-            "trainer.use_distributed_sampler would share out the probe sets a second time; set it to false: the data "
-            "module deals to the processes itself."
+            "invalid `trainer.use_distributed_sampler=true`: would split the probe sets a second time; set it "
+            "to false, as the data module splits the data between processes."
         )
 
 
 def check_warmup(optimizer: OptimizerConfig, trainer: pl.Trainer) -> None:
-    """Refuse a warm-up as long as the run, where both are in epochs or in steps: the file alone says so.
+    """Check that the warm-up is shorter than the run, where both are in epochs or in steps.
 
     Raises:
-        ConfigError: Naming both.
+        ConfigError: If it is not.
     """
     for unit in ("epochs", "steps"):
-        warmup, most = getattr(optimizer, f"warmup_{unit}"), getattr(trainer, f"max_{unit}")
-        if warmup and most is not None and 0 < most <= warmup and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ConfigError(f"invalid `optimizer.warmup_{unit}={warmup:g}`: must be < trainer.max_{unit}={most}.")
+        warmup, end = getattr(optimizer, f"warmup_{unit}"), getattr(trainer, f"max_{unit}")
+        if warmup and end is not None and 0 < end <= warmup and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ConfigError(f"invalid `optimizer.warmup_{unit}={warmup:g}`: must be < trainer.max_{unit}={end}.")
 
 
 def check_epoch(trainer: pl.Trainer, batches: int) -> None:
-    """Refuse limits that leave nothing of an epoch's batches, and validations that it never comes to.
+    """Check the Trainer's limits against the length of an epoch.
 
     Args:
-        trainer: The run's.
-        batches: Of an epoch, by the data.
+        trainer: Of the run.
+        batches: Of an epoch of the data.
 
     Raises:
-        ConfigError: Naming the key.
+        ConfigError: If no batch is left, or no validation would run.
     """
     kept, interval = limited(trainer, batches), trainer.val_check_interval
     if kept < 1:

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from hjepa_pl.types import TrainData, as_train_data
+from hjepa_pl.types import TrainDataModule, train_data_module
 from hjepa_pl.utils.distributed import mean_over_ranks
 
 
@@ -60,7 +60,7 @@ class TermLog:
         """
         if not self.is_logged_step():
             return
-        data = as_train_data(getattr(self.module.trainer, "datamodule", None))
+        data = train_data_module(getattr(self.module.trainer, "datamodule", None))
         self._names = [] if data is None else data.names
         if len(self._names) > 1 and (values := by_image()) is not None:
             self._by_dataset.append(sum_by_dataset(values, source, len(self._names)))
@@ -90,7 +90,7 @@ class TermLog:
 
     # ------------------------------------------------------------------------------------------------------ by epoch
 
-    def epoch_started(self, data: TrainData | None) -> None:
+    def epoch_started(self, data: TrainDataModule | None) -> None:
         """Log each dataset's fraction of the epoch's images, and the number of local crops where it grows."""
         if data is None:
             return

@@ -84,7 +84,7 @@ def test_lengths_that_need_the_data_s_are_refused_before_the_untrained_network_i
 
 @pytest.mark.parametrize("name", ["ddp_spawn", "ddp_notebook", "ddp_fork_find_unused_parameters_true"])
 def test_a_command_starts_its_processes_by_ddp(name) -> None:
-    with pytest.raises(ConfigError, match=f"invalid `trainer.strategy={name}`: .* by 'ddp'"):
+    with pytest.raises(ConfigError, match=f"invalid `trainer.strategy={name}`: .* use 'ddp' in a command"):
         check_keys({"strategy": name}, budgeted=False)
     for taken in ("auto", "ddp", "ddp_find_unused_parameters_true"):
         check_keys({"strategy": taken}, budgeted=False)

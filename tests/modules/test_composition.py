@@ -23,7 +23,7 @@ from hjepa_pl.objectives.networks import build_networks, plan_depths
 from hjepa_pl.objectives.record import StepRecord
 from hjepa_pl.objectives.regularizers import Regularizers
 from hjepa_pl.objectives.token_levels import TokenLevels
-from hjepa_pl.types import ConfigError, as_train_data
+from hjepa_pl.types import ConfigError, train_data_module
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR, TINY, make_batch
 
 ROOT = Path(hjepa_pl.__file__).parent
@@ -112,9 +112,9 @@ def test_data_of_ones_own_is_judged_by_its_batches(tiny_module, tmp_path) -> Non
         def train_dataloader(self):
             return torch.utils.data.DataLoader(torch.randn(4, 3, 16, 16), batch_size=2)
 
-    assert as_train_data(Own()) is None
+    assert train_data_module(Own()) is None
     data = MultiDatasetDataModule("digits")
-    assert as_train_data(data) is data  # before it is loaded: `batches_per_epoch` is not known, nor asked for
+    assert train_data_module(data) is data  # before it is loaded: `batches_per_epoch` is not known, nor asked for
     options = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False}
     with pytest.raises(ConfigError, match="the batch is a Tensor, not a ViewBatch"):
         pl.Trainer(default_root_dir=tmp_path, **options).fit(tiny_module(), Own())

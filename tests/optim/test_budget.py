@@ -201,7 +201,7 @@ def test_budget_without_time_for_a_step_is_rejected(tmp_path) -> None:
         r"`time_budget=0:00:10`: leaves no time .* takes 0:00:04; raise it well above 0:00:12.", clock.exhausted()
     )
     run, module, data = budgeted(tmp_path, Watch(), min_epochs=3)
-    with pytest.raises(ConfigError, match=r"trainer.min_epochs 3 may not fit in time_budget"):
+    with pytest.raises(ConfigError, match=r"invalid `trainer.min_epochs=3`: may not fit in time_budget; remove one"):
         run.fit(module, data)
     run, module, data = budgeted(tmp_path, Watch())
     module.clock.origin = {"started": time.monotonic() - 5.8}

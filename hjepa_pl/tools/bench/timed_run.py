@@ -157,7 +157,7 @@ def _read(cli: BenchCLI, watch: Stopwatch, peak: int) -> Trial:
         epochs,
         per_epoch,
         _validations(cli, epochs),
-        cli.model.clock.budget,
+        cli.model.budget,
     )
 
 
