@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hjepa_pl.losses import Regularizer
-from hjepa_pl.masks import MaskGenerator
+from hjepa_pl.masks import MaskGenerator, find_masks
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
 from hjepa_pl.models.timm_vit import EncoderShape
@@ -32,10 +32,10 @@ def check_model(
     _check_image(settings["regularizers"], levels, image, geometry)
     _check_average(settings, levels)
     _refuse_idle(settings, levels, image)
-    if settings["predictor"].targets == "separate" and settings["masks"].kind == "random":
+    if settings["predictor"].targets == "separate" and not find_masks(settings["masks"]).several_blocks:
         raise ConfigError(
-            "predictor.targets 'separate' does nothing with masks.kind 'random', which has one block; "
-            "remove one of them."
+            f"invalid `predictor.targets=separate`: has no effect with masks.kind={settings['masks'].kind}, which has "
+            "one target block; remove one of them."
         )
     if settings["masks"].strategy != "global_only" and settings["predictor"].targets == "separate":
         raise ConfigError(
