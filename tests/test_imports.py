@@ -23,7 +23,7 @@ ALLOWED = {
     "data/augment": BASE,
     "data/loading": BASE | {"data/sources", "data/augment"},
     "data": BASE | {"data/sources", "data/augment", "data/loading"},
-    "cli": BASE | {"losses", "models", "modules", "callbacks", "data", "data/sources"},
+    "cli": BASE | {"losses", "masks", "models", "modules", "callbacks", "data", "data/sources"},
     "tools": BASE | {"masks", "models", "modules", "callbacks", "data", "data/sources", "data/augment", "cli"},
     "tools/check": BASE | {"masks", "modules", "data", "data/sources", "tools"},
     "tools/bench": BASE | {"modules", "callbacks", "tools"},

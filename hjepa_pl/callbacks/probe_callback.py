@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hjepa_pl.callbacks.probe_table import best_checkpoint, probe_table
-from hjepa_pl.callbacks.selection import refuse_test_metric
+from hjepa_pl.callbacks.selection import reject_test_metric
 from hjepa_pl.evaluation.base import VAL
 from hjepa_pl.evaluation.probes import PROBES, evaluate_probes, metric_name
 from hjepa_pl.types import CleanBatch, ConfigError
@@ -25,7 +25,7 @@ _PIXELS = "pixels"
 class _Bank(NamedTuple):
     """Features of one split, on the CPU."""
 
-    place: Tensor
+    image: Tensor
     """(N,) int64: index of the image in its split."""
     label: Tensor
     """(N,) int64."""
@@ -65,7 +65,7 @@ class ProbeCallback(pl.Callback):
             )
         self.networks, self.k, self.temperature = tuple(networks), k, temperature
         self.results: dict[str, float] = {}
-        self.judged: str | None = None
+        self.evaluated: str | None = None
         self._baseline: dict[str, float] = {}
         self._parts: dict[int, list[_Bank]] = {}
         self._noted: set[str] = set()
@@ -78,7 +78,7 @@ class ProbeCallback(pl.Callback):
             rank_zero_warn("ProbeCallback has no effect: the data has no probe dataset; add one to data.probe.")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoint | EarlyStopping):
-                refuse_test_metric(f"{type(callback).__name__}.monitor", getattr(callback, "monitor", None))
+                reject_test_metric(f"{type(callback).__name__}.monitor", getattr(callback, "monitor", None))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Discard the features of the previous pass."""
@@ -106,7 +106,7 @@ class ProbeCallback(pl.Callback):
             # Before training both networks are the same; the pixels are the other baseline.
             height, width = batch.image.shape[-2:]
             pixels = F.adaptive_avg_pool2d(batch.image, (min(height, 32), min(width, 32))).flatten(1)
-            features = {_judged(features): features[_judged(features)], _PIXELS: pixels}
+            features = {_evaluated(features): features[_evaluated(features)], _PIXELS: pixels}
         kept = {name: value.detach().to("cpu", torch.float32) for name, value in features.items()}
         self._parts.setdefault(dataloader_idx, []).append(_Bank(batch.place.cpu(), batch.label.cpu(), kept))
 
@@ -118,9 +118,9 @@ class ProbeCallback(pl.Callback):
         banks = [_merge(trainer, self._parts.get(i, [])) for i in range(len(splits))]
         self._parts = {}
         short = [
-            f"{s.name}/{s.split} {0 if b is None else len(b.place)} of {s.size}"
+            f"{s.name}/{s.split} {0 if b is None else len(b.image)} of {s.size}"
             for s, b in zip(splits, banks, strict=True)
-            if b is None or len(b.place) < s.size
+            if b is None or len(b.image) < s.size
         ]
         if short:
             what = "the untrained baseline" if trainer.sanity_checking else "this validation"
@@ -134,7 +134,7 @@ class ProbeCallback(pl.Callback):
         metrics = trainer.strategy.broadcast(metrics)
         self._note([split.name for split in splits], metrics, trainer.sanity_checking)
         if banks and banks[0]:
-            self.judged = _judged(banks[0].features)
+            self.evaluated = _evaluated(banks[0].features)
         if trainer.sanity_checking:
             self._baseline = _as_baseline(metrics)
         else:
@@ -164,7 +164,7 @@ class ProbeCallback(pl.Callback):
                 found = evaluate_probes(
                     x, train.label.to(device), y, test.label.to(device), split.num_classes, self.k, self.temperature
                 )
-                tail = "" if network == _judged(train.features) else f"_{network}"
+                tail = "" if network == _evaluated(train.features) else f"_{network}"
                 metrics |= {f"probe/{split.name}/{metric}{tail}": value for metric, value in found.items()}
         return metrics
 
@@ -189,23 +189,23 @@ class ProbeCallback(pl.Callback):
         """Print the table of accuracies before and after training."""
         if trainer.is_global_zero and self.results:
             best = best_checkpoint(trainer)
-            Console().print(*probe_table(self.results, self.judged or "online", best), sep="\n")
+            Console().print(*probe_table(self.results, self.evaluated or "online", best), sep="\n")
 
     def state_dict(self) -> dict[str, Any]:
         """Return all metrics, in plain values."""
-        return {"baseline": dict(self._baseline), "results": dict(self.results), "judged": self.judged}
+        return {"baseline": dict(self._baseline), "results": dict(self.results), "evaluated": self.evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the baselines and the last metrics of the resumed run."""
         self._baseline, self.results = dict(state_dict["baseline"]), dict(state_dict["results"])
-        self.judged = state_dict["judged"]
+        self.evaluated = state_dict["evaluated"]
 
 
 def _splits(trainer: pl.Trainer) -> Sequence[Any]:
     return getattr(getattr(trainer, "datamodule", None), "probe_splits", None) or []
 
 
-def _judged(features: dict[str, Tensor]) -> str:
+def _evaluated(features: dict[str, Tensor]) -> str:
     return "target" if "target" in features else "online"
 
 
@@ -230,18 +230,18 @@ def _merge(trainer: pl.Trainer, parts: list[_Bank]) -> _Bank | None:
     if mine is None:
         return None
     # A distributed sampler pads the ranks' parts to equal lengths with repeated images.
-    place, order = mine.place.sort(stable=True)
-    first = torch.ones_like(place, dtype=torch.bool)
-    first[1:] = place[1:] != place[:-1]
+    index, order = mine.image.sort(stable=True)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
     order = order[first]
-    return _Bank(mine.place[order], mine.label[order], {name: x[order] for name, x in mine.features.items()})
+    return _Bank(mine.image[order], mine.label[order], {name: x[order] for name, x in mine.features.items()})
 
 
 def _join(parts: list[_Bank]) -> _Bank | None:
     if not parts:
         return None
     return _Bank(
-        torch.cat([p.place for p in parts]),
+        torch.cat([p.image for p in parts]),
         torch.cat([p.label for p in parts]),
         {name: torch.cat([p.features[name] for p in parts]) for name in parts[0].features},
     )

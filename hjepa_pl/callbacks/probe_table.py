@@ -37,20 +37,20 @@ def best_checkpoint(trainer: pl.Trainer) -> Best | None:
     return None
 
 
-def probe_table(results: dict[str, float], judged: str, best: Best | None = None) -> tuple[Table | Text, ...]:
+def probe_table(results: dict[str, float], network: str, best: Best | None = None) -> tuple[Table | Text, ...]:
     """Return the table of test accuracies, the best checkpoint, and remarks on the networks.
 
     Args:
         results: `ProbeCallback.results`.
-        judged: Name of the evaluated network.
+        network: Name of the evaluated network.
         best: The best checkpoint, if checkpoints were ranked.
     """
     sets = sorted({name.split("/")[1] for name in results if name.startswith("probe/")})
-    trained = [(f"trained ({judged})", "{}")]
+    trained = [(f"trained ({network})", "{}")]
     if any(name.endswith("_online") for name in results):
         trained.append(("trained (online)", "{}_online"))
     table = Table(
-        title="Probes, accuracy in %", caption=f"Evaluated network: the {judged} encoder.", title_justify="left"
+        title="Probes, accuracy in %", caption=f"Evaluated network: the {network} encoder.", title_justify="left"
     )
     table.add_column("features")
     for name in sets:

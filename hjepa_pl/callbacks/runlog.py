@@ -187,7 +187,7 @@ class RunLog(pl.Callback):
             "status": status,
             "error": None if exception is None else _one_line(exception),
             "metrics": {**_figures(trainer, "", keep_prefix=True), **probes},
-            "judged": next((c.judged for c in _all(trainer, ProbeCallback)), None),
+            "judged": next((c.evaluated for c in _all(trainer, ProbeCallback)), None),
             "best": None if (best := best_checkpoint(trainer)) is None else best._asdict(),
             "notes": [*([note] if note else []), *worse_than_untrained(probes), *online_is_better(probes)],
             "collapse": None if monitor is None else {"status": monitor.status, "verdict": monitor.verdict},

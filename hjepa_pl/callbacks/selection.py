@@ -19,7 +19,7 @@ def selection_metrics(probes: list[str]) -> list[str]:
     ]
 
 
-def refuse_test_metric(key: str, monitor: str | None) -> None:
+def reject_test_metric(key: str, monitor: str | None) -> None:
     """Reject a metric of a test split.
 
     Raises:
@@ -34,5 +34,5 @@ def refuse_test_metric(key: str, monitor: str | None) -> None:
         better = f"{head}/{metric_name(probe, VAL)}{tail}"
         raise ConfigError(
             f"invalid `{key}={monitor}`: it is measured on the test split, which would no longer tell how good the "
-            f"chosen checkpoint is; use {better}, measured on images held out of the training split"
+            f"chosen checkpoint is; use {better}, measured on images held out of the training split."
         )

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer import Trainer
 
-from hjepa_pl.callbacks.selection import refuse_test_metric, selection_metrics
+from hjepa_pl.callbacks.selection import reject_test_metric, selection_metrics
 from hjepa_pl.types import ConfigError
 
 
@@ -67,7 +67,7 @@ def checkpoint_callbacks(config: CheckpointConfig, folder: Path, probes: list[st
     """
     figures = selection_metrics(probes)
     monitor = config.monitor or (figures[0] if figures else None)
-    refuse_test_metric("checkpoint.monitor", monitor)
+    reject_test_metric("checkpoint.monitor", monitor)
     if monitor is not None and monitor not in figures:
         raise ConfigError(
             f"invalid `checkpoint.monitor={monitor}`: is no validation metric of a probe set; "

@@ -16,6 +16,7 @@ from hjepa_pl.cli.checkpoints import CheckpointConfig
 from hjepa_pl.cli.run_folder import LoggingConfig
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.losses import PREDICTION_LOSSES, REGULARIZERS, Regularizer
+from hjepa_pl.masks import MASKS
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.utils.registry import Registry
 
@@ -51,7 +52,7 @@ GROUPS: dict[str, type] = {
 }
 REGISTRIES: dict[type, Registry[Any]] = {Regularizer: REGULARIZERS}
 """Base classes of the parts that a `kind` names, each with keys of its own."""
-NAMED: dict[str, Registry[Any]] = {"model.prediction": PREDICTION_LOSSES}
+NAMED: dict[str, Registry[Any]] = {"model.prediction": PREDICTION_LOSSES, "model.masks.kind": MASKS}
 """Keys whose value names a part."""
 _WORDS = {int: "int", float: "float", bool: "true|false", str: "text", type(None): "null"}
 

@@ -9,7 +9,7 @@ from hjepa_pl.callbacks.budget_clock import Clock
 from hjepa_pl.callbacks.model_line import ModelLine
 from hjepa_pl.callbacks.progress_bar import ProgressBar
 from hjepa_pl.callbacks.runlog import RunLog
-from hjepa_pl.callbacks.selection import refuse_test_metric, selection_metrics
+from hjepa_pl.callbacks.selection import reject_test_metric, selection_metrics
 from hjepa_pl.cli.checkpoints import CheckpointConfig, checkpoint_callbacks
 from hjepa_pl.cli.run_folder import LoggingConfig, SaveConfig, build_loggers
 from hjepa_pl.types import ConfigError
@@ -88,7 +88,7 @@ def refuse_callbacks(callbacks: list[pl.Callback], probes: list[str]) -> None:
             raise ConfigError(
                 f"trainer.callbacks: {name} takes functions, which no config can hold; train from Python, or remove it."
             )
-        refuse_test_metric(f"trainer.callbacks: {name}.monitor", monitor)
+        reject_test_metric(f"trainer.callbacks: {name}.monitor", monitor)
         if monitor is None or monitor in figures or str(monitor).startswith(("train/", "collapse/", "data/")):
             continue
         raise ConfigError(

@@ -8,9 +8,9 @@ from torch import Tensor
 
 @cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return numbers as a float32 tensor (n,), the same one each time: not to be written to.
+    """Return numbers as a float32 tensor (n,), cached: do not modify it.
 
-    Made anew it would be copied from the host, which an accelerator's queue of work waits for.
+    A new tensor would be copied from the host, which blocks an accelerator's queue.
     """
-    with torch.inference_mode(False):  # validation may ask first, and training go on with it
+    with torch.inference_mode(False):  # the first call may be in validation, later ones in training
         return torch.tensor(values, device=device)

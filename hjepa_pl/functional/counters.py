@@ -1,4 +1,4 @@
-"""Random numbers as a function of counters: the same bits on every device, rank and worker, and after a resume."""
+"""Random numbers as a function of counters: bitwise equal on every device, rank and worker, and after a resume."""
 
 import enum
 import math
@@ -59,10 +59,10 @@ def _mix_int(x: int) -> int:
 
 
 def hash_int(*counters: int) -> int:
-    """Return a 32-bit hash of whole numbers, in plain Python (for seeds and for one draw a step)."""
+    """Return a 32-bit hash of whole numbers, in plain Python (for seeds and draws once per step)."""
     h = 0x9E3779B9
     for c in counters:
-        # The high half is folded in on its own, so that seeds beyond 32 bits are not cut.
+        # The high half is hashed too, so that seeds above 32 bits are not truncated.
         h = _mix_int((h + c) & _MASK)
         h = _mix_int((h + (c >> 32)) & _MASK)
     return h
@@ -78,23 +78,23 @@ def uniform(key: int, position: Tensor, n: int) -> Tensor:
     """Draw uniform numbers in [0, 1) for each sample.
 
     Args:
-        key: `hash_int(seed, epoch, stream, ...)`, what all samples share.
+        key: `hash_int(seed, epoch, stream, ...)`, common to all samples.
         position: (B,) int64 counters of the samples.
         n: Numbers per sample.
 
     Returns:
-        (B, n) float32, multiples of 2^-24, equal to the bit on every device.
+        (B, n) float32, multiples of 2^-24, bitwise equal on every device.
     """
     return _draw(key, position, n).T.contiguous()
 
 
 def uniform_at(key: int, position: Tensor, columns: Tensor) -> Tensor:
-    """Draw uniform numbers in [0, 1) by the columns' own numbers: a column is the same whichever others are drawn.
+    """Draw uniform numbers in [0, 1) for some columns: a column is the same whichever others are drawn.
 
     Args:
-        key: As `uniform`'s.
+        key: As in `uniform`.
         position: (B,) int64 counters of the samples.
-        columns: (n,) int64 in [0, 2^32), all different, on the device of `position`.
+        columns: (n,) int64 distinct indices in [0, 2^32), on the device of `position`.
 
     Returns:
         (n, B) float32, a column of `uniform`'s in each row.
@@ -103,7 +103,7 @@ def uniform_at(key: int, position: Tensor, columns: Tensor) -> Tensor:
 
 
 def bits(key: int, position: Tensor, n: int) -> Tensor:
-    """Draw 32 bits n times for each sample: (B, n) int64; what `uniform` makes its numbers of."""
+    """Draw 32 bits n times for each sample: (B, n) int64; the source of `uniform`."""
     return _bits(key, position, n).T.contiguous()
 
 
@@ -112,7 +112,7 @@ def _bits(key: int, position: Tensor, n: int) -> Tensor:
 
 
 def _bits_at(key: int, position: Tensor, columns: Tensor) -> Tensor:
-    """Draw (n, B): an operation on rows of few columns would be several times slower than on few rows."""
+    """Draw (n, B): few long rows are several times faster than many short ones."""
     return _mix(hash_counters(key, position) ^ _mix((columns[:, None] * 0x9E3779B1) & _MASK))
 
 
@@ -125,16 +125,16 @@ def _to_uniform(drawn: Tensor) -> Tensor:
 
 
 _CACHED = 2**16
-"""Numbers drawn at a time on the CPU: what stays in the cache takes half the time. It changes no number."""
+"""Numbers drawn at a time on the CPU, which fit into its cache: half the time, with the same result."""
 
 
 def normal(key: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Draw standard normal numbers of `shape`, float32, as a function of `key` alone (Box-Muller)."""
-    places = torch.arange(math.prod(shape), device=device)
-    parts = places.split(_CACHED) if places.device.type == "cpu" else [places]
+    index = torch.arange(math.prod(shape), device=device)
+    parts = index.split(_CACHED) if index.device.type == "cpu" else [index]
     return torch.cat([_box_muller(*_draw(key, part, 2)) for part in parts]).reshape(shape)
 
 
 def _box_muller(u: Tensor, v: Tensor) -> Tensor:
-    # 1 - u lies in (0, 1], so the logarithm is finite.
+    # 1 - u is in (0, 1], so the logarithm is finite.
     return torch.sqrt(-2.0 * torch.log1p(-u)) * torch.cos(2.0 * torch.pi * v)

@@ -1,4 +1,4 @@
-"""Tokens on their grid: gathering by index, pooling into cells, sine-cosine positions."""
+"""Tokens on a grid: gathering by index, pooling into cells, sine-cosine positions."""
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ def pool_cells(tokens: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
     Args:
         tokens: (B, H * W, D) in raster order.
         grid: H and W, both multiples of `cell`.
-        cell: Side of a cell, in patches.
+        cell: Height and width of a cell, in patches.
 
     Returns:
         (B, H // cell * W // cell, D) in raster order of the cells.
@@ -54,15 +54,15 @@ def pool_cells(tokens: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
 
 
 def cell_patches(cells: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
-    """Return the patches that make up cells.
+    """Return the patches of cells.
 
     Args:
         cells: (B, Q) int64 indices on the grid of the cells.
         grid: H and W in patches, both multiples of `cell`.
-        cell: Side of a cell, in patches.
+        cell: Height and width of a cell, in patches.
 
     Returns:
-        (B, Q * cell * cell) int64 indices on the grid of the patches; those of one cell are neighbours.
+        (B, Q * cell * cell) int64 indices on the grid of the patches; those of one cell are adjacent.
     """
     if cell == 1:
         return cells
@@ -73,37 +73,37 @@ def cell_patches(cells: Tensor, grid: tuple[int, int], cell: int) -> Tensor:
 
 
 def plain_norm(tokens: Tensor) -> Tensor:
-    """Normalise the last axis to mean 0 and variance 1, without parameters (targets of I-JEPA, arXiv:2301.08243)."""
+    """Normalize the last axis to mean 0 and variance 1, without parameters (targets of I-JEPA, arXiv:2301.08243)."""
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 def cell_centers(grid: tuple[int, int], cell: int = 1) -> tuple[Tensor, Tensor]:
-    """Return row and column of the centres of all cells of a grid (H, W), in patches: two (cells,) float64 tensors."""
+    """Return row and column of the centers of all cells of a grid (H, W), in patches: two (cells,) float64 tensors."""
     axes = [torch.arange(n // cell, dtype=torch.float64) * cell + (cell - 1) / 2 for n in grid]
     rows, columns = torch.meshgrid(*axes, indexing="ij")
     return rows.flatten(), columns.flatten()
 
 
 def sincos_at(rows: Tensor, columns: Tensor, dim: int) -> Tensor:
-    """Sine-cosine embedding (..., dim) of places in patches, (...) each: half for the column, then half for the row."""
+    """Return the sine-cosine embedding (..., dim) of rows and columns (...), in patches: columns first, then rows."""
     frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=rows.dtype, device=rows.device) / (dim // 4))
     angles = [x[..., None] * frequency for x in (columns, rows)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1)
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, cell: int = 1) -> Tensor:
-    """Fixed 2-D sine-cosine embedding of the centres of all cells.
+    """Return the fixed 2-D sine-cosine embedding of the centers of all cells.
 
     The table is that of MAE (arXiv:2111.06377; `get_2d_sincos_pos_embed` of its code, in which "w goes first") and
-    I-JEPA (arXiv:2301.08243), so that their weights find the positions that they were trained with.
+    I-JEPA (arXiv:2301.08243), so that their weights fit.
 
     Args:
         grid: H and W of the patch grid.
         dim: Width of the embedding, a multiple of 4.
-        cell: Side of a cell in patches; 1 gives the patches themselves.
+        cell: Height and width of a cell, in patches; 1 gives the patches themselves.
 
     Returns:
         (H // cell * W // cell, dim) float32: half for the column, then half for the row, in units of patches, so that
-        a cell lies where its patches lie. Each half has the sines of all frequencies, then the cosines.
+        a cell has the mean position of its patches. Each half has the sines of all frequencies, then the cosines.
     """
     return sincos_at(*cell_centers(grid, cell), dim).float()

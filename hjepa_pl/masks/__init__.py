@@ -1,7 +1,6 @@
-"""Masks: which patches the context encoder sees and which cells are predicted."""
+"""Masks in plain PyTorch: which patches the context encoder sees, and which cells are predicted."""
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import fields
 
 from hjepa_pl.masks.base import MaskGenerator, MaskShape
 from hjepa_pl.masks.config import MaskConfig
@@ -9,12 +8,36 @@ from hjepa_pl.masks.hierarchical import HierarchicalMasks
 from hjepa_pl.masks.multiblock import MultiBlockMasks
 from hjepa_pl.masks.random import RandomMasks
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.registry import Registry
+from hjepa_pl.utils.settings import as_typed
 
 __all__ = [
-    "HierarchicalMasks", "MaskConfig", "MaskGenerator", "MaskShape", "MultiBlockMasks", "RandomMasks", "build_masks",
+    "MASKS", "HierarchicalMasks", "MaskConfig", "MaskGenerator", "MaskShape", "MultiBlockMasks", "RandomMasks",
+    "build_masks", "find_masks",
 ]  # fmt: skip
 
-_Maker = Callable[[MaskConfig, tuple[int, int], tuple[int, ...], int], MaskGenerator]
+MASKS: Registry[type[MaskGenerator]] = Registry(
+    "masks.kind", {"multiblock": MultiBlockMasks, "hierarchical": HierarchicalMasks, "random": RandomMasks}
+)
+
+
+def find_masks(config: MaskConfig) -> type[MaskGenerator]:
+    """Return the mask generator of a config.
+
+    Raises:
+        ConfigError: If it does not exist, or does not read a key that is set.
+    """
+    kind = MASKS.find(config.kind)
+    if not (isinstance(kind, type) and issubclass(kind, MaskGenerator)):
+        raise ConfigError(f"invalid `masks.kind={config.kind}`: must be a subclass of hjepa_pl.masks.MaskGenerator.")
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in ("kind", "strategy", *kind.keys) and value != getattr(MaskConfig, field.name):
+            raise ConfigError(
+                f"invalid `masks.{field.name}={as_typed(value)}`: has no effect with masks.kind={config.kind}; "
+                "remove it."
+            )
+    return kind
 
 
 def build_masks(
@@ -23,41 +46,54 @@ def build_masks(
     """Make the mask generator of a config for a grid and the levels' cells.
 
     Args:
-        config: What is hidden.
-        grid: Rows and columns of patches.
-        cells: Side of the cells of each token level, in patches, finest level first.
+        config: Settings of the masks.
+        grid: Height and width in patches.
+        cells: Size of the cells of each token level, in patches, finest level first.
         seed: Seed of the run.
-        joint: Whether all targets of a level are predicted in one pass: each cell once, however many blocks hold it.
-            Else each block is a pass of its own, whole.
+        joint: True if all targets of a level are predicted in one pass: each cell once, however many blocks contain it.
+            Otherwise each block has a pass of its own.
 
     Raises:
         ConfigError: If a cell does not divide the grid or the masks are impossible on it.
+
+    Example:
+        >>> import torch
+        >>> from hjepa_pl.types import Counters
+        >>> masks = build_masks(MaskConfig(kind="random", ratio=0.5), grid=(8, 8), cells=(1, 2), seed=0)
+        >>> drawn = masks(Counters(epoch=0, step=0, position=torch.arange(4)))  # of four images
+        >>> drawn.context.shape, [cells.shape for cells in drawn.targets]
+        (torch.Size([4, 32]), [torch.Size([4, 1, 32]), torch.Size([4, 1, 8])])
     """
-    kinds: dict[str, _Maker] = {
-        "multiblock": partial(MultiBlockMasks, joint=joint),
-        "hierarchical": partial(HierarchicalMasks, joint=joint),
-        "random": RandomMasks,
-    }
-    make = kinds[config.kind]
+    kind = find_masks(config)
     for level, cell in enumerate(cells):
         if grid[0] % cell or grid[1] % cell:
-            divide = [c for c in range(1, min(grid) + 1) if grid[0] % c == 0 and grid[1] % c == 0]
-            # Those on which the masks are possible; where none is, another key is at fault too and is named next.
-            fit = [c for c in divide if _is_possible(make, config, grid, cells, level, c)] or divide
+            divisors = [c for c in range(1, min(grid) + 1) if grid[0] % c == 0 and grid[1] % c == 0]
+            # Those on which the masks are possible; if none is, another key is at fault too and is named next.
+            possible = [c for c in divisors if _is_possible(kind, config, grid, cells, level, c)] or divisors
             raise ConfigError(
-                f"levels.cell {cell} does not divide the grid of {grid[0]} x {grid[1]} patches; "
-                f"{', '.join(map(str, fit))} would do."
+                f"invalid `levels.cell={cell}`: must divide the grid of {grid[0]} x {grid[1]} patches; use "
+                f"{_either(possible)}."
             )
-    return make(config, grid, cells, seed)
+    return kind(config, grid, cells, seed, joint)
 
 
 def _is_possible(
-    make: _Maker, config: MaskConfig, grid: tuple[int, int], cells: tuple[int, ...], level: int, cell: int
+    kind: type[MaskGenerator],
+    config: MaskConfig,
+    grid: tuple[int, int],
+    cells: tuple[int, ...],
+    level: int,
+    cell: int,
 ) -> bool:
-    """Whether masks can be made with another cell at a level, whatever other levels' cells do not divide the grid."""
+    """Return True if masks can be made with another cell at a level, without the levels whose cells do not divide."""
     others = [c for i, c in enumerate(cells) if i != level and grid[0] % c == 0 and grid[1] % c == 0]
     try:
-        make(config, grid, tuple(sorted([*others, cell])), 0)
+        kind(config, grid, tuple(sorted([*others, cell])), 0)
     except ConfigError:
         return False
     return True
+
+
+def _either(values: list[int]) -> str:
+    """Return '1, 2 or 4'."""
+    return " or ".join(filter(None, [", ".join(map(str, values[:-1])), str(values[-1])]))

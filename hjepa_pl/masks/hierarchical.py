@@ -1,4 +1,4 @@
-"""Hierarchical masks: every level predicts a block of its own, nested in that of the next coarser level."""
+"""Hierarchical masks: each level predicts its own block, nested in that of the next coarser level."""
 
 import math
 from collections.abc import Iterator
@@ -14,18 +14,21 @@ from hjepa_pl.masks.block_masks import COVERED, BlockMasks, Placed
 from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.masks.sizes import MAX_SHAPES, Size, nested_sizes
 from hjepa_pl.types import ConfigError, Counters, Masks
+from hjepa_pl.utils.settings import as_typed
 
 
 class HierarchicalMasks(BlockMasks):
     """Wide target blocks for the coarsest level, and inside each a smaller one for every finer level.
 
-    The coarsest level (the last) is asked for what is far from the context, in large cells; the finest for details
-    in the middle of the same hole. Everything that any level predicts lies in the coarsest blocks, and the context is
-    what these leave of the grid. Block t of each level lies in block t of the next coarser level, so that a pass of
-    its own (`predictor.targets: separate`) holds one coarse block and all that is nested in it. Blocks are made of
-    whole cells of their level (and of the finer ones), all places in the parent equally likely: every cell of the grid
-    is reached at every level, but its border less often than its middle, the more so the finer the level.
+    The coarsest level (the last) predicts what is far from the context, in large cells; the finest predicts details in
+    the middle of the same block. The context is the grid outside the coarsest blocks. Block t of each level is inside
+    block t of the next coarser level, so that a separate pass (`predictor.targets: separate`) has one coarse block and
+    all blocks nested in it. Blocks consist of whole cells of their level (and of the finer ones), at all positions in
+    the parent with equal probability: every cell of the grid is reached at every level, but its border less often than
+    its middle, the more so the finer the level.
     """
+
+    keys = (*BlockMasks.keys, "nest")
 
     default_scales = ((0.2, 0.35),)
     prefers_several = True
@@ -36,20 +39,20 @@ class HierarchicalMasks(BlockMasks):
         """Make the table of shapes.
 
         Raises:
-            ConfigError: If there is one level or their order is not finest first, if no block can be nested as asked,
+            ConfigError: If there is one level, if the levels are not ordered finest first, if no block can be nested,
                 or if every shape leaves too few visible patches.
         """
         if len(cells) < 2:
             raise ConfigError(
-                "masks.kind 'hierarchical' has nothing to nest with one token level; "
-                "add a token level to levels, or use masks.kind 'multiblock'."
+                "invalid `masks.kind=hierarchical`: has no effect with one token level; add another to levels, or set "
+                "masks.kind to multiblock."
             )
         if list(cells) != sorted(cells):
             raise ConfigError(
-                f"levels with cells {list(cells)} are not in the order that masks.kind 'hierarchical' nests them in; "
-                f"give them finest first, {sorted(cells)}."
+                f"invalid `levels.cell={as_typed(cells)}`: masks.kind hierarchical needs the finest level first; use "
+                f"the order {as_typed(sorted(cells))}."
             )
-        self.nest = 0.5 if config.nest is None else config.nest
+        self.nest = config.nest
         # A level's block is also whole in the cells of all finer levels, so that theirs fit into it.
         self.steps = tuple(math.lcm(*cells[: level + 1]) for level in range(len(cells)))
         super().__init__(config, grid, cells, seed, joint)
@@ -67,21 +70,21 @@ class HierarchicalMasks(BlockMasks):
         held = {s for s in sizes if self._chains(s, self.nest)}
         if not held:
             fit = [n / 10 for n in range(1, 10) if any(self._chains(s, n / 10) for s in sizes)]
-            mend = f"{', '.join(map(str, fit))} would do" if fit else "use masks.kind 'multiblock' or smaller cells"
-            rows, columns = self.grid
+            fix = f"use {', '.join(map(str, fit))}" if fit else "set masks.kind to multiblock, or use smaller cells"
+            height, width = self.grid
             raise ConfigError(
-                f"masks.nest {self.nest} fits no smaller block of whole cells into the next coarser level's, with "
-                f"cells {list(self.cells)} and coarsest blocks such as {sizes[0][0]} x {sizes[0][1]} on "
-                f"{rows} x {columns} patches; {mend}."
+                f"invalid `masks.nest={as_typed(self.nest)}`: no smaller block of whole cells fits into the next "
+                f"coarser level's, with cells {as_typed(self.cells)} and coarsest blocks such as {sizes[0][0]} x "
+                f"{sizes[0][1]} on {height} x {width} patches; {fix}."
             )
-        # By area, lying before standing and standing before lying by turns, so that an even choice has both.
+        # By area, wide and tall blocks in alternating order, so that an even choice has both.
         forms = sorted({(h * w, min(h, w), max(h, w)) for h, w in held})
         ordered = [s for i, (_, a, b) in enumerate(forms) for s in sorted({(a, b), (b, a)} & held, reverse=i % 2 == 1)]
         count = min(MAX_SHAPES, len(ordered))
         return [ordered[i * (len(ordered) - 1) // max(count - 1, 1)] for i in range(count)]
 
     def _chains(self, outer: Size, nest: float) -> list[tuple[Size, ...]]:
-        """Return the sizes of the finer levels' blocks, finest first, in a coarsest block; more than one on a tie."""
+        """Return the sizes of the finer levels' blocks, finest first, in a coarsest block; several on a tie."""
 
         def inside(size: Size, level: int) -> list[tuple[Size, ...]]:
             if level < 0:
@@ -98,57 +101,57 @@ class HierarchicalMasks(BlockMasks):
             for level, (top, left) in self._nested(shape, placed, counters):
                 targets.append(self._cells_of(self.cells[level], top, left, shape.inner[level]))
             return Masks(self._context(placed.covered, shape, self._scores(counters)), tuple(reversed(targets)))
-        asked, context = self._divide(shape, placed, counters)
-        targets = [self._split(asked, self.cell, self.cells[-1])[:, None]]
+        predicted, context = self._divide(shape, placed, counters)
+        targets = [self._split(predicted, self.cell, self.cells[-1])[:, None]]
         for level, corners in self._nested(shape, placed, counters):
-            asked = self._ask(asked, level, corners, shape, counters, shape.asked[level])
-            targets.append(self._split(asked, self.steps[level], self.cells[level])[:, None])
+            predicted = self._predicted_cells(predicted, level, corners, counters, shape, shape.predicted[level])
+            targets.append(self._split(predicted, self.steps[level], self.cells[level])[:, None])
         return Masks(context, tuple(reversed(targets)))
 
     def _nested(self, shape: MaskShape, placed: Placed, counters: Counters) -> Iterator[tuple[int, Tensor]]:
-        """Draw where each finer level's blocks lie in those of the next coarser: the level, and corners (2, B, T)."""
+        """Draw each finer level's blocks in those of the next coarser level: the level, and corners (2, B, T)."""
         key = hash_int(self.seed, counters.epoch, Stream.NEST)
         u = uniform(key, counters.position, 2 * len(shape.inner) * shape.blocks)
         u = u.reshape(len(u), 2, len(shape.inner), shape.blocks)
         corners, size = torch.stack([placed.top, placed.left]), (shape.height, shape.width)
         for level in reversed(range(len(shape.inner))):
             step, inner = self.steps[level], shape.inner[level]
-            places = [(o - i) // step + 1 for o, i in zip(size, inner, strict=True)]
-            shift = [(u[:, axis, level] * n).long().clamp_(max=n - 1) * step for axis, n in enumerate(places)]
+            positions = [(o - i) // step + 1 for o, i in zip(size, inner, strict=True)]
+            shift = [(u[:, axis, level] * n).long().clamp_(max=n - 1) * step for axis, n in enumerate(positions)]
             corners, size = corners + torch.stack(shift), inner
             yield level, corners
 
-    def _ask(
-        self, asked: Tensor, level: int, corners: Tensor, shape: MaskShape, counters: Counters, count: int | None
+    def _predicted_cells(
+        self, coarse: Tensor, level: int, corners: Tensor, counters: Counters, shape: MaskShape, count: int | None
     ) -> Tensor:
-        """Return the cells that a finer level is asked for, all within those of the next coarser level.
+        """Return the cells that a finer level predicts, all within those of the next coarser level.
 
-        Those that its blocks cover, less the surplus, which is dropped at random; and others where they are too few.
+        Those that its blocks cover, less a surplus that is dropped at random, and others if these are too few.
 
         Args:
-            asked: (B, U) cells that the coarser level is asked for.
-            level: Number of the finer level.
+            coarse: (B, U) cells that the coarser level predicts.
+            level: Index of the finer level.
             corners: (2, B, T) of its blocks.
-            shape: Of the step.
             counters: Of the batch.
-            count: How many; None is the percentile over the batch.
+            shape: Of the step.
+            count: Number of cells; None is the quantile over the batch.
         """
         step = self.steps[level]
-        own = self._split(asked, self.steps[level + 1], step)
-        wanted = self._covered(corners, shape.inner[level], step).gather(1, own) > 0
+        own = self._split(coarse, self.steps[level + 1], step)
+        covered = self._covered(corners, shape.inner[level], step).gather(1, own) > 0
         if count is None:
-            count = max(1, int(wanted.sum(dim=1).sort().values[int(COVERED[0] * len(own))]))
+            count = max(1, int(covered.sum(dim=1).sort().values[int(COVERED[0] * len(own))]))
         score = scores(hash_int(self.seed, counters.epoch, Stream.KEEP, level), counters.position, own.shape[1])
-        return own.gather(1, smallest(score.add_(~wanted, alpha=LATER), count))
+        return own.gather(1, smallest(score.add_(~covered, alpha=LATER), count))
 
     def _count_inner(self, shape: MaskShape) -> MaskShape:
-        """Add how many cells the finer levels are asked for: percentiles over 2,000 placements of a fixed key."""
+        """Add the numbers of cells that the finer levels predict: quantiles over 2,000 placements of a fixed key."""
         fixed, counters = copy(self), Counters(0, 0, torch.arange(2000, device="cpu"))
         fixed.seed = 0
         with torch.autocast("cpu", enabled=False):
             placed = fixed._place(shape, counters)
-            asked = fixed._divide(shape, placed, counters)[0]
+            predicted = fixed._divide(shape, placed, counters)[0]
             for level, corners in fixed._nested(shape, placed, counters):
-                asked = fixed._ask(asked, level, corners, shape, counters, None)
-                shape = shape._replace(asked=(asked.shape[1], *shape.asked))
+                predicted = fixed._predicted_cells(predicted, level, corners, counters, shape, None)
+                shape = shape._replace(predicted=(predicted.shape[1], *shape.predicted))
         return shape

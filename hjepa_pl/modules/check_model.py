@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hjepa_pl.losses import Regularizer
-from hjepa_pl.masks import MaskGenerator
+from hjepa_pl.masks import MaskGenerator, find_masks
 from hjepa_pl.models.families import EncoderShape
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
@@ -135,10 +135,10 @@ def _check_unused(settings: ModuleSettings) -> None:
 def _check_predictor(settings: ModuleSettings) -> None:
     """Reject settings of the predictor that the masks or levels make void."""
     predictor, masks = settings.predictor, settings.masks
-    if predictor.targets == "separate" and masks.kind == "random":
+    if predictor.targets == "separate" and not find_masks(masks).several_blocks:
         raise ConfigError(
-            "invalid `predictor.targets=separate`: has no effect with masks.kind=random, which has one block; remove "
-            "one of them."
+            f"invalid `predictor.targets=separate`: has no effect with masks.kind={masks.kind}, which has one target "
+            "block; remove one of them."
         )
     if predictor.targets == "separate" and masks.strategy != "global_only":
         raise ConfigError(

@@ -29,7 +29,7 @@ def test_figures_are_those_of_the_offline_evaluation(tmp_path: Path, capsys: pyt
     probe = ProbeCallback()
     trainer, module = fit(tmp_path, [probe])
     assert set(probe.results) == NAMES
-    assert probe.judged == "target"
+    assert probe.evaluated == "target"
     module.eval()
     with torch.no_grad():
         (train_x, train_y), (test_x, test_y) = images(60, 0), images(30, 1)
@@ -49,10 +49,10 @@ def test_figures_are_those_of_the_offline_evaluation(tmp_path: Path, capsys: pyt
         assert word in shown
 
 
-def test_without_target_the_online_network_is_judged(tmp_path: Path) -> None:
+def test_without_target_the_online_network_is_evaluated(tmp_path: Path) -> None:
     probe = ProbeCallback()
     fit(tmp_path, [probe], ToyModule(target=False), max_epochs=1)
-    assert probe.judged == "online"
+    assert probe.evaluated == "online"
     assert not any(name.endswith("_online") for name in probe.results)
 
 
@@ -106,7 +106,7 @@ def test_two_sets(tmp_path: Path) -> None:
     probe = ProbeCallback(networks=["online"])
     fit(tmp_path, [probe], data=ToyData(probes=("quads", "more")), max_epochs=1)
     assert {"probe/quads/knn", "probe/more/linear", "probe/more/pixels_knn"} <= set(probe.results)
-    assert probe.judged == "online"
+    assert probe.evaluated == "online"
 
 
 def test_padded_and_shuffled_rows_are_put_in_order() -> None:
@@ -117,7 +117,7 @@ def test_padded_and_shuffled_rows_are_put_in_order() -> None:
     place = torch.tensor([3, 1, 4, 0, 2, 1, 3])
     bank = _merge(Single(), [_Bank(place, place * 10, {"online": x[place]})])  # type: ignore[arg-type]
     assert bank is not None
-    assert bank.place.tolist() == [0, 1, 2, 3, 4]
+    assert bank.image.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(bank.features["online"], x)
 
 

@@ -77,7 +77,7 @@ def test_joint_targets_are_distinct_nested_hidden_and_constant_in_number(grid, c
     for step in range(8):
         found, shape = masks(Counters(1, step, torch.arange(30))), masks.shape_of(step)
         assert found.context.shape == (30, shape.visible)
-        for cell, side, targets, asked in zip(cells, masks.steps, found.targets, shape.asked, strict=True):
+        for cell, side, targets, asked in zip(cells, masks.steps, found.targets, shape.predicted, strict=True):
             assert targets.shape == (30, 1, asked * (side // cell) ** 2)
         for image in range(30):
             seen = set(found.context[image].tolist())
@@ -171,14 +171,14 @@ def test_joint_masks_equal_a_slow_sampler_of_the_same_draws() -> None:
             for c in range(3)
         ]
         counts = [len(cells_of(corners, sizes[2], 4)) for corners in candidates]
-        off = [max(0, n - room) + max(0, shape.asked[2] - n) for n in counts]
+        off = [max(0, n - room) + max(0, shape.predicted[2] - n) for n in counts]
         corners = candidates[off.index(min(off))]
         union = cells_of(corners, sizes[2], 4)
         every = sorted(
             ((y, x) for y in range(4) for x in range(3)),
             key=lambda c: (c not in union, order[image][c[0] * 48 + c[1] * 4] >> 8, c),
         )
-        asked = set(every[: shape.asked[2]])
+        asked = set(every[: shape.predicted[2]])
         assert {divmod(c, 3) for c in found.targets[2][image, 0].tolist()} == asked
         for level in (1, 0):
             cell, across = cells[level], 12 // cells[level]
@@ -190,7 +190,7 @@ def test_joint_masks_equal_a_slow_sampler_of_the_same_draws() -> None:
             within = {(y * 2 + i, x * 2 + j) for y, x in asked for i in (0, 1) for j in (0, 1)}
             wanted = cells_of(corners, sizes[level], cell) & within
             asked = {divmod(c, across) for c in found.targets[level][image, 0].tolist()}
-            assert len(asked) == shape.asked[level]
+            assert len(asked) == shape.predicted[level]
             assert asked <= within
             # Nothing but cells of the blocks, as long as there are enough of them.
             assert asked <= wanted or wanted <= asked
@@ -251,15 +251,15 @@ def test_keys_do_what_they_say() -> None:
 @pytest.mark.parametrize(
     ("config", "grid", "cells", "message"),
     [
-        ({}, (8, 8), (1,), "masks.kind 'hierarchical' has nothing to nest with one token level; add .* 'multiblock'"),
-        ({}, (8, 8), (2, 1), r"levels with cells \[2, 1\] are not in the order .* finest first, \[1, 2\]"),
-        ({"nest": 0.01}, (14, 14), (1, 2), r"masks.nest 0.01 fits no smaller block .* 6 x 8 .*; 0.1, 0.2, .* would do"),
-        ({"nest": 0.95}, (8, 8), (1, 2, 4), "masks.nest 0.95 fits no smaller block .* 4 x 4 .*; 0.3, 0.4, .* would do"),
-        ({"nest": 0.1}, (8, 8), (2, 2), "masks.nest 0.1 fits no smaller block .* 0.3, 0.4, .* would do"),
-        ({}, (8, 8), (4, 4), "masks.nest 0.5 fits no smaller .* use masks.kind 'multiblock' or smaller cells"),
-        ({}, (16, 16), (1, 2, 5), "levels.cell 5 does not divide the grid of 16 x 16 patches; 1, 2, 4, 8 would do"),
-        ({"num_targets": 8}, (14, 14), (1, 2), "masks.num_targets 8 leaves fewer than 49 .* 5 would do"),
-        ({}, (4, 4), (1, 4), "a grid of 4 x 4 patches holds no target block beside a context; take a smaller"),
+        ({}, (8, 8), (1,), "`masks.kind=hierarchical`: has no effect with one token level; add another .* multiblock."),
+        ({}, (8, 8), (2, 1), r"invalid `levels.cell=\[2, 1\]`: .* the finest level first; use the order \[1, 2\]"),
+        ({"nest": 0.01}, (14, 14), (1, 2), r"invalid `masks.nest=0.01`: no smaller block .* 6 x 8 .*; use 0.1, 0.2, "),
+        ({"nest": 0.95}, (8, 8), (1, 2, 4), "invalid `masks.nest=0.95`: no smaller block .* 4 x 4 .*; use 0.3, 0.4, "),
+        ({"nest": 0.1}, (8, 8), (2, 2), "invalid `masks.nest=0.1`: no smaller block .*; use 0.2, 0.3, 0.4, "),
+        ({}, (8, 8), (4, 4), "invalid `masks.nest=0.5`: no smaller .*; set masks.kind to multiblock, or use "),
+        ({}, (16, 16), (1, 2, 5), "invalid `levels.cell=5`: must divide the grid of 16 x 16 patches; use 1, 2, 4 or"),
+        ({"num_targets": 8}, (14, 14), (1, 2), "invalid `masks.num_targets=8`: leaves fewer than 49 .*; use 5."),
+        ({}, (4, 4), (1, 4), "a grid of 4 x 4 patches has no room for a target block and a context; use a smaller"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_nested_is_refused_in_one_sentence_with_what_would_do(config, grid, cells, message) -> None:
@@ -274,7 +274,7 @@ def test_the_values_that_a_refusal_names_do(grid, cells, asked) -> None:
     try:
         hierarchical(grid, cells, nest=asked)
     except ConfigError as refusal:
-        values = str(refusal).split("; ")[1].removesuffix(" would do.")
+        values = str(refusal).split("; use ")[1].removesuffix(".")
         for value in values.split(", "):
             hierarchical(grid, cells, nest=float(value))
 
@@ -337,5 +337,5 @@ def test_a_separate_pass_holds_one_coarse_block_and_what_is_nested_in_it(tiny_mo
 
 
 def test_a_single_token_level_is_refused_by_the_module(tiny_module) -> None:
-    with pytest.raises(ConfigError, match=r"masks.kind 'hierarchical' has nothing to nest with one token level"):
+    with pytest.raises(ConfigError, match=r"invalid `masks.kind=hierarchical`: has no effect with one token level"):
         tiny_module(levels=[{"cell": 1}, {"cell": "image"}], masks={"kind": "hierarchical"})

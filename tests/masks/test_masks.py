@@ -1,4 +1,5 @@
 import hashlib
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hjepa_pl.functional.counters import Stream, hash_int, uniform
 from hjepa_pl.masks import MaskConfig, MaskShape, build_masks
 from hjepa_pl.masks.base import min_visible
 from hjepa_pl.types import ConfigError, Counters
+from hjepa_pl.utils.settings import to_plain
 
 CASES = [
     ((14, 14), (1, 2)),
@@ -84,12 +86,12 @@ def test_joint_masks_equal_a_slow_sampler_of_the_same_draws(config) -> None:
     room, kept = (96 - shape.visible) // 4, []
     for image in range(200):
         unions = [cells_in(corners, shape, cell) for corners in drawn[image]]
-        off = [max(0, len(u) - room) + max(0, shape.asked[0] - len(u)) for u in unions]
+        off = [max(0, len(u) - room) + max(0, shape.predicted[0] - len(u)) for u in unions]
         union = unions[off.index(min(off))]
         every = [(y, x) for y in range(4) for x in range(6)]
         # A cell's rank is that of its upper left patch, of whose score 7 bits are the place.
         every.sort(key=lambda c: (c not in union, order[image][c[0] * 24 + c[1] * 2] >> 7, c))
-        asked = set(every[: shape.asked[0]])
+        asked = set(every[: shape.predicted[0]])
         kept.append(asked <= union)
         hidden = asked | (union if len(union) <= room else set())  # too wide: all may be seen that is not asked for
         patches = sorted(range(96), key=lambda p: ((p // 24, p % 12 // 2) in hidden, order[image][p]))
@@ -140,7 +142,7 @@ def test_30_to_40_percent_is_visible_and_about_half_is_asked_for(grid, cells, jo
         assert 0.3 <= shape.visible / patches <= 0.4
         assert shape.visible >= min_visible(patches)
         if joint:
-            asked = shape.asked[-1] * masks.cell**2 / patches
+            asked = shape.predicted[-1] * masks.cell**2 / patches
             assert 0.4 <= asked <= 0.6
             assert asked * patches + shape.visible <= patches
 
@@ -263,21 +265,57 @@ def test_images_where_no_placement_fits_get_all_blocks_at_one_place(visible, som
         assert not set(found.context[image].tolist()) & set(found.targets[0][image].flatten().tolist())
 
 
+NO_EFFECT = "has no effect with masks.kind="
+
+
 @pytest.mark.parametrize(
     ("config", "grid", "cells", "message"),
     [
-        ({}, (2, 2), (1,), "masks.target_scale .* smaller encoder.patch_size"),
-        ({}, (14, 14), (1, 4), "levels.cell 4 does not divide the grid of 14 x 14 patches; 1, 2, 7 would do"),
-        ({"kind": "random"}, (12, 14), (1, 5), "levels.cell 5 does not divide the grid of 12 x 14 patches; 1, 2 would"),
+        ({}, (2, 2), (1,), r"invalid `masks.target_scale=\[0.2, 0.25\]`: leaves fewer than 4 .* smaller encoder.patch"),
+        ({}, (14, 14), (1, 4), "invalid `levels.cell=4`: must divide the grid of 14 x 14 patches; use 1, 2 or 7."),
+        ({"kind": "random"}, (12, 14), (1, 5), "`levels.cell=5`: must divide the grid of 12 x 14 patches; use 1 or 2."),
         # 6 divides the grid too, but with the other level's 4 only the whole grid is whole in both.
-        ({}, (12, 12), (4, 5), "levels.cell 5 does not divide the grid of 12 x 12 patches; 1, 2, 4 would do"),
-        ({"num_targets": 9}, (8, 8), (1, 2), "masks.num_targets 9 leaves fewer than 24 .*would do"),
-        ({"num_targets": 8, "max_visible": 0.9}, (14, 14), (1,), "masks.max_visible 0.9 does nothing: .* at most 0.3"),
-        ({"max_visible": 0.05}, (8, 8), (1,), "masks.max_visible 0.05 leaves 3 of 64 patches; 0.38 would do"),
-        ({"kind": "random", "ratio": 0.99}, (8, 8), (1,), "masks.ratio 0.99 .* between 0.02 and 0.62 would do"),
+        ({}, (12, 12), (4, 5), "invalid `levels.cell=5`: must divide the grid of 12 x 12 patches; use 1, 2 or 4."),
+        (
+            {"num_targets": 9},
+            (8, 8),
+            (1, 2),
+            "invalid `masks.num_targets=9`: leaves fewer than 24 .*; use [1-8]",
+        ),
+        (
+            {"num_targets": 8, "max_visible": 0.9},
+            (14, 14),
+            (1,),
+            "invalid `masks.max_visible=0.9`: has no effect, as the blocks leave at most 0.3. visible; lower or remove",
+        ),
+        ({"max_visible": 0.05}, (8, 8), (1,), "`masks.max_visible=0.05`: leaves 3 of 64 patches; use 0.38 or more."),
+        (
+            {"kind": "random", "ratio": 0.99},
+            (8, 8),
+            (1,),
+            "invalid `masks.ratio=0.99`: hides 63 of the grid's 64 cells; use a ratio from 0.02 to 0.62.",
+        ),
+        ({"ratio": 0.5}, (8, 8), (1,), f"invalid `masks.ratio=0.5`: {NO_EFFECT}multiblock; remove it."),
+        ({"kind": "random", "num_targets": 3}, (8, 8), (1,), f"invalid `masks.num_targets=3`: {NO_EFFECT}random"),
+        ({"nest": 0.4}, (8, 8), (1,), f"invalid `masks.nest=0.4`: {NO_EFFECT}multiblock; remove it."),
+        ({"kind": "random", "nest": 0.4}, (8, 8), (1,), f"invalid `masks.nest=0.4`: {NO_EFFECT}random; remove it."),
+        ({"kind": "hierarchical", "ratio": 0.5}, (8, 8), (1, 2), f"`masks.ratio=0.5`: {NO_EFFECT}hierarchical"),
+        ({"options": {"a": 1}}, (8, 8), (1,), f"invalid `masks.options={{a: 1}}`: {NO_EFFECT}multiblock"),
+        (
+            {"kind": "stripes"},
+            (8, 8),
+            (1,),
+            "invalid `masks.kind=stripes`: must be multiblock, hierarchical or random",
+        ),
+        (
+            {"kind": "os.path.join"},
+            (8, 8),
+            (1,),
+            "`masks.kind=os.path.join`: must be a subclass of hjepa_pl.masks",
+        ),
     ],
 )
-def test_impossible_masks_are_refused_with_what_would_do(config, grid, cells, message) -> None:
+def test_impossible_masks_are_rejected_with_a_fix(config, grid, cells, message) -> None:
     with pytest.raises(ConfigError, match=message):
         build_masks(MaskConfig(**config), grid, cells, seed=0)
 
@@ -285,22 +323,32 @@ def test_impossible_masks_are_refused_with_what_would_do(config, grid, cells, me
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"target_scale": (0.3, 0.1)}, "masks.target_scale must be"),
-        ({"aspect_ratio": (-1.0, 1.0)}, "masks.aspect_ratio must be"),
-        ({"num_targets": 0}, "masks.num_targets must be at least 1, got 0"),
-        ({"ratio": 0.5}, "masks.ratio 0.5 does nothing with masks.kind 'multiblock'"),
-        ({"kind": "random", "num_targets": 3}, "masks.num_targets 3 does nothing with masks.kind 'random'"),
-        ({"kind": "random", "ratio": 1.5}, "masks.ratio must lie in"),
-        ({"nest": 0.5}, "masks.nest 0.5 does nothing with masks.kind 'multiblock'; remove it"),
-        ({"kind": "random", "nest": 0.5}, "masks.nest 0.5 does nothing with masks.kind 'random'; remove it"),
-        ({"kind": "hierarchical", "ratio": 0.5}, "masks.ratio 0.5 does nothing with masks.kind 'hierarchical'"),
+        (
+            {"target_scale": (0.3, 0.1)},
+            "invalid `masks.target_scale=[0.3, 0.1]`: must be [low, high] with low <= ",
+        ),
+        (
+            {"target_scale": (0.3, 1.1)},
+            "invalid `masks.target_scale=[0.3, 1.1]`: must be a list of 2, each a number ",
+        ),
+        ({"aspect_ratio": (-1.0, 1.0)}, "invalid `masks.aspect_ratio=[-1, 1]`: must be a list of 2, each a number > 0"),
+        ({"num_targets": 0}, "invalid `masks.num_targets=0`: must be a whole number >= 1 or auto."),
+        ({"kind": "random", "ratio": 1.5}, "invalid `masks.ratio=1.5`: must be a number in (0, 1)."),
+        ({"max_visible": 0.0}, "invalid `masks.max_visible=0`: must be a number in (0, 1] or null."),
         (
             {"kind": "hierarchical", "nest": 1.0},
-            "masks.nest must lie in .0, 1., got 1.0; .*use masks.kind 'multiblock'",
+            "invalid `masks.nest=1`: must be a number in (0, 1); for blocks of one size at all levels set masks",
         ),
-        ({"kind": "hierarchical", "nest": 0.0}, "masks.nest must lie in .0, 1., got 0.0"),
+        ({"kind": "hierarchical", "nest": 0.0}, "invalid `masks.nest=0`: must be a number in (0, 1)"),
     ],
 )
-def test_bad_mask_settings_are_refused(config, message) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_mask_settings_are_rejected(config, message) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         MaskConfig(**config)
+
+
+def test_defaults_may_be_written_out_for_any_kind() -> None:
+    """As in a config that `--print_config` wrote."""
+    written = to_plain(MaskConfig(kind="random", ratio=0.5))
+    assert written["nest"] == 0.5
+    assert build_masks(MaskConfig(**written), (8, 8), (1,), seed=0).shapes[0].visible == 32

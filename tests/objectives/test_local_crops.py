@@ -111,7 +111,7 @@ def test_a_crop_that_is_the_view_itself_lies_where_the_view_lies(position) -> No
     box = torch.tensor([[0.1, 0.2, 0.9, 0.7]])
     places = places_in(box[None], (8, 8), box, (8, 8))
     table = module.predictor.get_buffer("patch_positions")
-    torch.testing.assert_close(module.predictor._at(places)[0], table, atol=1e-4, rtol=0)
+    torch.testing.assert_close(module.predictor._positions_at(places)[0], table, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
