@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.modules.check_trainer import check_epoch, check_trainer, check_warmup
 from hjepa_pl.modules.clock import RunClock
 from hjepa_pl.modules.finite import FiniteSteps
@@ -198,5 +198,5 @@ class PretrainModule(RunClock, FiniteSteps):
     @_restricted_classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint as Lightning does; what `encoder.pretrained` names is not read again, and may be gone."""
-        with weights_follow():
+        with without_pretrained():
             return super().load_from_checkpoint(*args, **kwargs)
