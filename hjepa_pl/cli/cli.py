@@ -37,7 +37,7 @@ from hjepa_pl.data.checkpoint_settings import complete_stored
 from hjepa_pl.data.sources.bad_files import BAD_FILES
 from hjepa_pl.losses import Regularizer
 from hjepa_pl.losses.regularize import read_regularizer
-from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.check_data import check_data
 from hjepa_pl.modules.check_trainer import check_keys, check_trainer, check_warmup
@@ -151,7 +151,7 @@ class HJEPACLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make data, model and Trainer; the weights of a resumed model are not read from where the first start was."""
-        with weights_follow(self.checkpoint is not None):
+        with without_pretrained(self.checkpoint is not None):
             super().instantiate_classes()
 
     # ---------------------------------------------------------------------------------------------------- the trainer

@@ -27,11 +27,6 @@ Theta = Annotated[float, Gt(1), Lt(float("inf"))]
 class EncoderConfig:
     """The encoder: a timm vision transformer, by size or by timm's name, or an encoder of another family."""
 
-    family: str = "vit"
-    """`vit`, or the import path of an encoder class of your own (`my_package.my_module.MyEncoder`), a subclass of
-    `hjepa_pl.models.Encoder`. It is made from these keys; keys that it does not read are rejected."""
-    options: dict[str, Any] | None = None
-    """Keyword arguments of an encoder class of your own; null is none."""
     size: Literal["tiny", "small", "base", "large", "huge"] | None = None
     """Width, depth and heads of timm's vit_{size}; null is small, if `name` is null too."""
     name: str | None = None
@@ -72,6 +67,11 @@ class EncoderConfig:
     """Recompute blocks in the backward pass instead of storing them: less memory, about a third more compute."""
     checkpoint_every: Count = 1
     """Number of blocks that are recomputed together (with grad_checkpointing)."""
+    family: str = "vit"
+    """`vit`, or the import path of an encoder class of your own (`my_package.my_module.MyEncoder`), a subclass of
+    `hjepa_pl.models.Encoder`. It is made from these keys; keys that it does not read are rejected."""
+    options: dict[str, Any] | None = None
+    """Keyword arguments of an encoder class of your own; null is none."""
 
     def __post_init__(self) -> None:
         """Reject combinations that no encoder can have."""

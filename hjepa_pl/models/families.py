@@ -10,7 +10,7 @@ import torch
 from hjepa_pl.models.base import Encoder
 from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.encoder import VisionEncoder
-from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.registry import Registry
 from hjepa_pl.utils.settings import invalid
@@ -53,7 +53,7 @@ def measure(config: EncoderConfig) -> EncoderShape:
         ConfigError: As `build_encoder`.
         ValueError: If the patches of the family do not make up the image.
     """
-    with torch.device("meta"), weights_follow():
+    with torch.device("meta"), without_pretrained():
         encoder = build_encoder(config)
     covered = tuple(n * p for n, p in zip(encoder.grid, encoder.patch_size, strict=True))
     if covered != sides(config.img_size):

@@ -1,51 +1,46 @@
 """Levels of the hierarchy."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt, Lt
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import from_plain_list
+from hjepa_pl.utils.settings import Count, Hint, as_typed, from_plain_list, invalid, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("levels")
 class LevelConfig:
-    """One level of the hierarchy: which depth of the target encoder, how coarse, how much."""
+    """One level of the hierarchy: the depth and coarseness of its targets, and its weight."""
 
-    block: int | Literal["last"] = "last"
+    block: Count | Literal["last"] = "last"
     """Depth of the target: the output after this block, counted from 1, or 'last' (after the final norm). Image level:
-    depth of the patch tokens that are pooled, of an inner block after a norm of its own."""
-    cell: int | Literal["image"] = 1
-    """Side of the cells that the target is averaged over, in patches; 'image' is the pooled image."""
-    weight: float = 1.0
+    depth of the patch tokens that are pooled, after a norm of its own if not 'last'."""
+    cell: Count | Literal["image"] = 1
+    """Height and width in patches of the cells that the target is averaged over; 'image' is the pooled image."""
+    weight: Annotated[float, Gt(0), Lt(float("inf")), Hint("remove the level to turn it off")] = 1.0
     """Weight of the level's loss."""
     masked_view: Literal["add", "replace"] | None = None
-    """Image level beside token levels: the visible patches, encoded for the token levels anyway, are a view too (as in
-    MSN, arXiv:2204.07141), beside the full views or in place of the first, which is then not encoded in full."""
-
+    """Image level with token levels: the visible patches, which the token levels encode anyway, are a view too (as in
+    MSN, arXiv:2204.07141), in addition to the full views ('add') or instead of the first ('replace')."""
     compare: Literal["mean", "pairwise", "none"] = "mean"
-    """Image level: distance of every view's projection from the mean of the full views ('mean', LeJEPA), of every two
-    views from each other ('pairwise': full with full and full with partial ones), or 'none', where a regulariser
-    that compares views (ntxent, vicreg) is the whole objective, as published."""
+    """Image level: distance of every view's projection to the mean of the full views ('mean', LeJEPA), between every
+    two views ('pairwise': full with full and full with partial ones), or 'none', where a regularizer that compares
+    views (ntxent, vicreg) is the whole objective, as published."""
 
     def __post_init__(self) -> None:
-        """Refuse depths, cells and weights that mean nothing."""
-        if self.block != "last" and self.block < 1:
-            raise ConfigError(f"levels.block counts blocks from 1 or is 'last', got {self.block}.")
-        if self.cell != "image" and self.cell < 1:
-            raise ConfigError(f"levels.cell must be at least 1 patch or 'image', got {self.cell}.")
+        """Reject keys of the image level on token levels, and a weight without a loss."""
         for key, default in (("masked_view", None), ("compare", "mean")):
             if self.cell != "image" and getattr(self, key) != default:
-                raise ConfigError(
-                    f"levels.{key} '{getattr(self, key)}' does nothing on cell {self.cell}; "
-                    "give it to the level whose cell is 'image'."
+                raise invalid(
+                    f"levels.{key}",
+                    getattr(self, key),
+                    f"has no effect with levels.cell={self.cell}; set it on the level with cell: image.",
                 )
         if self.compare == "none" and self.weight != 1.0:
-            raise ConfigError(
-                f"levels.weight {self.weight} does nothing with levels.compare 'none'; set the regularizers' weights."
-            )
-        if not 0 < self.weight < float("inf"):
-            raise ConfigError(
-                f"levels.weight must be a positive number, got {self.weight}; leave the level out to switch it off."
+            raise invalid(
+                "levels.weight",
+                self.weight,
+                "has no effect with levels.compare=none; set the weights of the regularizers instead.",
             )
 
     @property
@@ -57,9 +52,9 @@ class LevelConfig:
 
 
 def presets() -> dict[str, tuple[LevelConfig, ...]]:
-    """Return the hierarchies that a word stands for: 'flat' is I-JEPA's one level, 'three' patch, 2 x 2 and image.
+    """Return the preset hierarchies: 'flat' is I-JEPA's one level, 'three' is patch, 2 x 2 cell and image.
 
-    The weights and the masked view of 'three' are those of the hierarchy that did best in the README's ablation.
+    Weights and masked view of 'three' are the best of the README's ablation.
     """
     return {
         "flat": (LevelConfig(cell=1),),
@@ -72,19 +67,15 @@ def presets() -> dict[str, tuple[LevelConfig, ...]]:
 
 
 def read_levels(levels: Any) -> tuple[LevelConfig, ...]:
-    """Return levels from a preset's name or a list of them.
+    """Return levels from a preset's name or a list of levels.
 
     Raises:
         ConfigError: If it is neither.
     """
-    if isinstance(levels, str):
-        if levels not in presets():
-            raise ConfigError(
-                f"levels '{levels}' is no preset; {' or '.join(map(repr, presets()))} would do, or a list."
-            )
+    if isinstance(levels, str) and levels in presets():
         return presets()[levels]
     if not isinstance(levels, list | tuple):
-        raise ConfigError(f"levels must be {' or '.join(map(repr, presets()))} or a list of levels, got {levels!r}.")
+        raise invalid("levels", levels, f"must be {' or '.join(presets())}, or a list of levels.")
     return from_plain_list(LevelConfig, levels, "levels")
 
 
@@ -92,13 +83,16 @@ def split_levels(levels: tuple[LevelConfig, ...]) -> tuple[tuple[LevelConfig, ..
     """Separate the token levels from the image level.
 
     Raises:
-        ConfigError: If there is no level, or two that are the same.
+        ConfigError: If there is no level, or a level twice.
     """
     if not levels:
-        raise ConfigError("levels is empty; give at least one, for example [{block: last, cell: 1}].")
+        raise ConfigError("invalid `levels=[]`: must hold at least one level, for example [{block: last, cell: 1}].")
     names = [level.name for level in levels]
-    twice = next((n for n in names if names.count(n) > 1), None)
+    twice = next((level for level in levels if names.count(level.name) > 1), None)
     if twice:
-        raise ConfigError(f"levels holds '{twice}' twice; give each depth and cell once and set its weight instead.")
+        raise ConfigError(
+            f"invalid `levels`: {{block: {as_typed(twice.block)}, cell: {as_typed(twice.cell)}}} is listed twice; list "
+            "it once and set its weight."
+        )
     image = next((level for level in levels if level.cell == "image"), None)
     return tuple(level for level in levels if level is not image), image

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import nn
 from torch.optim import Optimizer
 
-from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.modules.check_trainer import check_epoch, check_trainer, check_warmup
 from hjepa_pl.modules.clock import RunClock
 from hjepa_pl.modules.finite import FiniteCheck, clip_gradients
@@ -244,5 +244,5 @@ class PretrainModule(pl.LightningModule):
     @_restricted_classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint as Lightning does, without reading the file of `encoder.pretrained` again."""
-        with weights_follow():
+        with without_pretrained():
             return super().load_from_checkpoint(*args, **kwargs)

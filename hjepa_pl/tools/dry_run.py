@@ -13,7 +13,7 @@ from hjepa_pl.cli.cli import HJEPACLI
 from hjepa_pl.cli.main import start
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.augment.multicrop import ViewPlan
-from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.utils.run_length import limited, total_steps
 
@@ -62,7 +62,7 @@ class DryCLI(ToolCLI):
         downloads = getattr(encoder, "pretrained", None) is True or (
             hasattr(encoder, "get") and encoder.get("pretrained") is True
         )
-        with torch.device("meta"), weights_follow(downloads):
+        with torch.device("meta"), without_pretrained(downloads):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

@@ -163,7 +163,7 @@ def test_a_run_from_pretrained_weights_goes_on_without_their_file(config, capsys
     assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.init_args.encoder.pretrained=false") == 2
     assert "encoder.pretrained was 'vit.safetensors', is False" in capsys.readouterr().err
     assert fit(saved) == 2  # a fresh start needs it
-    assert "encoder.pretrained 'vit.safetensors': there is no such file" in capsys.readouterr().err
+    assert "invalid `encoder.pretrained=vit.safetensors`: there is no such file" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_set_aside_and_not_overwritten(config) -> None:
@@ -393,24 +393,30 @@ REFUSED = [
     (["--trainer.max_epoch=3"], "max_epoch"),
     (["--model.init_args.encoder.dept=3"], "dept"),
     (["--model.init_args.encoder.depth=three"], "model.encoder.depth must be"),
-    (["--model.init_args.encoder.depth=-1"], "encoder.depth must be at least 1, got -1"),
+    (["--model.init_args.encoder.depth=-1"], "invalid `encoder.depth=-1`: must be a whole number >= 1"),
     (["--model.init_args.encoder.size=giant"], "model.encoder.size must be 'tiny' or 'small'"),
     (
         ["--model.init_args.encoder.in_chans=4"],
         "invalid `in_chans=4`: must be 1 or 3, the channels of images (encoder.in_chans).",
     ),
-    (["--model.init_args.encoder.in_chans=0"], "encoder.in_chans must be at least 1, got 0"),
-    (["--model.init_args.encoder.img_size=[8,9]"], "encoder.img_size [8, 9] is not a multiple of encoder.patch_size 2"),
+    (["--model.init_args.encoder.in_chans=0"], "invalid `encoder.in_chans=0`: must be a whole number >= 1"),
+    (
+        ["--model.init_args.encoder.img_size=[8,9]"],
+        "invalid `encoder.img_size=[8, 9]`: must be a multiple of encoder.patch_size=2",
+    ),
     (["--model.init_args.encoder.img_size=[8]"], "img_size"),
-    (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),
-    (["--model.init_args.encoder.pretrained=true"], "encoder.pretrained true has nothing to take weights from"),
-    (["--model.init_args.encoder.pretrained=none.pth"], "encoder.pretrained 'none.pth': there is no such file"),
+    (
+        ["--model.init_args.encoder.img_size=9"],
+        "invalid `encoder.img_size=9`: must be a multiple of encoder.patch_size=2",
+    ),
+    (["--model.init_args.encoder.pretrained=true"], "invalid `encoder.pretrained=true`: needs encoder.name"),
+    (["--model.init_args.encoder.pretrained=none.pth"], "invalid `encoder.pretrained=none.pth`: there is no such file"),
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
     (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
     (["--model.init_args.levels=[{cell: 3}, {cell: image}]"], "invalid `levels.cell=3`: must divide the grid"),
     (["--model.init_args.levels=thre"], "model.levels must be a list or 'flat' or 'three', got 'thre'"),
     (["--model.init_args.levels=[1, 2]"], "model.levels must be a list of mappings or 'flat' or 'three', got '1'"),
-    (["--model.init_args.levels=null"], "levels must be 'flat' or 'three' or a list of levels, got None"),
+    (["--model.init_args.levels=null"], "invalid `levels=null`: must be flat or three, or a list of levels"),
     (["--model.init_args.levels.weight=2"], "levels.weight changes one entry of a list unsaid; give the whole list"),
     (["--data.init_args.datasets.weight=2"], "datasets.weight changes one entry of a list unsaid"),
     (
@@ -418,7 +424,7 @@ REFUSED = [
         "model.levels.masked_view must be 'add' or 'replace' or null, got 'both'",
     ),
     (["--model.init_args.pyramid=true"], "model.pyramid must be a mapping of its keys or null, got 'True'"),
-    (["--model.init_args.encoder.attention=efficient"], "encoder.attention 'efficient' does not exist on device 'cpu'"),
+    (["--model.init_args.encoder.attention=efficient"], "invalid `encoder.attention=efficient`: must be auto"),
     (["--model.init_args.masks={target_scale: [0.4, 0.2]}"], "masks.target_scale"),
     (["--model.init_args.regularizers=[]"], "without a term on stream image"),
     (["--model.init_args.regularizers=[{kind: sigrag}]"], "sigrag"),
@@ -485,7 +491,7 @@ REFUSED = [
     (["--checkpoint.monitor=probe/digits/linear_top5"], "use probe/digits/linear_val"),
     (["--collapse.max_image_share=0"], "invalid `collapse.max_image_share=0.0`: use above 0 to 1"),
     (["--logging.wandb_project=x"], "logging.wandb_project does nothing without logging.wandb true"),
-    (["--model.init_args.encoder.size=tiny"], "encoder.size 'tiny' does nothing"),
+    (["--model.init_args.encoder.size=tiny"], "invalid `encoder.size=tiny`: has no effect"),
     (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),
     (["--model.init_args.masks={target_scale: [0.01, 0.02]}"], "masks.target_scale"),
 ]

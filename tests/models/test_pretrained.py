@@ -15,7 +15,7 @@ from hjepa_pl.functional.tokens import sincos_positions
 from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.families import measure
-from hjepa_pl.models.pretrained import weights_follow
+from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.models.timm_vit import timm_recipe
 from hjepa_pl.types import ConfigError
 from tests.conftest import SMALL_PREDICTOR, SMALL_PROJECTOR
@@ -84,7 +84,7 @@ def test_rotary_encoders_take_rotary_files_of_any_size(tmp_path, kind, img_size)
     path = saved(tmp_path / "vit.safetensors", model)
     ours = load(path, position=kind, img_size=img_size, init_values=1.0)
     same(ours, model.state_dict())
-    with pytest.raises(ConfigError, match=r"holds blocks.0.gamma_1, .* set encoder.init_values, to any value"):
+    with pytest.raises(ConfigError, match=r"weights have blocks.0.gamma_1 .* set encoder.init_values, to any value"):
         load(path, position=kind, img_size=img_size)
 
 
@@ -115,7 +115,7 @@ def make_module(path):
 def test_heads_go_silently_and_a_class_token_with_a_word(tmp_path) -> None:
     model = timm_model(class_token=True, global_pool="token", num_classes=10)
     path = saved(tmp_path / "vit.safetensors", model)
-    with pytest.warns(UserWarning, match="cls_token left out with its position") as caught:
+    with pytest.warns(UserWarning, match="cls_token and its position are ignored") as caught:
         ours = load(path)
     assert len(caught) == 1
     theirs = model.state_dict()
@@ -133,7 +133,7 @@ def test_registers_keep_their_positions_where_a_class_token_goes(tmp_path, no_em
     model = timm_model(class_token=True, reg_tokens=2, global_pool="token", no_embed_class=no_embed_class)
     path = saved(tmp_path / "vit.safetensors", model)
     if no_embed_class:
-        with pytest.raises(ConfigError, match=r"register tokens have no positions and the encoder's have"):
+        with pytest.raises(ConfigError, match=r"register tokens of the weights have no positions and the enc"):
             load(path, reg_tokens=2)
         return
     with pytest.warns(UserWarning, match="cls_token"):
@@ -144,7 +144,7 @@ def test_registers_keep_their_positions_where_a_class_token_goes(tmp_path, no_em
 
 def test_a_norm_behind_the_pooling_becomes_the_tokens_norm(tmp_path) -> None:
     model = timm_model(fc_norm=True)
-    with pytest.warns(UserWarning, match="fc_norm, which normalised the pooled features, now normalises the tokens"):
+    with pytest.warns(UserWarning, match="fc_norm, which normalized the pooled features, now normalizes the tokens"):
         ours = load(saved(tmp_path / "vit.safetensors", model))
     assert torch.equal(ours["norm.weight"], model.fc_norm.weight)
     assert torch.equal(ours["norm.bias"], model.fc_norm.bias)
@@ -152,7 +152,7 @@ def test_a_norm_behind_the_pooling_becomes_the_tokens_norm(tmp_path) -> None:
 
 @pytest.mark.parametrize("img_size", [48, (16, 40)], ids=str)
 @pytest.mark.parametrize("class_token", [False, True])
-@pytest.mark.filterwarnings("ignore:.*cls_token left out")
+@pytest.mark.filterwarnings("ignore:.*cls_token and its position are ignored")
 def test_positions_of_another_size_are_resampled_by_timms_function(tmp_path, img_size, class_token) -> None:
     model = timm_model(class_token=class_token, global_pool="token" if class_token else "avg")
     ours = load(saved(tmp_path / "vit.safetensors", model), img_size=img_size)
@@ -166,7 +166,7 @@ def test_positions_of_another_size_are_resampled_by_timms_function(tmp_path, img
 def test_fixed_positions_start_from_fixed_positions_only(tmp_path, img_size) -> None:
     model = timm_model()
     path = saved(tmp_path / "vit.safetensors", model)
-    with pytest.raises(ConfigError, match=r"holds positions that differ by up to 1.* from the fixed .*set encoder.pos"):
+    with pytest.raises(ConfigError, match=r"positions of the weights differ by up to 1.* from the fixed .*set enc"):
         load(path, position="sincos", img_size=img_size)
     table = sincos_positions((8, 8), 48)[None]
     ours = load(saved(tmp_path / "fixed.bin", model, pos_embed=table), position="sincos", img_size=img_size)
@@ -175,7 +175,7 @@ def test_fixed_positions_start_from_fixed_positions_only(tmp_path, img_size) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.filterwarnings("ignore:.*cls_token left out")
+@pytest.mark.filterwarnings("ignore:.*cls_token and its position are ignored")
 def test_the_published_fixed_table_is_taken_in_any_precision(tmp_path, dtype) -> None:
     """MAE's and I-JEPA's table, by the formula of their code: the class token's zeros, then the patches."""
     model = timm_model(class_token=True, global_pool="token")
@@ -189,34 +189,58 @@ def test_the_published_fixed_table_is_taken_in_any_precision(tmp_path, dtype) ->
 
 
 REFUSED = [
-    ({"embed_dim": 96}, {}, r"patch_embed.proj.weight is \(48, 3, 4, 4\) there and \(96, .* set encoder.embed_dim 48"),
-    ({"patch_size": 8}, {}, r"patch_embed.proj.weight is .*set encoder.patch_size 4"),
-    ({"in_chans": 1}, {}, r"patch_embed.proj.weight is .*set encoder.in_chans 3"),
-    ({"in_chans": 1, "patch_size": 8}, {}, r"set encoder.in_chans 3 and encoder.patch_size 4"),
-    ({"depth": 4}, {}, r"lacks blocks.3.norm1.weight, which the encoder has; set encoder.depth 3"),
-    ({"depth": 2}, {}, r"holds blocks.2.\S+, which the encoder has no place for; set encoder.depth 3"),
-    ({"init_values": 0.1}, {}, "lacks blocks.0.ls1.gamma, .* remove encoder.init_values"),
-    ({}, {"init_values": 0.1}, "holds blocks.0.ls1.gamma, .* set encoder.init_values"),
-    ({"qk_norm": True}, {}, "lacks blocks.0.attn.q_norm.weight, .* set encoder.qk_norm false"),
-    ({}, {"qk_norm": True}, r"holds blocks.0.attn.[qk]_norm.\S+, .* set encoder.qk_norm true"),
-    ({"reg_tokens": 2}, {}, "lacks reg_token, .* set encoder.reg_tokens 0"),
-    ({}, {"reg_tokens": 2}, "holds reg_token, .* set encoder.reg_tokens 2"),
-    ({"position": "rope"}, {}, r"holds a table of positions \(pos_embed\) .* set encoder.position learned"),
-    ({}, {"name": "rope"}, "holds no pos_embed and the encoder has a table; set encoder.position rope,"),
-    ({}, {"name": "rope_mixed"}, "holds no pos_embed and the encoder has a table; set encoder.position rope_mixed,"),
+    (
+        {"embed_dim": 96},
+        {},
+        r"weight of the weights is \(48, 3, 4, 4\) and of the encoder \(96, .* set encoder.embed_dim to 48",
+    ),
+    ({"patch_size": 8}, {}, r"patch_embed.proj.weight of the weights is .*set encoder.patch_size to 4"),
+    ({"in_chans": 1}, {}, r"patch_embed.proj.weight of the weights is .*set encoder.in_chans to 3"),
+    ({"in_chans": 1, "patch_size": 8}, {}, r"set encoder.in_chans to 3 and encoder.patch_size to 4"),
+    ({"depth": 4}, {}, r"weights lack blocks.3.norm1.weight; set encoder.depth to 3"),
+    ({"depth": 2}, {}, r"weights have blocks.2.\S+ and the encoder has not; set encoder.depth to 3"),
+    ({"init_values": 0.1}, {}, "weights lack blocks.0.ls1.gamma; remove encoder.init_values"),
+    ({}, {"init_values": 0.1}, "weights have blocks.0.ls1.gamma .* set encoder.init_values"),
+    ({"qk_norm": True}, {}, "weights lack blocks.0.attn.q_norm.weight; set encoder.qk_norm to false"),
+    ({}, {"qk_norm": True}, r"weights have blocks.0.attn.[qk]_norm.\S+ .* set encoder.qk_norm to true"),
+    ({"reg_tokens": 2}, {}, "weights lack reg_token; set encoder.reg_tokens to 0"),
+    ({}, {"reg_tokens": 2}, "weights have reg_token .* set encoder.reg_tokens to 2"),
+    (
+        {"position": "rope"},
+        {},
+        r"have a position table \(pos_embed\) and the encoder has none; set encoder.pos.* to learned",
+    ),
+    (
+        {},
+        {"name": "rope"},
+        r"no position table \(pos_embed\) and the encoder has one; set encoder.pos.* to rope,",
+    ),
+    (
+        {},
+        {"name": "rope_mixed"},
+        r"no position table \(pos_embed\) and the encoder has one; .* to rope_mixed,",
+    ),
     (
         {"position": "rope", "init_values": 1.0},
         {"name": "rope_mixed"},
-        "holds rope.freqs, .* set encoder.position rope_mixed",
+        "weights have rope.freqs .* set encoder.position to rope_mixed",
     ),
     (
         {"position": "rope_mixed", "init_values": 1.0},
         {"name": "rope"},
-        "lacks rope.freqs, .* set encoder.position rope",
+        "weights lack rope.freqs; set encoder.position to rope",
     ),
-    ({"position": "rope_mixed", "num_heads": 2}, {"name": "rope_mixed"}, "rope.freqs .* set encoder.num_heads 3 and d"),
-    ({"img_size": (16, 64)}, {}, "64 positions, which may be 4 x 16 or 8 x 8; set an encoder.img_size"),
-    ({"img_size": 48}, {"img_size": (24, 40)}, "60 positions, which form no square; set an encoder.img_size"),
+    (
+        {"position": "rope_mixed", "num_heads": 2},
+        {"name": "rope_mixed"},
+        "rope.freqs .* set encoder.num_heads to 3 and",
+    ),
+    ({"img_size": (16, 64)}, {}, "64 positions, which may be 4 x 16 or 8 x 8; set an encoder.img_size with another"),
+    (
+        {"img_size": 48},
+        {"img_size": (24, 40)},
+        "60 positions, which form no square; set an encoder.img_size with as",
+    ),
 ]
 
 
@@ -228,7 +252,7 @@ def test_weights_of_another_shape_or_kind_are_refused_in_one_sentence(tmp_path, 
     measure(EncoderConfig(pretrained=path, **(SMALL | settings)))  # geometry alone reads no file
     with pytest.raises(ConfigError, match=message) as refused:
         load(path, **settings)
-    assert str(refused.value).startswith(f"encoder.pretrained '{path}'")
+    assert str(refused.value).startswith(f"invalid `encoder.pretrained={path}`: ")
     assert "\n" not in str(refused.value)
 
 
@@ -239,10 +263,10 @@ def test_weights_of_another_shape_or_kind_are_refused_in_one_sentence(tmp_path, 
         (
             "vit.npz",
             b"x",
-            r"is no file of weights; give true \(timm's own\), false \(none\), or the path of a .safetensors",
+            r"must be true \(timm's weights\), false, or the path of a .safetensors",
         ),
-        ("vit.safetensors", b"junk", r"cannot be read \(.*give the state dict of a timm model"),
-        ("vit.pth", b"junk", r"cannot be read \(.*give the state dict of a timm model"),
+        ("vit.safetensors", b"junk", r"cannot be read \(.*use the state dict of a timm model"),
+        ("vit.pth", b"junk", r"cannot be read \(.*use the state dict of a timm model"),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, name, content, message) -> None:
@@ -270,7 +294,7 @@ def test_a_checkpoint_needs_no_file_of_weights(tmp_path) -> None:
         again.load_from_checkpoint(tmp_path / "run.ckpt")
     with pytest.raises(ConfigError, match="there is no such file"):
         make_module(str(path))
-    with weights_follow():
+    with without_pretrained():
         make_module(str(path))
 
 
@@ -285,7 +309,7 @@ def test_timms_own_weights_come_by_timms_download(tmp_path, monkeypatch) -> None
     address = (tmp_path / "vit_tiny.pth").as_uri()
     entry = dataclasses.replace(_registry.get_pretrained_cfg(NAME), url=address, hf_hub_id=None, custom_load=False)
     monkeypatch.setitem(_registry._model_pretrained_cfgs, NAME, entry)
-    with pytest.warns(UserWarning, match="encoder.pretrained true: cls_token left out"):
+    with pytest.warns(UserWarning, match="encoder.pretrained=true: cls_token and its position"):
         encoder = VisionEncoder(EncoderConfig(name=NAME, pretrained=True, img_size=(112, 448)))
     ours, theirs = encoder.vit.state_dict(), native.state_dict()
     # 7 x 28 patches are as many as the 14 x 14 of the download, whose grid is known, so that nothing is mistaken.
@@ -298,9 +322,12 @@ def test_without_a_network_the_download_is_refused_in_one_sentence(monkeypatch) 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # its retries take a minute
     measure(EncoderConfig(name=NAME, pretrained=True))  # downloads nothing
     with pytest.raises(
-        ConfigError, match=rf"timm's weights for '{NAME}' cannot be had \(.*connect to the net"
+        ConfigError, match=rf"timm's weights for {NAME} cannot be downloaded \(.*connect to the net"
     ) as refused:
         VisionEncoder(EncoderConfig(name=NAME, pretrained=True))
     assert "\n" not in str(refused.value)
-    with torch.device("meta"), pytest.raises(ConfigError, match=r"cannot be had \(.*No pretrained weights exist"):
+    with (
+        torch.device("meta"),
+        pytest.raises(ConfigError, match=r"cannot be downloaded \(.*No pretrained weights exist"),
+    ):
         VisionEncoder(EncoderConfig(name="vit_betwixt_patch16_gap_256", pretrained=True))

@@ -98,5 +98,5 @@ except ConfigError as error:
     surroundings = os.environ | {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", script], env=surroundings, capture_output=True, text=True, check=True)
     sentence = run.stdout.strip()
-    assert sentence.startswith("compile true does not work on device 'cpu' here: ")
+    assert sentence.startswith("invalid `compile=true`: does not work on device cpu here (")
     assert sentence.endswith("install what it asks for (on a CPU a C++ compiler), or set compile to false.")

@@ -252,20 +252,20 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"levels": []}, "levels is empty"),
-        ({"levels": [{"cell": 1}, {"cell": 1}]}, "levels holds 'last_c1' twice"),
+        ({"levels": []}, r"invalid `levels=\[\]`: must hold at least one level"),
+        ({"levels": [{"cell": 1}, {"cell": 1}]}, "invalid `levels`: {block: last, cell: 1} is listed twice"),
         ({"levels": [{"block": 3}]}, "invalid `levels.block=3`: must be 1 to 2, or last"),
-        ({"levels": [{"block": 0}]}, "levels.block counts blocks from 1"),
+        ({"levels": [{"block": 0}]}, "invalid `levels.block=0`: must be a whole number >= 1 or last"),
         ({"levels": [{"cell": 3}]}, "invalid `levels.cell=3`: must divide the grid of 8 x 8 patches; use 1, 2 or 4."),
         ({"levels": [{"cell": 8}]}, "leaves fewer than|has no room for a target block|must divide the grid"),
-        ({"levels": [{"cell": 1, "weight": -1.0}]}, "levels.weight must be a positive number, got -1.0"),
-        ({"levels": [{"cell": 1, "weight": 0}]}, "levels.weight must be a positive number"),
+        ({"levels": [{"cell": 1, "weight": -1.0}]}, "invalid `levels.weight=-1`: must be a number > 0; remove the level"),
+        ({"levels": [{"cell": 1, "weight": 0}]}, "invalid `levels.weight=0`: must be a number > 0"),
         ({"levels": [{"cell": "image", "block": 1}]}, "invalid `levels.block=1`: later blocks get no gradient"),
         (
             {"levels": [{"cell": 1}, {"cell": "image", "block": 3}]},
             r"invalid `levels.block=3`: must be 1 to 2, or last \(image level\)",
         ),
-        ({"levels": [{"cell": 1, "compare": "pairwise"}]}, "levels.compare 'pairwise' does nothing on cell 1"),
+        ({"levels": [{"cell": 1, "compare": "pairwise"}]}, "invalid `levels.compare=pairwise`: has no effect with levels.cell=1"),
         ({"levels": [{"cell": "image", "compare": "none"}]}, "invalid `levels.compare=none`: no term compares views"),
         (
             {
@@ -279,7 +279,7 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
                 "levels": [{"cell": "image", "compare": "none", "weight": 0.5}],
                 "regularizers": [{"kind": "vicreg"}],
             },
-            "levels.weight 0.5 does nothing with levels.compare 'none'",
+            "invalid `levels.weight=0.5`: has no effect with levels.compare=none",
         ),
         (
             {"regularizers": [{"kind": "ntxent"}]},
@@ -303,7 +303,7 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
             {"ema": None, "experimental": True, "pyramid": {}, "levels": [{"cell": 1}, {"cell": 2}]},
             "invalid `pyramid`: needs a target encoder",
         ),
-        ({"levels": [{"cell": "picture"}]}, "invalid `levels.cell=picture`: must be a whole number"),
+        ({"levels": [{"cell": "picture"}]}, "invalid `levels.cell=picture`: must be a whole number >= 1 or image"),
         (
             {"regularizers": []},
             "invalid `regularizers`: the image level's projections collapse without a term on stream image",
@@ -327,11 +327,11 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
             {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
             "invalid `predictor.targets=separate`: has no effect with one target block",
         ),
-        ({"encoder": TINY | {"depth": 1, "drop_path_rate": 0.2}}, "encoder.drop_path_rate 0.2 does nothing with one"),
-        ({"encoder": TINY | {"grad_checkpointing": True, "checkpoint_every": 4}}, "3 blocks; 1 to 3 would do"),
-        ({"levels": None}, "levels must be 'flat' or 'three' or a list of levels, got None"),
-        ({"levels": "four"}, "levels 'four' is no preset; 'flat' or 'three' would do, or a list"),
-        ({"levels": [{"cell": 1, "masked_view": "add"}]}, "levels.masked_view 'add' does nothing on cell 1"),
+        ({"encoder": TINY | {"depth": 1, "drop_path_rate": 0.2}}, "invalid `encoder.drop_path_rate=0.2`: has no effect with one block"),
+        ({"encoder": TINY | {"grad_checkpointing": True, "checkpoint_every": 4}}, "checkpoint_every=4`: must be at most 3, the encoder's blocks"),
+        ({"levels": None}, "invalid `levels=null`: must be flat or three, or a list of levels"),
+        ({"levels": "four"}, "invalid `levels=four`: must be flat or three, or a list of levels"),
+        ({"levels": [{"cell": 1, "masked_view": "add"}]}, "invalid `levels.masked_view=add`: has no effect with levels.cell=1"),
         (
             {"levels": [{"cell": "image", "masked_view": "add"}]},
             "invalid `levels.masked_view=add`: has no effect without a token level",
