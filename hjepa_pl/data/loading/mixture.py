@@ -44,11 +44,11 @@ def mixture_weights(
             "weights, or set sampling to weighted."
         )
     _check_weights(weights)
-    shares = [float(s) for s in sizes] if sampling == "concat" else [float(w) for w in weights]
+    parts = [float(s) for s in sizes] if sampling == "concat" else [float(w) for w in weights]
     if sampling == "temperature" and temperature is not None:
         # Divided by the largest first, so that a small temperature does not overflow.
-        shares = [(s / max(shares)) ** (1 / temperature) for s in shares]
-    return [s / sum(shares) for s in shares]
+        parts = [(p / max(parts)) ** (1 / temperature) for p in parts]
+    return [p / sum(parts) for p in parts]
 
 
 def _check_weights(weights: Sequence[float]) -> None:

@@ -80,22 +80,25 @@ class TrainLoader:
         """Return what decodes files and shards, None if every set is in memory."""
         if all(images.in_memory for images in self.data.sets):
             return None
-        sources = self._sources()
-        for name, source in zip(self.data.names, sources, strict=True):
-            if isinstance(source, ShardStream):
-                source.log(name)
-        return FileReader(sources, self.data.names, self.data.views, self.data.channels)
+        return FileReader(self._sources(), self.data.names, self.data.views, self.data.channels)
 
     def _sources(self) -> Sequence[Source | None]:
         """Return what the reader reads for each set, None for sets in memory."""
         plan, sources = self.data.plan, list[Source | None]()
         for i, images in enumerate(self.data.sets):
             if is_streamed(images):
-                process = {"rank": self.trainer.rank, "world_size": self.trainer.world_size}
-                slots, drawn = num_slots(self.num_workers), plan.counts[i]
-                sources.append(
-                    ShardStream(images, i, drawn=drawn, batches=len(self), seed=plan.seed, slots=slots, **process)
+                stream = ShardStream(
+                    images,
+                    i,
+                    drawn=plan.counts[i],
+                    batches=len(self),
+                    seed=plan.seed,
+                    rank=self.trainer.rank,
+                    world_size=self.trainer.world_size,
+                    slots=num_slots(self.num_workers),
                 )
+                stream.log(self.data.names[i])
+                sources.append(stream)
             elif is_encoded(images):
                 sources.append(IndexedSource(images, plan.seed))
             else:
@@ -118,10 +121,11 @@ class TrainLoader:
 
     def _place_streams(self, source: Tensor, indices: Tensor, first: int) -> None:
         """Write the slot positions of streamed sets into `indices`."""
-        world_size, slots = self.trainer.world_size, num_slots(self.num_workers)
         for i, images in enumerate(self.data.sets):
             if images.streamed:
-                indices[source == i] = slot_positions(source, i, self.batch_size, world_size, slots)
+                slots = num_slots(self.num_workers)
+                positions = slot_positions(source, i, self.batch_size, self.trainer.world_size, slots)
+                indices[source == i] = positions
                 if first:
                     rank_zero_info(
                         f"{self.data.names[i]}: resumes within an epoch, at batch {first} of {len(self)}; the samples "
@@ -155,6 +159,8 @@ class TrainLoader:
         """Report the bad files of a batch, and stop the run if there are too many."""
         for i in torch.unique(source).tolist():
             self._tried[self.data.names[i]] += int((source == i).sum())
+        if not files.broken:
+            return
         self.bad.add(files.broken, "is replaced by another draw")
         for name, images in zip(self.data.names, self.data.sets, strict=True):
             paths = [file.path for file in files.broken if file.dataset == name]

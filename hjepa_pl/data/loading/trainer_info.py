@@ -1,4 +1,4 @@
-"""What the loaders read from the Trainer."""
+"""The process of a loader and its position in the run, read from the Trainer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
