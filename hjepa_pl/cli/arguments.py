@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hjepa_pl.cli.config_files import find_config, refuse_other_files, say_runs
+from hjepa_pl.cli.config_files import check_config_file, find_config, list_configs
 from hjepa_pl.types import ConfigError
 
 _FLAGS = ("fast_dev_run", "override", "wandb", "compile", "experimental", "grad_checkpointing", "qk_norm")
@@ -58,7 +58,7 @@ def read_words(argv: Sequence[str]) -> list[str]:
         name, given, value = word.partition("=")
         if name in ("--config", "-c"):
             if not given and (not words or words[0].startswith("-")):
-                raise ConfigError(f"{name} lacks its file; the package brings {say_runs()}.")
+                raise ConfigError(f"{name} lacks its file; the package brings {list_configs()}.")
             found.append(f"--config={_config(value if given else words.pop(0), name)}")
         elif not word.startswith("-"):
             found.append(f"--config={_positional(word, command)}")
@@ -125,7 +125,7 @@ def _with_config(words: list[str]) -> list[str]:
     command, path = words[0], given.get("ckpt_path")
     if path in (None, "", "null"):
         raise ConfigError(
-            f"hjepa fit needs a config: hjepa fit quickstart, or --config FILE; the package brings {say_runs()}."
+            f"hjepa fit needs a config: hjepa fit quickstart, or --config FILE; the package brings {list_configs()}."
             if command == "fit"
             else f"hjepa {command} needs a checkpoint: hjepa {command} --ckpt_path results/NAME."
         )
@@ -135,7 +135,7 @@ def _with_config(words: list[str]) -> list[str]:
             f"--ckpt_path {path}: its run's config.yaml is not in the folder above; name the config: "
             f"hjepa {command} --config FILE --ckpt_path {path}."
         )
-    refuse_other_files(str(config))
+    check_config_file(str(config))
     return [command, f"--config={config}", *words[1:]]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from hjepa_pl.callbacks.peers import watch_parent
 from hjepa_pl.cli.cli import HJEPACLI
-from hjepa_pl.cli.errors import refusal
+from hjepa_pl.cli.errors import one_sentence
 from hjepa_pl.cli.guard import unexpected
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.modules.base import PretrainModule
@@ -79,7 +79,7 @@ def run(args: Sequence[str], began: float) -> int:
                 "lower data.num_workers, or data.batch_size, and resume with --ckpt_path last.",
                 1,
             )
-        sentence = refusal(error)
+        sentence = one_sentence(error)
         if sentence is None:
             return _fail(unexpected(error, HJEPACLI.begun), 1)
         return _fail(sentence, 2)

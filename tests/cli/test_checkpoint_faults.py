@@ -62,7 +62,7 @@ OF_FIT = {
     "text for a loop": (lambda kept: put(kept, "loops/fit_loop/epoch_loop.batch_progress/current", "text"), "damaged"),
     "no step": (lambda kept: put(kept, "global_step", "text"), "lacks global_step"),
     "text for data": (lambda kept: put(kept, "hjepa_data/augmentation", "text"), "its settings cannot be read"),
-    "text for callbacks": (lambda kept: put(kept, "callbacks", {"RunLog": "text"}), "is damaged ("),
+    "text for callbacks": (lambda kept: put(kept, "callbacks", {"RunSummary": "text"}), "is damaged ("),
 }  # fmt: skip
 
 

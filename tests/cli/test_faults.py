@@ -14,7 +14,7 @@ from PIL import Image
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.__main__ import main
-from hjepa_pl.callbacks.runlog import RunLog
+from hjepa_pl.callbacks.train_log import TrainLog
 from tests.cli.test_cli import config, fit  # noqa: F401 (a fixture)
 
 SUMMARY = Path("results/tiny/summary.json")
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_written_is_refused(config, capsys) -> None:  # 
 
 def test_files_that_someone_removes_are_written_anew(config, capsys, monkeypatch) -> None:  # noqa: F811
     table = Path("results/tiny/metrics.csv")
-    honest = RunLog.on_train_batch_end
+    honest = TrainLog.on_train_batch_end
 
     def remove(self, trainer, *args) -> None:
         honest(self, trainer, *args)
@@ -71,7 +71,7 @@ def test_files_that_someone_removes_are_written_anew(config, capsys, monkeypatch
             table.unlink()
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunLog, "on_train_batch_end", remove)
+        patched.setattr(TrainLog, "on_train_batch_end", remove)
         assert fit(config) == 0, capsys.readouterr().err
     assert [line.split(",")[0] for line in table.read_text().splitlines()] == ["step", "0", "1", "2", "3"]
     table.unlink()
