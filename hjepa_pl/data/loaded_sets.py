@@ -1,13 +1,14 @@
-"""The sets of a run, each loaded once, when a stage first needs it."""
+"""Datasets of a run, each loaded once when a stage first needs it."""
 
 import os
 from collections.abc import Hashable, Sequence
 
+import torch
 from torch import Tensor
 
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig
-from hjepa_pl.data.probe_splits import ProbeSplit, held_out, load_probe
-from hjepa_pl.data.sources.class_folders import Tree, own_splits
+from hjepa_pl.data.holdout import check_holdouts, resolved, without_held_out
+from hjepa_pl.data.probe_splits import ProbeSplit, load_probe
 from hjepa_pl.data.sources.image_folder import Reading
 from hjepa_pl.data.sources.images import FileImages, Images
 from hjepa_pl.data.sources.registry import load_dataset, tree_of
@@ -18,12 +19,12 @@ from hjepa_pl.types import ConfigError
 
 
 class LoadedSets:
-    """Holds what is loaded.
+    """The loaded datasets.
 
     Attributes:
-        train: The sets of the mixture, in order; empty until they are loaded.
-        probe: Images and places of each probe split, in the order of `splits`.
-        splits: What each probe split is.
+        train: Datasets of the mixture, in order; empty until they are loaded.
+        probe: Dataset and selected indices of each probe split, in the order of `splits`.
+        splits: Descriptions of the probe splits.
     """
 
     def __init__(self, seed: int, reading: Reading) -> None:
@@ -35,80 +36,62 @@ class LoadedSets:
         self._loaded: dict[Hashable, Images] = {}
 
     def load_mixture(self, datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig]) -> None:
-        """Load what is trained on, which is nothing that a probe holds out."""
+        """Load the datasets of the mixture without the images that probes hold out."""
         if not self.train:
-            self.train = [self._part(d, probes) for d in datasets]
+            check_holdouts(probes)
+            self.train = [self._load_train(d, probes) for d in datasets]
 
     def load_probes(self, probes: Sequence[ProbeConfig]) -> None:
-        """Load what is judged by."""
+        """Load the probe datasets."""
         if self.probe:
             return
+        check_holdouts(probes)
         for config in probes:
-            if config.holdout is not None:
-                _refuse_splits(config)
             for split, images, index in load_probe(config, self.seed, self._load):
                 self.splits.append(split)
                 self.probe.append((images, index))
 
     def any_files(self) -> bool:
-        """Return whether any loaded set lies in files."""
+        """Return whether any loaded dataset is read from files while it is used."""
         return any(
             isinstance(s, FileImages | ShardImages) for s in [*self.train, *(images for images, _ in self.probe)]
         )
 
+    def all_images(self) -> list[tuple[Images, Tensor]]:
+        """Return each dataset of the mixture with the indices of all its images.
+
+        Raises:
+            ConfigError: If one of them is `webdataset`.
+        """
+        pairs = [(s, torch.arange(len(s))) for s in self.train if not isinstance(s, ShardImages)]
+        if len(pairs) < len(self.train):
+            raise ConfigError(
+                "invalid `datasets.name=webdataset`: prediction needs images by index; unpack the shards into a "
+                "folder, and set name to folder."
+            )
+        return pairs
+
     def _load(self, name: str, root: str | None, split: str, classes: str | None) -> Images:
-        """Load a dataset, once: a probe's bank is often what is trained on."""
+        """Load a dataset once; a probe often uses one of the mixture."""
         tree = tree_of(name, root, split, classes)
-        key = (name, root, split) if tree is None else _real(tree)
+        key = (name, root, split) if tree is None else resolved(tree)
         if key not in self._loaded:
             self._loaded[key] = load_dataset(name, root, split, classes, self.reading)
         return self._loaded[key]
 
-    def _part(self, config: DatasetConfig, probes: Sequence[ProbeConfig]) -> Images | ShardImages:
+    def _load_train(self, config: DatasetConfig, probes: Sequence[ProbeConfig]) -> Images | ShardImages:
         if config.name == "webdataset":
             return open_shards(str(config.root), config.samples, config.shuffle_buffer)
         images = self._load(config.name, config.root, config.split, config.classes)
-        tree = tree_of(config.name, config.root, config.split, config.classes)
-        for probe in probes:
-            if tree is not None and probe.holdout is not None and _holds_out_of(probe, config, tree):
-                images = images.subset(held_out(images, probe.holdout, self.seed)[0])
+        images = without_held_out(images, config, probes, self.seed)
         if config.fraction == 1.0:
             return images
         count = max(1, round(config.fraction * len(images)))
         return images.subset(stratified(images.labels, count, hash_int(self.seed, Stream.ORDER)))
 
 
-def _real(tree: Tree) -> Tree:
-    return tree._replace(base=os.path.realpath(tree.base))
-
-
-def _refuse_splits(probe: ProbeConfig) -> None:
-    there = own_splits(os.path.expanduser(str(probe.root)))
-    if there:
-        raise ConfigError(
-            f"`probe.holdout={probe.holdout}` (of {probe.name}) is refused: {probe.root} has the folder {there[0]} for "
-            f"a split; remove holdout, or point root at {os.path.join(str(probe.root), there[0])}."
-        )
-
-
-def _holds_out_of(probe: ProbeConfig, config: DatasetConfig, tree: Tree) -> bool:
-    """Return whether a probe holds images out of a dataset; refuse what would train on some of them all the same."""
-    _refuse_splits(probe)
-    probed = tree_of(probe.name, probe.root, "train", probe.classes)
-    assert probed is not None
-    if _real(tree) == _real(probed):
-        return True
-    own, other = (os.path.join(_real(t).base, "") for t in (tree, probed))
-    if own.startswith(other) or other.startswith(own):
-        raise ConfigError(
-            f"`datasets` {config.name} reads {tree.base}, where images of `probe` {probe.title or probe.name} are held "
-            "out: give both the same root and classes."
-        )
-    return False
-
-
 def dataset_names(datasets: Sequence[DatasetConfig]) -> list[str]:
-    """Return a name of each dataset for logs: with the split, root or number where the name alone is not unique."""
+    """Return a unique name of each dataset for logs: where `name` is not unique, with root and split or index."""
     plain = [d.name for d in datasets]
     names = [
         d.name if plain.count(d.name) == 1 else f"{os.path.basename(str(d.root or d.name).rstrip('/'))}-{d.split}"

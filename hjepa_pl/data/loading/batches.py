@@ -23,7 +23,7 @@ class RawGroup(NamedTuple):
     boxes: Tensor | None
     """(views, n, 4) float32 if crop and flip are done: where each lies, as in `ViewBatch`. None for whole images."""
     way: int = 0
-    """Which of `ViewPlan.makers` makes their views."""
+    """Index in `ViewPlan.augmenters` of those that make their views."""
 
 
 class RawBatch(NamedTuple):
@@ -77,7 +77,7 @@ def memory_groups(sets: list[ArrayImages | None], draw: Draw, ways: Sequence[int
     Args:
         sets: The datasets, None in place of those that are not in memory.
         draw: What to gather.
-        ways: Of each dataset, as in `ViewPlan`.
+        ways: `ViewPlan.dataset_augmenters`.
     """
     alike: dict[tuple[int, ...], list[int]] = {}
     for i, images in enumerate(sets):

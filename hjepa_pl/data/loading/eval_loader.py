@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hjepa_pl.data.augment.augmenter import normalise
+from hjepa_pl.data.augment.augmenter import normalize
 from hjepa_pl.data.augment.color import adapt_channels
 from hjepa_pl.data.augment.crop_resize import clean_resize
 from hjepa_pl.data.loading.image_spec import ImageSpec
@@ -100,5 +100,5 @@ def clean_batch(batch: RawClean, geometry: ImageSpec, bad: BadFiles) -> CleanBat
     for name in {file.dataset for file in batch.broken}:
         bad.check(name, bad.of(name), batch.size, batch.size)
     images = adapt_channels(batch.image, geometry.channels).float().div_(255)
-    images = normalise(clean_resize(images, geometry.size), geometry.mean, geometry.std)
+    images = normalize(clean_resize(images, geometry.size), geometry.mean, geometry.std)
     return CleanBatch(images, batch.label, batch.place)

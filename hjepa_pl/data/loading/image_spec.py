@@ -1,11 +1,12 @@
 """What every image of a run is brought to."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.numbers import check_statistics
+from hjepa_pl.utils.settings import as_typed
 from hjepa_pl.utils.sizes import ImgSize
 
 
@@ -36,3 +37,16 @@ def geometry(
     mean = mean or ((0.5,) if channels == 1 else IMAGENET_DEFAULT_MEAN)
     std = std or ((0.25,) if channels == 1 else IMAGENET_DEFAULT_STD)
     return ImageSpec(size, channels, tuple(mean), tuple(std))
+
+
+def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None) -> None:
+    """Check that mean and standard deviation are one number per channel.
+
+    Raises:
+        ConfigError: If one of them is not.
+    """
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and channels is not None and len(values) != channels:
+            raise ConfigError(
+                f"invalid `data.{key}={as_typed(values)}`: must be {channels} number(s), one per channel of in_chans."
+            )

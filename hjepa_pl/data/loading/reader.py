@@ -63,10 +63,10 @@ class FileReader:
         """Read the rows of a draw that are in files."""
         of_files = torch.tensor([s is not None for s in self.sets])
         rows = torch.nonzero(of_files[draw.source])[:, 0]
-        way_of = torch.tensor([self.plan.way(i) for i in range(len(self.sets))])[draw.source[rows]]
+        way_of = torch.tensor([self.plan.index(i) for i in range(len(self.sets))])[draw.source[rows]]
         label = torch.full((len(rows),), -1)
         groups, broken = [], list[Broken]()
-        for way in range(len(self.plan.makers)):
+        for way in range(len(self.plan.augmenters)):
             chosen = torch.nonzero(way_of == way)[:, 0]
             if len(chosen):
                 cuts = self._empty(rows[chosen], self.plan.at(draw.counters.step, way))
@@ -135,7 +135,7 @@ class FileReader:
 
     def _other(self, draw: Draw, row: int, tried: int, count: int) -> int:
         """Draw the image that stands in for a broken one."""
-        seed, position = self.plan.makers[0].views.seed, int(draw.counters.position[row])
+        seed, position = self.plan.augmenters[0].views.seed, int(draw.counters.position[row])
         return hash_int(seed, draw.counters.epoch, Stream.REPLACE, position, tried - 1) % count
 
 
@@ -177,7 +177,7 @@ def _parts(
             far = torch.minimum((near + size) * by, torch.stack([height, width], dim=1))
             crop = Crop(torch.cat([near * by, far - near * by], dim=1), crop.flip)
             box = torch.cat([near, size], dim=1)
-        boxes[places] = crop.shares(height, width)
+        boxes[places] = crop.relative(height, width)
         found.append(list(zip(box.int().tolist(), crop.flip.tolist(), strict=True)))
     return found
 

@@ -63,7 +63,7 @@ class Feed:
             limit=trainer_info.batch_limit(trainer, self.views.batches),
             pin_memory=trainer_info.pins_memory(trainer),
             bad=bad,
-            ways=self.views.ways,
+            ways=self.views.dataset_augmenters,
             device=trainer_info.room_for(
                 trainer, sum(s.images.nbytes for s in self.sets if isinstance(s, ArrayImages))
             ),

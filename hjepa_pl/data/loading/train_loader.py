@@ -38,7 +38,7 @@ class TrainLoader:
         limit: Batches per epoch of the trainer, if it is told to stop earlier; the next one goes on from there.
         pin_memory: Whether the memory of batches is pinned.
         bad: Takes note of files that cannot be decoded.
-        ways: In which way each dataset is augmented, as in `ViewPlan`.
+        ways: `ViewPlan.dataset_augmenters`.
         device: Where the images of sets in memory are kept, and gathered; the host if not given.
     """
 
