@@ -1,7 +1,8 @@
 """Images that a probe holds out of the training mixture."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,11 +10,19 @@ from torch import Tensor
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig
 from hjepa_pl.data.sources.class_folders import Tree, own_splits
 from hjepa_pl.data.sources.images import Images
-from hjepa_pl.data.sources.registry import tree_of
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.stratify import stratified
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import as_typed
+
+
+class Holdout(NamedTuple):
+    """A probe that holds images out, and what it reads."""
+
+    probe: ProbeConfig
+    tree: Tree
+    """By real path, as `resolved` returns it."""
+    fraction: float
 
 
 def split_held_out(images: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -27,49 +36,61 @@ def split_held_out(images: Images, fraction: float, seed: int) -> tuple[Tensor, 
     return torch.nonzero(~out)[:, 0], torch.nonzero(out)[:, 0]
 
 
-def without_held_out(images: Images, config: DatasetConfig, probes: Sequence[ProbeConfig], seed: int) -> Images:
-    """Return a dataset of the mixture without the images that probes hold out of it.
+def find_holdouts(probes: Sequence[ProbeConfig], find_tree: Callable[[ProbeConfig], Tree | None]) -> list[Holdout]:
+    """Return the probes that hold images out.
+
+    Args:
+        probes: All probes.
+        find_tree: Returns the folders that a probe reads, by real path.
 
     Raises:
-        ConfigError: If it overlaps with a dataset that is held out of, so that it would train on held-out images.
+        ConfigError: If the folder of such a probe has folders for its splits.
     """
-    tree = tree_of(config.name, config.root, config.split, config.classes)
+    holdouts = []
     for probe in probes:
-        if tree is not None and probe.holdout is not None and _reads_same(probe, config, tree):
-            images = images.subset(split_held_out(images, probe.holdout, seed)[0])
-    return images
-
-
-def check_holdouts(probes: Sequence[ProbeConfig]) -> None:
-    """Reject `holdout` of a folder that has folders for its splits.
-
-    Raises:
-        ConfigError: Naming the folder.
-    """
-    for probe in probes:
-        splits = [] if probe.holdout is None else own_splits(os.path.expanduser(str(probe.root)))
+        if probe.holdout is None:
+            continue
+        splits = own_splits(os.path.expanduser(str(probe.root)))
         if splits:
             raise ConfigError(
                 f"invalid `probe.holdout={as_typed(probe.holdout)}`: {probe.root} has the split folder {splits[0]}; "
                 f"remove holdout, or set root to {os.path.join(str(probe.root), splits[0])} (dataset {probe.name})."
             )
+        tree = find_tree(probe)
+        assert tree is not None  # `holdout` is for `folder` only
+        holdouts.append(Holdout(probe, tree, probe.holdout))
+    return holdouts
+
+
+def without_held_out(
+    images: Images, config: DatasetConfig, tree: Tree, holdouts: Sequence[Holdout], seed: int
+) -> Images:
+    """Return a dataset of the mixture without the images that probes hold out of it.
+
+    Args:
+        images: The dataset.
+        config: Its config.
+        tree: The folders that it reads, by real path.
+        holdouts: The probes that hold images out.
+        seed: Seed of the split.
+
+    Raises:
+        ConfigError: If it overlaps with a dataset that is held out of without being the same.
+    """
+    for probe, probed, fraction in holdouts:
+        if tree == probed:
+            images = images.subset(split_held_out(images, fraction, seed)[0])
+            continue
+        own, other = (os.path.join(t.base, "") for t in (tree, probed))
+        if own.startswith(other) or other.startswith(own):
+            raise ConfigError(
+                f"invalid `datasets.root={as_typed(config.root)}`: {tree.base} overlaps with the images that the "
+                f"probe {probe.title or probe.name} holds out; use the same root and classes for both "
+                f"(dataset {config.name})."
+            )
+    return images
 
 
 def resolved(tree: Tree) -> Tree:
     """Return a tree by the real path of its folder, to compare it with others."""
     return tree._replace(base=os.path.realpath(tree.base))
-
-
-def _reads_same(probe: ProbeConfig, config: DatasetConfig, tree: Tree) -> bool:
-    """Return whether a dataset and a probe read the same images; reject a partial overlap."""
-    probed = tree_of(probe.name, probe.root, "train", probe.classes)
-    assert probed is not None
-    if resolved(tree) == resolved(probed):
-        return True
-    own, other = (os.path.join(resolved(t).base, "") for t in (tree, probed))
-    if own.startswith(other) or other.startswith(own):
-        raise ConfigError(
-            f"invalid `datasets.root={as_typed(config.root)}`: {tree.base} overlaps with the images that the probe "
-            f"{probe.title or probe.name} holds out; use the same root and classes for both (dataset {config.name})."
-        )
-    return False

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig
-from hjepa_pl.data.holdout import check_holdouts, resolved, without_held_out
+from hjepa_pl.data.holdout import find_holdouts, resolved, without_held_out
 from hjepa_pl.data.probe_splits import ProbeSplit, load_probe
+from hjepa_pl.data.sources.class_folders import Tree
 from hjepa_pl.data.sources.image_folder import Reading
 from hjepa_pl.data.sources.images import FileImages, Images
 from hjepa_pl.data.sources.registry import load_dataset, tree_of
@@ -33,19 +34,29 @@ class LoadedSets:
         self.train: list[Images | ShardImages] = []
         self.probe: list[tuple[Images, Tensor]] = []
         self.splits: list[ProbeSplit] = []
+        self._trees: dict[Hashable, Tree | None] = {}
         self._loaded: dict[Hashable, Images] = {}
 
     def load_mixture(self, datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig]) -> None:
         """Load the datasets of the mixture without the images that probes hold out."""
-        if not self.train:
-            check_holdouts(probes)
-            self.train = [self._load_train(d, probes) for d in datasets]
+        if self.train:
+            return
+        holdouts = find_holdouts(probes, self._probe_tree)
+        for config in datasets:
+            if config.name == "webdataset":
+                self.train.append(open_shards(str(config.root), config.samples, config.shuffle_buffer))
+                continue
+            images = self._load(config.name, config.root, config.split, config.classes)
+            tree = self._tree(config.name, config.root, config.split, config.classes)
+            if tree is not None:
+                images = without_held_out(images, config, tree, holdouts, self.seed)
+            self.train.append(_part(images, config.fraction, self.seed))
 
     def load_probes(self, probes: Sequence[ProbeConfig]) -> None:
         """Load the probe datasets."""
         if self.probe:
             return
-        check_holdouts(probes)
+        find_holdouts(probes, self._probe_tree)  # raises for a wrong `holdout`
         for config in probes:
             for split, images, index in load_probe(config, self.seed, self._load):
                 self.splits.append(split)
@@ -73,21 +84,29 @@ class LoadedSets:
 
     def _load(self, name: str, root: str | None, split: str, classes: str | None) -> Images:
         """Load a dataset once; a probe often uses one of the mixture."""
-        tree = tree_of(name, root, split, classes)
-        key = (name, root, split) if tree is None else resolved(tree)
+        key = self._tree(name, root, split, classes) or (name, root, split)
         if key not in self._loaded:
             self._loaded[key] = load_dataset(name, root, split, classes, self.reading)
         return self._loaded[key]
 
-    def _load_train(self, config: DatasetConfig, probes: Sequence[ProbeConfig]) -> Images | ShardImages:
-        if config.name == "webdataset":
-            return open_shards(str(config.root), config.samples, config.shuffle_buffer)
-        images = self._load(config.name, config.root, config.split, config.classes)
-        images = without_held_out(images, config, probes, self.seed)
-        if config.fraction == 1.0:
-            return images
-        count = max(1, round(config.fraction * len(images)))
-        return images.subset(stratified(images.labels, count, hash_int(self.seed, Stream.ORDER)))
+    def _tree(self, name: str, root: str | None, split: str, classes: str | None) -> Tree | None:
+        """Return the class folders that are read, by real path, None of a dataset without any; found once."""
+        key = (name, root, split, classes)
+        if key not in self._trees:
+            tree = tree_of(*key)
+            self._trees[key] = None if tree is None else resolved(tree)
+        return self._trees[key]
+
+    def _probe_tree(self, probe: ProbeConfig) -> Tree | None:
+        return self._tree(probe.name, probe.root, "train", probe.classes)
+
+
+def _part(images: Images, fraction: float, seed: int) -> Images:
+    """Return a fraction of the images, the same of every class."""
+    if fraction == 1.0:
+        return images
+    count = max(1, round(fraction * len(images)))
+    return images.subset(stratified(images.labels, count, hash_int(seed, Stream.ORDER)))
 
 
 def dataset_names(datasets: Sequence[DatasetConfig]) -> list[str]:

@@ -100,8 +100,8 @@ class AugmentationConfig:
     cutmix: Annotated[NonNegative, _OR_PRESET] = _PRESET
     """Alpha of CutMix's Beta distribution (arXiv:1905.04899), 0 for none; 0 in `small`."""
     extra: dict[str, Any] | None = field(default=None, hash=False)
-    """Parts of your own, by import path, after `solarize`: `{my_package.noise.Noise: 0.1}`, where `Noise` is a subclass
-    of `hjepa_pl.data.augment.part.Part`, and the value that of its first key or a mapping of its keys."""
+    """Parts of your own by import path, applied after `solarize`: `{my_package.noise.Noise: 0.1}`, where `Noise` is a
+    subclass of `hjepa_pl.data.Part` and 0.1 the value of its first key; or a mapping of its keys."""
 
     def __post_init__(self) -> None:
         """Take the preset's values, and reject keys that have no effect."""

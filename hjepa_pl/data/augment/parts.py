@@ -59,7 +59,7 @@ def _extra(name: str, value: Any, keys: set[str]) -> Part:
     kind = PARTS.find(name)
     key = f"augmentation.extra.{name}={as_typed(value)}"
     if not isinstance(kind, type) or not issubclass(kind, Part):
-        raise ConfigError(f"invalid `{key}`: must be the import path of a subclass of {Part.__module__}.Part.")
+        raise ConfigError(f"invalid `{key}`: must be the import path of a subclass of hjepa_pl.data.Part.")
     if kind.clean().keys() <= keys:
         raise ConfigError(f"invalid `{key}`: is set by a key of its own; use augmentation.{next(iter(kind.clean()))}.")
     try:

@@ -7,17 +7,15 @@ import torch
 import yaml
 
 from hjepa_pl.__main__ import main
-from hjepa_pl.data import AugmentationConfig, MultiDatasetDataModule
+from hjepa_pl.data import PARTS, AugmentationConfig, MultiDatasetDataModule, Part
 from hjepa_pl.data.augment.augmenter import Augmenter
-from hjepa_pl.data.augment.part import Part
-from hjepa_pl.data.augment.parts import PARTS
 from hjepa_pl.data.augment.presets import CLEAN
 from hjepa_pl.functional.counters import Stream
 from hjepa_pl.types import ConfigError, Counters
 from tests.cli.test_cli import TINY
 
 OWN_PART = '''
-from hjepa_pl.data.augment.part import Part
+from hjepa_pl.data import Part
 from hjepa_pl.utils.settings import Fraction, settings
 
 
@@ -131,8 +129,7 @@ def test_it_makes_views_differ(own_part) -> None:
         ({"gray": 0.5}, "invalid `augmentation.extra.gray=0.5`: is set by a key of its own; use augmentation.gray."),
         (
             {"math.pi": 1},
-            "invalid `augmentation.extra.math.pi=1`: must be the import path of a subclass of "
-            "hjepa_pl.data.augment.part.Part.",
+            "invalid `augmentation.extra.math.pi=1`: must be the import path of a subclass of hjepa_pl.data.Part.",
         ),
     ],
 )
