@@ -33,7 +33,6 @@ from hjepa_pl.cli.run_folder import LoggingConfig, SaveConfig, check_folder, mov
 from hjepa_pl.cli.run_keys import check_name, check_seed, check_trainer_keys, pass_on
 from hjepa_pl.cli.unknown_keys import check_keys_known
 from hjepa_pl.data import MultiDatasetDataModule
-from hjepa_pl.data.checkpoint_settings import complete_stored
 from hjepa_pl.data.sources.bad_files import BAD_FILES
 from hjepa_pl.losses import Regularizer
 from hjepa_pl.losses.regularize import read_regularizer
@@ -245,12 +244,6 @@ class HJEPACLI(LightningCLI):
         """Compare the settings with the checkpoint's."""
         old, new = dict(checkpoint["hyper_parameters"]), dict(to_plain(self.model.hparams))
         data = checkpoint.get("hjepa_data", {})
-        try:
-            data = complete_stored(data)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"ckpt_path: its settings cannot be read ({first_line(error)}); use another checkpoint."
-            ) from None
         if self.subcommand == "fit":
             old |= {"data": data, "trainer": checkpoint.get("hjepa_trainer", {})}
             new["data"], new["trainer"] = self.datamodule.settings(), {}

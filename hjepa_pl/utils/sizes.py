@@ -16,23 +16,6 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def check_size(key: str, size: object, least: int = 1) -> None:
-    """Check that a value is an image size.
-
-    Args:
-        key: The key as it is typed.
-        size: Its value.
-        least: The smallest height or width, in pixels.
-
-    Raises:
-        ConfigError: If `size` is neither a whole number >= `least` nor two of them.
-    """
-    numbers = list(size) if isinstance(size, tuple | list) else [size]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in numbers)
-    if not whole or (isinstance(size, tuple | list) and len(numbers) != 2):
-        raise invalid(key.strip("`"), size, f"must be a whole number >= {least}, or two of them, [height, width].")
-
-
 def check_divides(size: ImgSize, patch: tuple[int, int]) -> None:
     """Check that an image is a whole number of patches in height and in width.
 

@@ -151,15 +151,18 @@ def test_geometry_is_the_modules_or_asked_for(tmp_path):
     [
         (
             {"augmentation": {"gray": 0.0}, "in_chans": 3},
-            r"jitter \(saturation\)=0.2` would do nothing.*all datasets are grey",
+            r"`augmentation.jitter=\[0.4, 0.4, 0.2, 0.1\]`: changes colors, .*\(those of all datasets\)",
         ),
-        ({"augmentation": GRAY | {"gray": 0.1}, "in_chans": 3}, "augmentation.gray=0.1"),
-        ({"num_workers": 2}, "invalid `num_workers=2`: has no effect where all images are in memory; remove it"),
+        (
+            {"augmentation": GRAY | {"gray": 0.1}, "in_chans": 3},
+            "`augmentation.gray=0.1`: changes .* set it to 0",
+        ),
+        ({"num_workers": 2}, "invalid `data.num_workers=2`: has no effect, all images are in memory; remove it."),
         ({"in_chans": 2}, r"invalid `in_chans=2`: must be 1 or 3, the channels of images \(encoder.in_chans\)"),
         ({"batch_size": 4096}, "invalid `batch_size=4096`: x 1 process.*at most 1438"),
     ],
 )
-def test_setup_refusals(kwargs, message):
+def test_rejected_in_setup(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         digits(**kwargs).setup("fit")
 
@@ -182,7 +185,7 @@ def test_temporary_roots_draw_one_warning(tmp_path):
     root = "/tmp/somewhere"
     data = MultiDatasetDataModule([{"name": "folder", "root": root}], probe=[{"name": "folder", "root": root}])
     with pytest.warns(
-        UserWarning, match="the data of folder lies in /tmp/somewhere, a folder for temporary files"
+        UserWarning, match="the data of folder is in /tmp/somewhere, a folder for temporary files"
     ) as caught:
         data.prepare_data()
     assert len(caught) == 1
@@ -193,7 +196,7 @@ def test_a_probe_without_labels_is_refused(tmp_path):
         (tmp_path / split).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / split / "x.png")
     data = digits(probe=[{"name": "folder", "root": str(tmp_path)}])
-    with pytest.raises(ConfigError, match="`probe` folder has images without a label"):
+    with pytest.raises(ConfigError, match="The probe folder has images without a label"):
         data.setup("fit")
 
 
@@ -229,5 +232,6 @@ def test_a_size_given_to_both_is_the_same_as_a_list_or_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [(8,), (8, 8, 8), (8, 1), 1, "8", (8, 9.5), True])
 def test_what_is_no_size_is_refused(size):
-    with pytest.raises(ConfigError, match=r"`img_size` must be a whole number of at least 2, or two of them"):
+    sentence = r"`data.img_size=.*`: must be a whole number >= 2 or a list of 2, each a whole number >= 2 or null"
+    with pytest.raises(ConfigError, match=sentence):
         digits(img_size=size)

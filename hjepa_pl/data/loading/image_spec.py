@@ -1,12 +1,12 @@
 """The images of a run: their size, channels and normalization, most of which the encoder decides."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.numbers import check_statistics
 from hjepa_pl.utils.settings import as_typed
 from hjepa_pl.utils.sizes import ImgSize, sides
 
@@ -60,3 +60,16 @@ def of_encoder(trainer: Trainer | None, key: str, value: Any) -> Any:
             "module takes it from the encoder."
         )
     return value
+
+
+def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None) -> None:
+    """Check that mean and standard deviation are one number per channel.
+
+    Raises:
+        ConfigError: If one of them is not.
+    """
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and channels is not None and len(values) != channels:
+            raise ConfigError(
+                f"invalid `data.{key}={as_typed(values)}`: must be {channels} number(s), one per channel of in_chans."
+            )

@@ -58,7 +58,7 @@ class TrainLoader:
             limit = int(len(self) * limit)
         self.limit = max(1, min(limit or len(self), len(self)))
         """Batches of an epoch of the Trainer; its next epoch continues from there."""
-        self._memory = MemorySets(data.sets, data.views.ways, device)
+        self._memory = MemorySets(data.sets, data.views.dataset_augmenters, device)
         self.reader = self._make_reader()
         self._tried = dict.fromkeys(data.names, 0)
         self._broken: dict[str, set[str]] = {name: set() for name in data.names}
