@@ -119,4 +119,4 @@ def test_a_folder_that_may_not_be_read(run) -> None:
         finally:
             if root:
                 os.seteuid(0)
-        assert "the folder pictures/train/closed cannot be read; change its permissions, or move it away." in said
+        assert "the folder pictures/train/closed cannot be read; change its permissions, or move it away." in sentence
