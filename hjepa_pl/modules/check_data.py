@@ -79,12 +79,11 @@ def check_curriculum(data: Any, batches: float) -> None:
 def _check_boxes(data: TrainDataModule, strategy: str) -> None:
     """Reject augmentations that move an image's content away from its box."""
     for config, augmentation in zip(data.datasets, data.augmentations, strict=True):
-        moved = [k for k in ("rotate", "translate", "rand_augment", "mixup", "cutmix") if getattr(augmentation, k)]
-        if moved:
+        for key, value in augmentation.moving_keys.items():
             own, of = ("", "") if config.augmentation is None else ("datasets.", f" (dataset {config.name})")
             raise ConfigError(
-                f"invalid `{own}augmentation.{moved[0]}={as_typed(getattr(augmentation, moved[0]))}`: moves content "
-                f"that masks.strategy={strategy} locates by boxes; set it to 0{of}."
+                f"invalid `{own}augmentation.{key}={as_typed(value)}`: moves content that masks.strategy={strategy} "
+                f"locates by boxes; set it to 0{of}."
             )
 
 

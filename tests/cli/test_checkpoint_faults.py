@@ -61,7 +61,7 @@ OF_FIT = {
     "text in loops": (lambda kept: put(kept, "loops/fit_loop/epoch_progress", "text"), "lacks the counters"),
     "text for a loop": (lambda kept: put(kept, "loops/fit_loop/epoch_loop.batch_progress/current", "text"), "damaged"),
     "no step": (lambda kept: put(kept, "global_step", "text"), "lacks global_step"),
-    "text for data": (lambda kept: put(kept, "hjepa_data/augmentation", "text"), "its settings cannot be read"),
+    "text for data": (lambda kept: put(kept, "hjepa_data/augmentation", "text"), "data.augmentation was text"),
     "text for callbacks": (lambda kept: put(kept, "callbacks", {"RunSummary": "text"}), "is damaged ("),
 }  # fmt: skip
 

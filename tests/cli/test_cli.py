@@ -484,8 +484,11 @@ REFUSED = [
     (["--data.init_args.augmentation=none"], "invalid `data.views=2`: all views would be the same"),
     (["--data.init_args.augmentation.mixup=0.8", "--data.init_args.batch_size=31"], "set it to 32"),
     (["--data.init_args.augmentation.rand_magnitude=3"], "rand_magnitude=3`: has no effect without rand_augment"),
-    (["--data.init_args.augmentation=jepa", "--data.init_args.augmentation.blur=0.1"], "augmentation.preset=jepa in"),
-    (["--data.augmentation.blur=0.1", "--data.augmentation", "jepa"], "--data.augmentation.preset=jepa in place"),
+    (
+        ["--data.init_args.augmentation=jepa", "--data.init_args.augmentation.blur=0.1"],
+        "augmentation.preset=jepa instead",
+    ),
+    (["--data.augmentation.blur=0.1", "--data.augmentation", "jepa"], "--data.augmentation.preset=jepa instead"),
     (["--data.init_args.num_workers=2"], "num_workers"),
     (["--trainer.accelerator=gpu"], "accelerator"),
     (["--trainer.accelerator=quantum"], "quantum"),

@@ -60,7 +60,7 @@ NAN = float("nan")
         ("deit4", "invalid `augmentation=deit4`: must be small, jepa, simclr, deit3 or none, or a mapping of keys."),
         (
             {"preset": "odd"},
-            "invalid `augmentation.preset=odd`: must be small or jepa or simclr or deit3 or none or null.",
+            "invalid `augmentation.preset=odd`: must be small, jepa, simclr, deit3, none or null.",
         ),
         (None, "invalid `augmentation=null`: must be small, jepa, simclr, deit3 or none, or a mapping of keys."),
         ({"rand_augment": -1}, "invalid `augmentation.rand_augment=-1`: must be a whole number >= 0."),

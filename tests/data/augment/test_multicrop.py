@@ -192,7 +192,7 @@ def test_a_resume_with_other_crops_is_rejected():
     old, new = (digits(multicrop=m).settings() for m in ({"local_size": [4, 8]}, {"local_size": 4}))
     with pytest.raises(ConfigError, match=r"multicrop.local_size was \[4, 8\], is 4"):
         check_same_settings({"data": old}, {"data": new}, override=False)
-    with pytest.raises(ConfigError, match=r"multicrop.local_views was None, is 6"):
+    with pytest.raises(ConfigError, match=r"multicrop.local_views was null, is 6"):
         check_same_settings({"data": digits().settings()}, {"data": new}, override=False)
 
 
@@ -220,7 +220,7 @@ REJECTED = {
     ),
     "no size": (
         {"local_size": [8, 8, 8]},
-        r"invalid `multicrop.local_size=\[8, 8, 8\]`: must be a whole number >= 1 or a list of 2",
+        r"invalid `multicrop.local_size=\[8, 8, 8\]`: must be a whole number >= 1, a list of 2",
     ),
     "min alone": (
         {"min_local_views": 2},

@@ -120,7 +120,7 @@ REJECTED = {
     ),
     "type": (
         {"augmentation": 3},
-        r"^invalid `datasets.augmentation=3`: must be text or a mapping or null \(dataset fake\).$",
+        r"^invalid `datasets.augmentation=3`: must be text, a mapping or null \(dataset fake\).$",
     ),
     "part": (
         {"augmentation": {"flop": 1}},
