@@ -258,11 +258,17 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
         ({"levels": [{"block": 0}]}, "invalid `levels.block=0`: must be a whole number >= 1 or last"),
         ({"levels": [{"cell": 3}]}, "levels.cell 3 does not divide the grid of 8 x 8 patches; 1, 2, 4 would do"),
         ({"levels": [{"cell": 8}]}, "leaves fewer|no target block|does not divide"),
-        ({"levels": [{"cell": 1, "weight": -1.0}]}, "invalid `levels.weight=-1`: must be a number > 0; remove the level"),
+        (
+            {"levels": [{"cell": 1, "weight": -1.0}]},
+            "invalid `levels.weight=-1`: must be a number > 0; remove the level",
+        ),
         ({"levels": [{"cell": 1, "weight": 0}]}, "invalid `levels.weight=0`: must be a number > 0"),
         ({"levels": [{"cell": "image", "block": 1}]}, "levels.block 1 of the image level leaves the blocks after it"),
         ({"levels": [{"cell": 1}, {"cell": "image", "block": 3}]}, "levels.block 3 of the image level is not before"),
-        ({"levels": [{"cell": 1, "compare": "pairwise"}]}, "invalid `levels.compare=pairwise`: has no effect with levels.cell=1"),
+        (
+            {"levels": [{"cell": 1, "compare": "pairwise"}]},
+            "invalid `levels.compare=pairwise`: has no effect with levels.cell=1",
+        ),
         ({"levels": [{"cell": "image", "compare": "none"}]}, "levels.compare 'none' leaves no term that compares"),
         (
             {
@@ -306,11 +312,20 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
             {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
             "predictor.targets 'separate' does nothing with one target block",
         ),
-        ({"encoder": TINY | {"depth": 1, "drop_path_rate": 0.2}}, "invalid `encoder.drop_path_rate=0.2`: has no effect with one block"),
-        ({"encoder": TINY | {"grad_checkpointing": True, "checkpoint_every": 4}}, "checkpoint_every=4`: must be at most 3, the encoder's blocks"),
+        (
+            {"encoder": TINY | {"depth": 1, "drop_path_rate": 0.2}},
+            "invalid `encoder.drop_path_rate=0.2`: has no effect with one block",
+        ),
+        (
+            {"encoder": TINY | {"grad_checkpointing": True, "checkpoint_every": 4}},
+            "checkpoint_every=4`: must be at most 3, the encoder's blocks",
+        ),
         ({"levels": None}, "invalid `levels=null`: must be flat or three, or a list of levels"),
         ({"levels": "four"}, "invalid `levels=four`: must be flat or three, or a list of levels"),
-        ({"levels": [{"cell": 1, "masked_view": "add"}]}, "invalid `levels.masked_view=add`: has no effect with levels.cell=1"),
+        (
+            {"levels": [{"cell": 1, "masked_view": "add"}]},
+            "invalid `levels.masked_view=add`: has no effect with levels.cell=1",
+        ),
         (
             {"levels": [{"cell": "image", "masked_view": "add"}]},
             "levels.masked_view 'add' does nothing without a token level",

@@ -304,7 +304,7 @@ def test_what_gives_it_nothing_to_do_is_refused_in_one_sentence(tiny_module, set
 
 
 def test_a_fusion_that_is_none_is_refused_from_python_too() -> None:
-    with pytest.raises(ConfigError, match="invalid `pyramid.fusion=mean`: must be add or concat"):
+    with pytest.raises(ConfigError, match=r"invalid `pyramid\.fusion=mean`: must be add or concat"):
         PyramidConfig(fusion="mean")  # type: ignore[arg-type]
 
 
