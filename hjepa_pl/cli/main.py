@@ -8,6 +8,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from hjepa_pl.callbacks.peers import watch_parent
 from hjepa_pl.cli.cli import HJEPACLI
@@ -19,13 +20,14 @@ from hjepa_pl.types import RunStopped
 from hjepa_pl.utils.distributed import PEER_ENDED, peer_ended, world_size
 
 
-def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | None = None) -> HJEPACLI:
+def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | None = None, **own: Any) -> HJEPACLI:
     """Parse a command line, make its objects and run it, as `kind` does each of the three.
 
     Args:
         args: The words, the command first.
         kind: The class; a subclass may stop before the run.
         began: When the command was given, by `time.monotonic`, where a time budget counts from; None is now.
+        own: Further keyword arguments of `kind`.
     """
     for message in (
         ".*does not have many workers.*",  # sets in memory need none
@@ -34,11 +36,13 @@ def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | N
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
-    kind.argv, kind.started = list(args[1:]), time.monotonic() if began is None else began
     return kind(
         PretrainModule,
         MultiDatasetDataModule,
         args=list(args),
+        argv=list(args[1:]),
+        started=time.monotonic() if began is None else began,
+        **own,
         seed_everything_default=0,
         subclass_mode_model=True,
         subclass_mode_data=True,
