@@ -40,9 +40,9 @@ def reshape_weight(kept: dict) -> None:
 OF_ALL = {
     "nan": (spoil("context_encoder.vit.pos_embed"), "that are not finite (context_encoder.vit.pos_embed)"),
     "nan in a batch norm": (spoil("projector.mlp.1.running_var"), "has weights that are not finite (projector"),
-    "text for weights": (lambda kept: put(kept, "state_dict", "text"), "is damaged: its 'state_dict' is not a mapping"),
+    "text for weights": (lambda kept: put(kept, "state_dict", "text"), "its 'state_dict' is not a mapping"),
     "text for a weight": (lambda kept: put(kept, "state_dict/predictor.mask_token", "text"), "is not a tensor"),
-    "text for settings": (lambda kept: put(kept, "hyper_parameters", "text"), "its 'hyper_parameters' is not a mapping"),
+    "text for settings": (lambda kept: put(kept, "hyper_parameters", "text"), "'hyper_parameters' is not a mapping"),
     "text for encoder": (lambda kept: put(kept, "hyper_parameters/encoder", "text"), "with other settings: encoder."),
     "lost weight": (
         lambda kept: put(kept, "state_dict/projector.mlp.1.running_var", None),
