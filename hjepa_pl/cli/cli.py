@@ -144,7 +144,7 @@ class HJEPACLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Create the Trainer with loggers, checkpoints and callbacks."""
-        options = self.config[self.subcommand]
+        options = self.config_init[self.subcommand]
         if self.subcommand == "fit":
             resumed = self.checkpoint["global_step"] if self.checkpoint and self._resumes() else None
             config["logger"] = loggers(config["logger"], options["logging"], self.folder, resumed)
