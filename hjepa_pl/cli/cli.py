@@ -32,7 +32,6 @@ from hjepa_pl.cli.run_callbacks import loggers, of_training, refuse_callbacks
 from hjepa_pl.cli.run_folder import LoggingConfig, SaveConfig, refuse_folder, set_aside
 from hjepa_pl.cli.unknown_keys import refuse_absent_accelerator, refuse_unknown
 from hjepa_pl.data import MultiDatasetDataModule
-from hjepa_pl.data.checkpoint_settings import complete_stored
 from hjepa_pl.data.sources.bad_files import BAD_FILES
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
@@ -265,7 +264,6 @@ class HJEPACLI(LightningCLI):
         try:
             if isinstance(self.model, HJEPALightningModule):
                 old, new = complete_settings(old), complete_settings(new)
-            data = complete_stored(data)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"ckpt_path: its settings cannot be read ({first_line(error)}); give another checkpoint."

@@ -1,16 +1,20 @@
-"""Datasets, mixtures of them, and views of images on the device."""
+"""Datasets, mixtures of datasets, and augmented views."""
 
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.augment.multicrop import MultiCropConfig
+from hjepa_pl.data.augment.part import Part
+from hjepa_pl.data.augment.parts import PARTS
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig
 from hjepa_pl.data.datamodule import MultiDatasetDataModule
 from hjepa_pl.data.probe_splits import ProbeSplit
 
 __all__ = [
+    "PARTS",
     "AugmentationConfig",
     "DatasetConfig",
     "MultiCropConfig",
     "MultiDatasetDataModule",
+    "Part",
     "ProbeConfig",
     "ProbeSplit",
 ]

@@ -1,11 +1,9 @@
-"""The data of a run: a mixture to learn from, and clean labelled sets to judge by."""
+"""Data module: augmented views of a mixture of datasets for training, clean images of labeled datasets for probes."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -14,14 +12,19 @@ from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig, augmentation_config
 from hjepa_pl.data.augment.multicrop import MultiCropConfig, ViewPlan, view_plan
 from hjepa_pl.data.augment.presets import Preset
-from hjepa_pl.data.checkpoint_settings import stored_settings
-from hjepa_pl.data.checks import check_channels, check_settings, places_of, warn_of_temporary
-from hjepa_pl.data.config import DatasetConfig, ProbeConfig, as_list
+from hjepa_pl.data.checks import (
+    augmentations_of,
+    check_augmentations,
+    check_datasets,
+    check_gray_sets,
+    sources_of,
+    warn_of_temporary,
+)
+from hjepa_pl.data.config import DatasetConfig, LoadingConfig, ProbeConfig, as_list
 from hjepa_pl.data.loaded_sets import LoadedSets, dataset_names
 from hjepa_pl.data.loading.batches import RawBatch
 from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
 from hjepa_pl.data.loading.image_spec import ImageSpec, image_spec, of_encoder, of_module
-from hjepa_pl.data.loading.memory_sets import memory_device
 from hjepa_pl.data.loading.train_data import TrainData, plan_epoch, usable_size
 from hjepa_pl.data.loading.train_loader import TrainLoader
 from hjepa_pl.data.loading.trainer_info import trainer_info
@@ -29,38 +32,36 @@ from hjepa_pl.data.loading.views import view_batch
 from hjepa_pl.data.loading.worker_slots import available_workers, choose_num_workers
 from hjepa_pl.data.probe_splits import ProbeSplit
 from hjepa_pl.data.sources.bad_files import BadFiles
-from hjepa_pl.data.sources.images import Images, IndexedImages, is_indexed
+from hjepa_pl.data.sources.images import Images, IndexedImages
 from hjepa_pl.data.sources.registry import download_dataset
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.numbers import check_number
-from hjepa_pl.utils.settings import from_plain, from_plain_list
+from hjepa_pl.utils.settings import from_plain, from_plain_list, to_plain
 from hjepa_pl.utils.sizes import ImgSize
 
 
 class MultiDatasetDataModule(LightningDataModule):
-    """Draws augmented views from a mixture of datasets, and clean images from probe sets.
+    """Draws augmented views from a mixture of datasets, and clean images from probe datasets.
 
     Args:
-        datasets: The mixture: a list of settings or mappings of them; a name or one mapping is a list of one.
+        datasets: The mixture: a list of configs or mappings; a name or one mapping is a list of one.
         batch_size: Images per process and step.
         views: Views of each image.
-        epoch_size: Images drawn in an epoch over all processes; the sum of the datasets' sizes if not given.
+        epoch_size: Images drawn in an epoch over all processes; null is the sum of the datasets' sizes.
         sampling: `weighted` by the weights, `balanced` (equal), `concat` (by size) or `temperature`.
-        temperature: With sampling=temperature: shares go with weight ** (1 / temperature).
-        augmentation: How a view is made: `small`, `jepa`, `simclr`, `deit3` or `none`, or a mapping of parts; a
-            dataset may have its own.
-        probe: The labelled sets to judge by.
-        num_workers: Workers that decode files; chosen if not given, 0 if all images are in memory.
-        eval_batch_size: Images per process and step of the probe sets.
-        mean: Per channel; ImageNet's for colour and .5 for grey if not given.
-        std: Per channel; ImageNet's for colour and .25 for grey if not given.
-        seed: Of everything random here; seed_everything's from the CLI, 0 from Python, if not given.
-        img_size: Side of the views, or [height, width]; the encoder's if not given.
-        in_chans: Channels of the views; the encoder's if not given.
-        multicrop: Local crops beside the views; none if not given.
-        max_bad_fraction: Share of a dataset's files that may be undecodable before the run stops.
+        temperature: With sampling=temperature: fractions are proportional to weight ** (1 / temperature).
+        augmentation: `small`, `jepa`, `simclr`, `deit3` or `none`, or a mapping of keys; a dataset may have its own.
+        probe: Labeled datasets to evaluate the features on.
+        num_workers: Worker processes that decode files; null chooses, 0 if all images are in memory.
+        eval_batch_size: Images per process and step of the probe datasets.
+        mean: Mean of each channel; null is that of ImageNet for color, 0.5 for gray.
+        std: Standard deviation of each channel; null is that of ImageNet for color, 0.25 for gray.
+        seed: Seed of all randomness here; null is that of `seed_everything` in the CLI, 0 in Python.
+        img_size: Side of the views, or [height, width]; null is the encoder's.
+        in_chans: Channels of the views; null is the encoder's.
+        multicrop: Local crops in addition to the views; null is none.
+        max_bad_fraction: Maximum fraction of a dataset's files that cannot be decoded before the run stops.
 
-    Files that cannot be decoded are named in `bad_files.txt` in the run's folder, the trainer's `default_root_dir`.
+    Files that cannot be decoded are listed in `bad_files.txt` in the run's folder, the trainer's `default_root_dir`.
     """
 
     def __init__(
@@ -88,23 +89,36 @@ class MultiDatasetDataModule(LightningDataModule):
         self.probe = list(from_plain_list(ProbeConfig, as_list(probe or []), "probe"))
         self.augmentation = augmentation_config(augmentation)
         self.multicrop = None if multicrop is None else from_plain(MultiCropConfig, multicrop, "multicrop")
+        loading = LoadingConfig(
+            batch_size=batch_size,
+            views=views,
+            epoch_size=epoch_size,
+            sampling=sampling,
+            temperature=temperature,
+            num_workers=num_workers,
+            eval_batch_size=eval_batch_size,
+            mean=mean,
+            std=std,
+            seed=0 if seed is None else seed,
+            img_size=img_size,
+            in_chans=in_chans,
+            max_bad_fraction=max_bad_fraction,
+        )
         self.batch_size, self.views, self.epoch_size = batch_size, views, epoch_size
         self.sampling, self.temperature = sampling, temperature
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
-        self.mean, self.std = mean, std
-        self.seed, self.img_size, self.in_chans = 0 if seed is None else seed, img_size, in_chans
-        check_number("max_bad_fraction", max_bad_fraction, 0.0, 1.0)
+        self.mean, self.std = loading.mean, loading.std
+        self.seed, self.img_size, self.in_chans = loading.seed, img_size, in_chans
         self._bad = BadFiles(max_bad_fraction, self._run_folder)
         self._sets = LoadedSets(self.seed, self._bad)
-        self._data: TrainData | None = None
-        self._planned: int | None = None
-        check_settings(self)
+        self._image_spec: ImageSpec | None = None
+        self._train_data: TrainData | None = None
+        self._planned_batches: int | None = None
+        check_datasets(self.datasets, self.probe, loading)
+        check_augmentations(self.datasets, self.augmentation, loading)
 
     def _run_folder(self) -> str | None:
-        """Return the folder of the run, None without a Trainer and with fast_dev_run."""
-        if self.trainer is None or getattr(self.trainer, "fast_dev_run", False):
-            return None
-        return str(self.trainer.default_root_dir)
+        return trainer_info(self.trainer).run_folder
 
     @property
     def names(self) -> list[str]:
@@ -113,85 +127,98 @@ class MultiDatasetDataModule(LightningDataModule):
 
     @property
     def augmentations(self) -> list[AugmentationConfig]:
-        """How the views of each dataset are made: its own augmentation, or the data module's."""
-        own = [d.augmentation for d in self.datasets]
-        return [a if isinstance(a, AugmentationConfig) else self.augmentation for a in own]
+        """Augmentation of each dataset: its own, or the data module's."""
+        return augmentations_of(self.datasets, self.augmentation)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Global batches of an epoch, known once the training sets are loaded, or planned with an `epoch_size`."""
-        if self._data is None and self._planned is not None:
-            return self._planned
+        """Global batches per epoch, known once the training sets are loaded, or planned from `epoch_size`."""
+        if self._train_data is None and self._planned_batches is not None:
+            return self._planned_batches
         return self._loaded().views.batches
 
     @property
     def knows_epoch(self) -> bool:
         """Whether `batches_per_epoch` is known."""
-        return self._data is not None or self._planned is not None
+        return self._train_data is not None or self._planned_batches is not None
 
     @property
     def sets(self) -> LoadedSets:
-        """What is loaded, for those that look at the images themselves."""
+        """The loaded datasets."""
         return self._sets
 
     @property
     def probe_splits(self) -> list[ProbeSplit]:
-        """What each loader of the probe sets holds, in order; empty until they are loaded."""
+        """Descriptions of the loaders of `val_dataloader`, in order; empty until the probes are loaded."""
         return self._sets.splits
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that decide what is drawn, as plain values: a resumed run must have the same."""
-        return stored_settings(self)
+        """Return the settings that decide which images are drawn and how they look, as plain values.
+
+        They are stored in checkpoints; a resumed run must have the same.
+        """
+        keys = ["batch_size", "views", "epoch_size", "sampling", "temperature", "seed", "augmentation", "mean", "std"]
+        if any(d.name == "webdataset" for d in self.datasets):
+            keys.append("num_workers")  # it decides which shards a worker reads
+        # To repeat the data module's augmentation in a dataset is the same as to leave it out.
+        datasets = [replace(d, augmentation=None) if d.augmentation == self.augmentation else d for d in self.datasets]
+        held = [{"root": p.root, "classes": p.classes, "share": p.holdout} for p in self.probe if p.holdout is not None]
+        stored = {"datasets": datasets, **{key: getattr(self, key) for key in keys}, "multicrop": self.multicrop}
+        return to_plain(({"held_out": held} if held else {}) | stored)
 
     def prepare_data(self) -> None:
-        """Fetch what can be fetched; warn of folders that a restart empties."""
-        warn_of_temporary(self)
-        for name, root in places_of(self):
+        """Download what can be downloaded; warn of folders for temporary files."""
+        sources = sources_of(self.datasets, self.probe)
+        warn_of_temporary(sources)
+        for name, root in sources:
             download_dataset(name, root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the datasets that a stage needs: `fit` and `predict` the mixture, all but `predict` the probe sets."""
-        self._take_geometry()
-        # Before anything is loaded: it may refuse.
+        """Load the datasets that a stage needs: `fit` and `predict` the mixture, all but `predict` the probes."""
+        self._set_image_spec()
+        # Before anything is loaded, because it may raise.
         views = self._view_plan() if stage in (None, "fit") else None
         if stage in (None, "fit", "predict"):
             self._sets.load_mixture(self.datasets, self.probe)
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
-            self._data = self._train_data(views)
+            self._train_data = self._make_train_data(views)
 
     def planned_views(self) -> ViewPlan:
-        """Return which views are made, and how long an epoch is if `epoch_size` says so: what is known without data."""
-        self._take_geometry()
+        """Return the views, and with `epoch_size` the batches per epoch: what is known without loading data."""
+        self._set_image_spec()
         views = self._view_plan()
         if self.epoch_size is None:
             return views
         processes = trainer_info(self.trainer).world_size
-        self._planned = usable_size(self.epoch_size, self.batch_size, processes) // (self.batch_size * processes)
-        return replace(views, batches=self._planned)
+        images = usable_size(self.epoch_size, self.batch_size, processes)
+        self._planned_batches = images // (self.batch_size * processes)
+        return replace(views, batches=self._planned_batches)
 
-    def _take_geometry(self) -> None:
+    def _set_image_spec(self) -> None:
         for key in ("img_size", "in_chans"):
             setattr(self, key, of_encoder(self.trainer, key, getattr(self, key)))
-        self._geometry()  # may refuse
+        self._image_spec = image_spec(self.img_size, self.in_chans, self.mean, self.std)
 
-    def _geometry(self) -> ImageSpec:
-        return image_spec(self.img_size, self.in_chans, self.mean, self.std)
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Size, channels and statistics of the images."""
+        return self._image_spec or image_spec(self.img_size, self.in_chans, self.mean, self.std)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and deviation per channel that images are normalised with."""
-        return self._geometry().mean, self._geometry().std
+        """Return mean and standard deviation per channel that images are normalized with."""
+        return self.image_spec.mean, self.image_spec.std
 
     def _view_plan(self) -> ViewPlan:
-        """Return which views are made, but for the length of an epoch."""
-        augmenter = Augmenter(self.augmentation, self._geometry().size, *self.statistics(), self.seed)
+        """Return the plan of the views, without the length of an epoch."""
+        augmenter = Augmenter(self.augmentation, self.image_spec.size, *self.statistics(), self.seed)
         patch = of_module(self.trainer, "patch_size")
         return view_plan(self.multicrop, augmenter, self.views, patch, self.augmentations)
 
-    def _train_data(self, views: ViewPlan) -> TrainData:
+    def _make_train_data(self, views: ViewPlan) -> TrainData:
         sets, processes = self._sets.train, trainer_info(self.trainer).world_size
-        check_channels(self, sets, views)
+        check_gray_sets(self.datasets, self.names, sets, views, self.image_spec.channels)
         plan = plan_epoch(
             sets,
             [d.weight for d in self.datasets],
@@ -205,10 +232,10 @@ class MultiDatasetDataModule(LightningDataModule):
         views = replace(views, batches=plan.epoch_size // (self.batch_size * processes))
         if self.num_workers and not self._sets.any_files():
             raise ConfigError(
-                f"invalid `num_workers={self.num_workers}`: has no effect where all images are in memory; remove it."
+                f"invalid `data.num_workers={self.num_workers}`: has no effect, all images are in memory; remove it."
             )
-        self._workers(sets)  # may reject
-        return TrainData(sets, self.names, plan, views, self._geometry().channels)
+        self._workers(sets)  # raises for too few shards
+        return TrainData(sets, self.names, plan, views, self.image_spec.channels)
 
     def _workers(self, sets: Sequence[Images]) -> int:
         """Return the number of workers that read some sets."""
@@ -216,30 +243,23 @@ class MultiDatasetDataModule(LightningDataModule):
         return choose_num_workers(sets, self.num_workers, available, trainer_info(self.trainer).world_size)
 
     def _loaded(self) -> TrainData:
-        if self._data is None:
-            raise ConfigError("the training sets are not loaded; call setup('fit') first.")
-        return self._data
+        if self._train_data is None:
+            raise ConfigError("The training sets are not loaded; call setup('fit') first.")
+        return self._train_data
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the mixture."""
-        # Lightning looks for a loader with a state; this one takes its position from the Trainer (`TrainLoader`).
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         data, trainer = self._loaded(), trainer_info(self.trainer)
         return TrainLoader(
-            data,
-            batch_size=self.batch_size,
-            num_workers=self._workers(data.sets),
-            trainer=trainer,
-            bad=self._bad,
-            device=memory_device(data.sets, trainer.device),
+            data, batch_size=self.batch_size, num_workers=self._workers(data.sets), trainer=trainer, bad=self._bad
         )
 
     def share_drawn(self, epoch: int = 0) -> dict[str, float]:
-        """Return which share of an epoch's images comes from each dataset, by name."""
+        """Return the fraction of an epoch's images that comes from each dataset, by name."""
         return self._loaded().fractions(epoch)
 
     def growing_crops(self) -> int | None:
-        """Return how many local crops the run's next batch has, None where their number does not grow."""
+        """Return the number of local crops of the next batch, None without a curriculum."""
         if self.multicrop is None or self.multicrop.warmup_epochs is None:
             return None
         return self.multicrop.count(trainer_info(self.trainer).position(), self.batches_per_epoch)
@@ -247,7 +267,7 @@ class MultiDatasetDataModule(LightningDataModule):
     def _clean_loader(self, images: IndexedImages, index: Tensor, name: str) -> DataLoader[RawClean]:
         trainer = trainer_info(self.trainer)
         return clean_loader(
-            CleanRows(images, index, *self._geometry()[:2], name),
+            CleanRows(images, index, *self.image_spec[:2], name),
             range(trainer.rank, len(index), trainer.world_size),
             batch_size=self.eval_batch_size,
             num_workers=self._workers([images]),
@@ -255,9 +275,9 @@ class MultiDatasetDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[RawClean]]:
-        """Return the loaders of the probe sets, in the order of `probe_splits`."""
+        """Return the loaders of the probes, in the order of `probe_splits`."""
         names = [f"probe {split.name} ({split.split})" for split in self.probe_splits]
-        return [self._clean_loader(*part, name) for part, name in zip(self._sets.probe, names, strict=True)]
+        return [self._clean_loader(*pair, name) for pair, name in zip(self._sets.probe, names, strict=True)]
 
     def test_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return the same loaders as `val_dataloader`."""
@@ -265,18 +285,13 @@ class MultiDatasetDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return one loader of clean images for each dataset of the mixture, in order."""
-        sets = [s for s in self._sets.train if is_indexed(s)]
-        if len(sets) < len(self._sets.train):
-            raise ConfigError(
-                "invalid `datasets.name=webdataset`: its images have no index to predict by; unpack the shards into a "
-                "folder, and set name to folder."
-            )
-        return [self._clean_loader(s, torch.arange(len(s)), n) for s, n in zip(sets, self.names, strict=True)]
+        pairs = zip(self._sets.all_images(), self.names, strict=True)
+        return [self._clean_loader(images, index, name) for (images, index), name in pairs]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make views of a training batch, and normalised images of a clean one, on the device they are on."""
+        """Make views of a training batch, or normalize the images of a clean one, on their device."""
         if isinstance(batch, RawBatch):
-            return view_batch(batch, self._loaded().views, self._geometry().channels)
+            return view_batch(batch, self._loaded().views, self.image_spec.channels)
         if isinstance(batch, RawClean):
-            return clean_batch(batch, self._geometry(), self._bad)
+            return clean_batch(batch, self.image_spec, self._bad)
         return batch

@@ -6,6 +6,7 @@ from hjepa_pl.losses.config import RegularizerConfig, least_images
 from hjepa_pl.masks import MaskConfig, MaskGenerator
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.types import CleanBatch, ConfigError, ViewBatch
+from hjepa_pl.utils.settings import as_typed
 from hjepa_pl.utils.sizes import ImgSize
 
 
@@ -47,13 +48,11 @@ def check_data(data: Any, model: Model, processes: int) -> None:
         return
     _check_crops(fewest, f"data.{key}", model)
     for config, augmentation in zip(data.datasets, data.augmentations, strict=True):
-        moved = [k for k in ("rotate", "translate", "rand_augment", "mixup", "cutmix") if getattr(augmentation, k)]
-        if moved:
-            own = "" if config.augmentation is None else f" (of {config.name})"
+        for key, value in augmentation.moving_keys.items():
+            own, name = ("", "") if config.augmentation is None else ("datasets.", f" (dataset {config.name})")
             raise ConfigError(
-                f"{'datasets.' if own else ''}augmentation{own}.{moved[0]} {getattr(augmentation, moved[0])} does not "
-                f"go with masks.strategy '{model.mask_config.strategy}', which takes a crop's content to lie where its "
-                "box does; set it to 0."
+                f"invalid `{own}augmentation.{key}={as_typed(value)}`: moves the content of crops out of their boxes, "
+                f"which masks.strategy={model.mask_config.strategy} predicts by; set it to 0{name}."
             )
 
 

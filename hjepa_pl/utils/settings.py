@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
 
 import annotated_types as at
-from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from hjepa_pl.types import ConfigError
@@ -37,8 +37,26 @@ class Hint(NamedTuple):
     text: str
 
 
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("descending")
+    return pair
+
+
+AreaRange = Annotated[
+    Pair[Annotated[float, at.Gt(0), at.Le(1)]], AfterValidator(_ascending), Hint("the smaller one first")
+]
+"""Smallest and largest fraction of an area."""
+PositiveRange = Annotated[Pair[Positive], AfterValidator(_ascending), Hint("the smaller one first")]
+"""Smallest and largest of positive numbers."""
+PositiveFraction = Annotated[float, at.Gt(0), at.Le(1)]
+"""A number in (0, 1]."""
+Name = Annotated[str, at.MinLen(1), Hint("at least one character")]
+"""A text of at least one character."""
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def settings(key: str) -> Callable[[type[T]], type[T]]:
+def settings(key: str, entry: str = "") -> Callable[[type[T]], type[T]]:
     """Make a class of annotated fields a frozen pydantic dataclass whose errors are one sentence.
 
     The annotations hold the bounds (`depth: Annotated[int, Ge(1)] | None = None`), `__post_init__` rejects
@@ -47,13 +65,15 @@ def settings(key: str) -> Callable[[type[T]], type[T]]:
 
     Args:
         key: The key that holds the settings, as it is typed (`encoder`, `datasets`), for messages.
+        entry: What an entry of a list of such settings is ("dataset"): messages end with it and the entry's `name`.
 
     Raises:
         ConfigError: By the class, on construction with a field that it does not have or a value that it cannot have.
     """
 
     def make(cls: type[T]) -> type[T]:
-        fields = typing.get_type_hints(cls, include_extras=True)
+        hints = typing.get_type_hints(cls, include_extras=True)
+        fields = {name: hint for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar}
         config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
         made: Any = pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)
         construct = made.__init__
@@ -62,7 +82,8 @@ def settings(key: str) -> Callable[[type[T]], type[T]]:
             try:
                 construct(self, **given)
             except ValidationError as error:
-                raise ConfigError(_sentence(key, fields, given, error)) from None
+                sentence = _sentence(key, fields, given, error)
+                raise ConfigError(in_entry(sentence, entry, given.get("name")) if entry else sentence) from None
 
         plain = {name: _plain(hint) for name, hint in fields.items()}
         made.__signature__ = inspect.Signature(
@@ -113,6 +134,11 @@ def from_plain_list(cls: type[T], values: Any, key: str) -> tuple[T, ...]:
     return tuple(from_plain(cls, value, key) for value in values)
 
 
+def in_entry(sentence: str, entry: str, name: object) -> str:
+    """Return a message that ends with the entry of a list which it is about: "... (dataset cifar10)."."""
+    return f"{sentence.removesuffix('.')} ({entry} {name})." if isinstance(name, str) and name else sentence
+
+
 def as_typed(value: Any) -> str:
     """Return a value as it is typed in a config."""
     if value is None or isinstance(value, bool):
@@ -152,12 +178,13 @@ def describe(hint: Any) -> str:
 
 def _sentence(key: str, fields: Mapping[str, Any], given: Mapping[str, Any], error: ValidationError) -> str:
     """Return the first of a validation's errors as a sentence that names the key, its value and what it takes."""
-    first = error.errors()[0]
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
+    first = min(error.errors(), key=lambda e: e["type"] not in unknown)  # a misspelled key is missing too
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):  # of `__post_init__`
         return str(inner)
     name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] in unknown:
         return f"{key} does not accept '{name}'; its keys are {', '.join(fields)}."
     if name in fields and name not in given:
         return f"{key} lacks the key '{name}'."

@@ -16,20 +16,6 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def check_size(key: str, size: object, least: int = 1) -> None:
-    """Refuse what is no size of an image.
-
-    Raises:
-        ConfigError: If `size` is neither a whole number nor two of them, or one lies below `least`.
-    """
-    numbers = list(size) if isinstance(size, tuple | list) else [size]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in numbers)
-    if not whole or (isinstance(size, tuple | list) and len(numbers) != 2):
-        raise ConfigError(
-            f"{key} must be a whole number of at least {least}, or two of them as [height, width], got {_shown(size)}."
-        )
-
-
 def check_divides(size: ImgSize, patch: tuple[int, int]) -> None:
     """Refuse an image that is no whole number of patches along either side.
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
-from hjepa_pl.data.augment.multicrop import AugmenterPair, ViewPlan
+from hjepa_pl.data.augment.multicrop import Augmenters, ViewPlan
 from hjepa_pl.data.loading.batches import RawBatch, RawGroup
 from hjepa_pl.data.loading.views import make_views
 from hjepa_pl.types import Counters, ViewBatch
@@ -55,7 +55,7 @@ def augmentation(views: int = 2, size: int = 32, batch: int = 8) -> Counter[str]
     """Return what the default augmentation of CIFAR's views launches."""
     images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
     rows, label = torch.arange(batch), torch.zeros(batch, dtype=torch.int64)
-    plan = ViewPlan((AugmenterPair(Augmenter(AugmentationConfig(), size, (0.5,) * 3, (0.25,) * 3, seed=0)),), views)
+    plan = ViewPlan((Augmenters(Augmenter(AugmentationConfig(), size, (0.5,) * 3, (0.25,) * 3, seed=0)),), views)
     raw = RawBatch((RawGroup(rows, (images,), None),), label, label, Counters(0, 0, rows))
     return launches(lambda: make_views(raw, plan, 3))
 

@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
-from hjepa_pl.data.augment.multicrop import AugmenterPair, ViewPlan
+from hjepa_pl.data.augment.multicrop import Augmenters, ViewPlan
 from hjepa_pl.data.loading.batches import Draw, RawBatch, RawGroup
 from hjepa_pl.data.loading.reader import FileReader, IndexedSource
 from hjepa_pl.data.loading.views import make_views
@@ -52,7 +52,7 @@ def plan(size: int, jitter: bool) -> ViewPlan:
     """Return our views of the same augmentation."""
     parts = {"jitter": JITTER, "jitter_prob": 1.0} if jitter else {}
     config = AugmentationConfig(preset="jepa", crop_scale=SCALE, flip=0.5, **parts)
-    return ViewPlan((AugmenterPair(Augmenter(config, size, MEAN, STD, seed=0)),), 1)
+    return ViewPlan((Augmenters(Augmenter(config, size, MEAN, STD, seed=0)),), 1)
 
 
 def cifar(a: argparse.Namespace) -> dict[str, Callable[[], int]]:

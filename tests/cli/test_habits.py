@@ -21,7 +21,7 @@ ANSWERED: list[tuple[str, list[str], str]] = [
     ("tiny", ["--batch_size", "3"], "did you mean --data.batch_size?"),
     ("tiny", ["--collapse.min_stdd=1"], "did you mean --collapse.min_std?"),
     ("tiny", ["--trainer.max_epoch=3"], "did you mean --trainer.max_epochs?"),
-    ("tiny", ["--data.num_workers", "4"], "invalid `num_workers=4`: has no effect where all images are in memory;"),
+    ("tiny", ["--data.num_workers", "4"], "invalid `data.num_workers=4`: has no effect, all images are in memory"),
     ("tiny", ["--model.encoder", "vit_small_patch16_224"], "--model.encoder.embed_dim=null"),
     ("sized", ["--model.encoder.name=vit_tiny_patch16_224"], "--model.encoder.size=null"),
     ("sized", [f"--model.init_args.encoder={SMALL}"], "--model.encoder.size=null"),

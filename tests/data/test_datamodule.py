@@ -138,7 +138,9 @@ def test_resumed_run_sees_what_was_left(tmp_path):
 
 def test_geometry_is_the_modules_or_asked_for(tmp_path):
     data = digits(img_size=None, in_chans=None)
-    with pytest.raises(ConfigError, match=r"invalid `img_size=null`: must be set, as the module has no `img_size`"):
+    with pytest.raises(
+        ConfigError, match=r"invalid `data.img_size=null`: must be set, as the module has no `img_size`"
+    ):
         data.setup("fit")
     module = Watcher()
     trainer(tmp_path, fast_dev_run=1).fit(module, data)
@@ -151,15 +153,18 @@ def test_geometry_is_the_modules_or_asked_for(tmp_path):
     [
         (
             {"augmentation": {"gray": 0.0}, "in_chans": 3},
-            r"jitter \(saturation\)=0.2` would do nothing.*all datasets are grey",
+            r"`augmentation.jitter=\[0.4, 0.4, 0.2, 0.1\]`: changes colors, .*\(those of all datasets\)",
         ),
-        ({"augmentation": GRAY | {"gray": 0.1}, "in_chans": 3}, "augmentation.gray=0.1"),
-        ({"num_workers": 2}, "invalid `num_workers=2`: has no effect where all images are in memory; remove it"),
+        (
+            {"augmentation": GRAY | {"gray": 0.1}, "in_chans": 3},
+            "`augmentation.gray=0.1`: changes .* set it to 0",
+        ),
+        ({"num_workers": 2}, "invalid `data.num_workers=2`: has no effect, all images are in memory; remove it."),
         ({"in_chans": 2}, r"invalid `in_chans=2`: must be 1 or 3, the channels of images \(encoder.in_chans\)"),
-        ({"batch_size": 4096}, "invalid `batch_size=4096`: x 1 process.*at most 1438"),
+        ({"batch_size": 4096}, "invalid `data.batch_size=4096`: x 1 process.*at most 1438"),
     ],
 )
-def test_setup_refusals(kwargs, message):
+def test_rejected_in_setup(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         digits(**kwargs).setup("fit")
 
@@ -182,7 +187,7 @@ def test_temporary_roots_draw_one_warning(tmp_path):
     root = "/tmp/somewhere"
     data = MultiDatasetDataModule([{"name": "folder", "root": root}], probe=[{"name": "folder", "root": root}])
     with pytest.warns(
-        UserWarning, match="the data of folder lies in /tmp/somewhere, a folder for temporary files"
+        UserWarning, match="the data of folder is in /tmp/somewhere, a folder for temporary files"
     ) as caught:
         data.prepare_data()
     assert len(caught) == 1
@@ -193,7 +198,7 @@ def test_a_probe_without_labels_is_refused(tmp_path):
         (tmp_path / split).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / split / "x.png")
     data = digits(probe=[{"name": "folder", "root": str(tmp_path)}])
-    with pytest.raises(ConfigError, match="`probe` folder has images without a label"):
+    with pytest.raises(ConfigError, match="The probe folder has images without a label"):
         data.setup("fit")
 
 
@@ -223,11 +228,12 @@ def test_images_that_are_not_square_from_files_and_memory(tmp_path, workers):
 
 def test_a_size_given_to_both_is_the_same_as_a_list_or_refused(tmp_path):
     trainer(tmp_path, fast_dev_run=1).fit(Oblong(), digits(img_size=[8, 24], in_chans=3))
-    with pytest.raises(ConfigError, match=r"invalid `img_size=\[24, 8\]`: must be the encoder's \[8, 24\]"):
+    with pytest.raises(ConfigError, match=r"invalid `data.img_size=\[24, 8\]`: must be the encoder's \[8, 24\]"):
         trainer(tmp_path, fast_dev_run=1).fit(Oblong(), digits(img_size=[24, 8], in_chans=3))
 
 
 @pytest.mark.parametrize("size", [(8,), (8, 8, 8), (8, 1), 1, "8", (8, 9.5), True])
 def test_what_is_no_size_is_refused(size):
-    with pytest.raises(ConfigError, match=r"`img_size` must be a whole number of at least 2, or two of them"):
+    sentence = r"`data.img_size=.*`: must be a whole number >= 2 or a list of 2, each a whole number >= 2 or null"
+    with pytest.raises(ConfigError, match=sentence):
         digits(img_size=size)

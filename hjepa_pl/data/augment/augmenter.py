@@ -1,45 +1,41 @@
-"""Views of images, batched on the training device; everything random is a function of the counters."""
+"""Views of images, batched on the training device; all randomness is a function of the counters."""
 
 from collections.abc import Sequence
-from itertools import permutations
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from hjepa_pl.data.augment import color
+from hjepa_pl.data.augment.blur import Blur
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.augment.crop_resize import CROP_NUMBERS, apply_axes, axis_weights, clean_resize, crop_boxes
 from hjepa_pl.data.augment.draws import Draws
-from hjepa_pl.data.augment.rand_augment import rand_augment, three_augment
-from hjepa_pl.data.augment.random_erasing import erase
+from hjepa_pl.data.augment.part import StepInfo
 from hjepa_pl.functional.constants import constant
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.types import Counters
 from hjepa_pl.utils.sizes import ImgSize, sides
 
-_ORDERS = tuple(permutations(range(4)))
-_PLACE = {Stream.CROP: CROP_NUMBERS, Stream.FLIP: 1}
-"""Streams, and how many numbers of each, that say where a view lies."""
+_CROP_NUMBERS: dict[int, int] = {Stream.CROP: CROP_NUMBERS, Stream.FLIP: 1}
+"""Random streams of crop and flip, and how many numbers of each a view takes."""
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], *, in_place: bool = False) -> Tensor:
-    """Subtract the mean and divide by the deviation of each channel, (B, C, H, W) float32 in [0, 1]."""
-    middle, width = (constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
-    return (images.sub_(middle) if in_place else images - middle).div_(width)
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], *, in_place: bool = False) -> Tensor:
+    """Subtract the mean and divide by the standard deviation of each channel, (B, C, H, W) float32 in [0, 1]."""
+    means, stds = (constant(tuple(values), images.device)[:, None, None] for values in (mean, std))
+    return (images.sub_(means) if in_place else images - means).div_(stds)
 
 
 class Crop(NamedTuple):
-    """Where a view lies in each image."""
+    """Crop and flip of a view in each image."""
 
     box: Tensor
     """(B, 4) float32 whole numbers: top, left, height, width in pixels."""
     flip: Tensor
-    """(B,) bool: read from right to left."""
+    """(B,) bool: flipped from left to right."""
 
-    def shares(self, height: Tensor | int, width: Tensor | int) -> Tensor:
-        """Return (B, 4) float32: top, left, bottom, right as shares of the sides, left and right swapped by a flip."""
+    def relative(self, height: Tensor | int, width: Tensor | int) -> Tensor:
+        """Return (B, 4) float32 top, left, bottom, right as fractions of the image; a flip swaps left and right."""
         top, left, high, wide = self.box.unbind(1)
         right = left + wide
         near, far = torch.where(self.flip, right, left), torch.where(self.flip, left, right)
@@ -49,15 +45,15 @@ class Crop(NamedTuple):
 class Augmenter:
     """Makes the views.
 
-    Colours are changed on the native image before it is cropped where that has fewer pixels than the view, and on the
-    view otherwise. (So the mean in the contrast change is the image's in the first case, the crop's in the second.)
-    Normalisation and blur are linear: the first is done where there are fewer pixels, the second is part of the resize.
-    RandAugment and 3-Augment act on the view, whatever its size, and so does all that follows them.
+    Where the native image has fewer pixels than the view, colors are changed before it is cropped, otherwise on the
+    view. (The mean in the contrast change is that of the image in the first case, of the crop in the second.)
+    Normalization and blur are linear: the first is done where there are fewer pixels, the second is part of the resize.
+    If a part has to see the view (`Part.before_crop`), all of them do.
 
-    Several views are made in one go as rows of one batch, view after view: every parameter is a number for each row.
+    Several views are made at once as rows of one batch, view after view: every parameter is a number for each row.
 
     Attributes:
-        colourless: Whether all images are known to be grey, although they may have three channels.
+        images_are_gray: Whether all images are known to be gray, although they may have three channels.
     """
 
     def __init__(
@@ -68,38 +64,28 @@ class Augmenter:
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.seed = seed
-        self.colourless = False
+        self.images_are_gray = False
+        parts = config.parts
+        self._numbers = {stream: count for part in parts for stream, count in part.numbers.items()}
+        self._pixel_parts = [part for part in parts if not part.normalized]
+        self._blur = next((part for part in parts if isinstance(part, Blur)), None)
+        self._normalized_parts = [part for part in parts if part.normalized and part is not self._blur]
+        self._before_crop = all(part.before_crop for part in self._pixel_parts)
 
     def like(self, config: AugmentationConfig, img_size: ImgSize | None = None) -> "Augmenter":
-        """Return one of other settings, and of another size if that is given."""
+        """Return an augmenter with another config and, unless None, another size."""
         return Augmenter(config, self.img_size if img_size is None else img_size, self.mean, self.std, self.seed)
 
-    def _draws(self, epoch: int, position: Tensor, views: Sequence[int], counts: dict[Stream, int]) -> Draws:
+    def _draws(self, epoch: int, position: Tensor, views: Sequence[int], counts: dict[int, int]) -> Draws:
         return Draws(hash_int(self.seed, epoch, Stream.VIEW), position, views, counts)
-
-    def _looks(self) -> dict[Stream, int]:
-        """Return the streams, and how many numbers of each, that what is done to a view's pixels asks for."""
-        c = self.config
-        asked = {
-            Stream.AFFINE: (c.rotate or c.translate, 3),
-            Stream.RAND_AUGMENT: (c.rand_augment, 2 * c.rand_augment),
-            Stream.THREE_AUGMENT: (c.three_augment, 2),
-            Stream.JITTER: (c.jitter_prob, 5),
-            Stream.GRAY: (c.gray, 1),
-            Stream.SOLARIZE: (c.solarize, 1),
-            Stream.BLUR: (c.blur, 2),
-            Stream.ERASE: (c.erase_scale, 1),
-            Stream.ERASE_BOX: (c.erase_scale, CROP_NUMBERS),
-        }
-        return {stream: count for stream, (on, count) in asked.items() if on}
 
     def boxes(self, height: Tensor | int, width: Tensor | int, epoch: int, position: Tensor, view: int) -> Crop:
         """Draw the crops and flips of one view.
 
-        The aspect of a box is drawn around the view's own. (torchvision's `RandomResizedCrop` draws it around a square
-        whatever the view's size, so that a wide view would show everything stretched, which no clean image does.)
+        The aspect ratio of a box is relative to that of the view. (torchvision's `RandomResizedCrop` draws it relative
+        to a square for any output size, which stretches wide views as no clean image is.)
         """
-        return self._crop(height, width, self._draws(epoch, position, (view,), _PLACE))
+        return self._crop(height, width, self._draws(epoch, position, (view,), _CROP_NUMBERS))
 
     def _crop(self, height: Tensor | int, width: Tensor | int, draws: Draws) -> Crop:
         c, aspect = self.config, self.img_size[1] / self.img_size[0]
@@ -116,119 +102,61 @@ class Augmenter:
 
         Args:
             images: (B, C, H, W) float32 in [0, 1].
-            counters: With the positions of these images.
-            views: Their numbers.
+            counters: Counters of these images.
+            views: Indices of the views.
 
         Returns:
-            (V * B, C, *img_size) float32, normalised, view after view, and where each lies.
+            (V * B, C, *img_size) float32, normalized, view after view, and their crops.
         """
         height, width = images.shape[2:]
-        draws = self._draws(counters.epoch, counters.position, views, _PLACE | self._looks())
+        draws = self._draws(counters.epoch, counters.position, views, _CROP_NUMBERS | self._numbers)
         crop = self._crop(height, width, draws)
         images = images.repeat(len(views), 1, 1, 1) if len(views) > 1 else images
-        return self._cut(images, crop, draws, counters.step), crop
+        return self._crop_and_change(images, crop, draws, counters.step), crop
 
-    def _cut(self, images: Tensor, crop: Crop, draws: Draws, step: int) -> Tensor:
+    def _crop_and_change(self, images: Tensor, crop: Crop, draws: Draws, step: int) -> Tensor:
         """Make a view of each whole image, (rows, C, H, W)."""
         (box, flip), (height, width) = crop, images.shape[2:]
         if self.config.whole:
             clean = clean_resize(images, self.img_size)
-            return self._finish(torch.where(flip[:, None, None, None], clean.flip(-1), clean), draws, step)
+            return self._change(torch.where(flip[:, None, None, None], clean.flip(-1), clean), draws, step)
         rows = axis_weights(box[:, 0], box[:, 2], self.img_size[0], height)
         columns = axis_weights(box[:, 1], box[:, 3], self.img_size[1], width, flip)
-        on_view = self.config.rand_augment or self.config.three_augment
-        if on_view or height * width > self.img_size[0] * self.img_size[1]:
-            return self._finish(apply_axes(images, rows, columns), draws, step)
-        images = normalise(self._recolour(images, draws, step), self.mean, self.std)
-        blur = self._blur(draws)
-        if blur is not None:
-            rows, columns = blur[0] @ rows, blur[1] @ columns
-        return self._erase(apply_axes(images, rows, columns), draws)
+        if not self._before_crop or height * width > self.img_size[0] * self.img_size[1]:
+            return self._change(apply_axes(images, rows, columns), draws, step)
+        images = normalize(self._change_pixels(images, draws, step), self.mean, self.std)
+        if self._blur is not None:
+            blur_rows, blur_columns = self._blur.matrices(draws, self.img_size)
+            rows, columns = blur_rows @ rows, blur_columns @ columns
+        return self._change_normalized(apply_axes(images, rows, columns), draws, step)
 
     def finish(self, images: Tensor, counters: Counters, views: Sequence[int]) -> Tensor:
-        """Make views of what is already cropped and flipped, and given up: (V * B, C, *img_size), as `views`."""
-        draws = self._draws(counters.epoch, counters.position, views, self._looks())
-        return self._finish(images, draws, counters.step)
+        """Make views of images that are cropped and flipped already, and may be overwritten.
 
-    def _finish(self, images: Tensor, draws: Draws, step: int) -> Tensor:
-        images = normalise(self._recolour(images, draws, step), self.mean, self.std, in_place=True)
-        blur = self._blur(draws)
-        return self._erase(images if blur is None else apply_axes(images, *blur), draws)
+        Returns:
+            (V * B, C, *img_size), as `views`.
+        """
+        draws = self._draws(counters.epoch, counters.position, views, self._numbers)
+        return self._change(images, draws, counters.step)
 
-    def _erase(self, images: Tensor, draws: Draws) -> Tensor:
-        c = self.config
-        if c.erase_scale is None or c.erase_ratio is None:
-            return images
-        u = (draws[Stream.ERASE], draws[Stream.ERASE_BOX])
-        return erase(images, u, c.erase, c.erase_scale, c.erase_ratio)
+    def _change(self, images: Tensor, draws: Draws, step: int) -> Tensor:
+        """Apply all parts to crops, which may be overwritten."""
+        images = normalize(self._change_pixels(images, draws, step), self.mean, self.std, in_place=True)
+        if self._blur is not None:
+            images = self._blur(images, draws, self._info(images, step))
+        return self._change_normalized(images, draws, step)
 
-    def _blur(self, draws: Draws) -> tuple[Tensor, Tensor] | None:
-        """Return the matrices of the rows and of the columns, one and the same for a square view."""
-        if not self.config.blur:
-            return None
-        u = draws[Stream.BLUR]
-        (height, width), taps = self.img_size, color.blur_kernel_size(min(self.img_size))
-        sigma, chosen = 0.1 + 1.9 * u[:, 1], u[:, 0] < self.config.blur
-        rows = color.blur_matrix(sigma, chosen, height, taps)
-        return rows, rows if width == height else color.blur_matrix(sigma, chosen, width, taps)
-
-    def _recolour(self, images: Tensor, draws: Draws, step: int) -> Tensor:
-        """Turn, shift and change colours."""
-        c = self.config
-        if c.rotate or c.translate:
-            u = draws[Stream.AFFINE] * 2 - 1
-            images = turn_and_shift(images, u[:, 0] * c.rotate, u[:, 1:] * c.translate)
-        has_colour = images.shape[1] > 1 and not self.colourless
-        if c.rand_magnitude is not None:
-            images = rand_augment(images, draws[Stream.RAND_AUGMENT], c.rand_magnitude, has_colour)
-        if c.three_augment:
-            images = three_augment(images, draws[Stream.THREE_AUGMENT], has_colour)
-        if c.jitter_prob:
-            images = self._jitter(images, draws[Stream.JITTER], step)
-        if c.gray:
-            chosen = draws[Stream.GRAY] < c.gray
-            images = torch.where(chosen[:, :, None, None], color.to_gray(images), images)
-        if c.solarize:
-            images = color.solarize(images, draws[Stream.SOLARIZE][:, 0] < c.solarize)
+    def _change_pixels(self, images: Tensor, draws: Draws, step: int) -> Tensor:
+        info = self._info(images, step)
+        for part in self._pixel_parts:
+            images = part(images, draws, info)
         return images
 
-    def _jitter(self, images: Tensor, u: Tensor, step: int) -> Tensor:
-        """Change brightness, contrast, saturation and hue, in an order that is drawn for the step."""
-        c = self.config
-        chosen = u[:, 4] < c.jitter_prob
-        amount = (u[:, :4] * 2 - 1) * chosen[:, None]
-        order = _ORDERS[hash_int(self.seed, Stream.JITTER_ORDER, step) % len(_ORDERS)]
-        for which in order:
-            strength = c.jitter[which]
-            if not strength:
-                continue
-            by = amount[:, which] * strength
-            if which == 3:
-                # The way through hue and back is not exact, so images that are not chosen are left alone.
-                images = torch.where(chosen[:, None, None, None], color.adjust_hue(images, by), images)
-            else:
-                change = (color.adjust_brightness, color.adjust_contrast, color.adjust_saturation)[which]
-                images = change(images, 1 + by)
+    def _change_normalized(self, images: Tensor, draws: Draws, step: int) -> Tensor:
+        info = self._info(images, step)
+        for part in self._normalized_parts:
+            images = part(images, draws, info)
         return images
 
-
-def turn_and_shift(images: Tensor, degrees: Tensor, shift: Tensor) -> Tensor:
-    """Rotate each image about its centre, then shift it; what comes in from outside is black.
-
-    Args:
-        images: (B, C, H, W) float32.
-        degrees: (B,) counter-clockwise.
-        shift: (B, 2) to the right and down, as a share of the side.
-
-    Returns:
-        (B, C, H, W) float32.
-    """
-    height, width = images.shape[2:]
-    angle = degrees * (torch.pi / 180)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    # The grid asks where each pixel comes from; its coordinates run from -1 to 1 along either side.
-    right, down = 2 * shift[:, 0], 2 * shift[:, 1]
-    b, d = -sin * height / width, sin * width / height
-    theta = torch.stack([cos, b, -cos * right - b * down, d, cos, -d * right - cos * down], 1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    def _info(self, images: Tensor, step: int) -> StepInfo:
+        return StepInfo(self.seed, step, has_color=images.shape[1] > 1 and not self.images_are_gray)

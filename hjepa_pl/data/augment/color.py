@@ -1,6 +1,6 @@
-"""Colour changes and blur of a batch, each image with its own strength; torchvision's formulas.
+"""Color changes and blur of a batch, with a strength for each image; torchvision's formulas.
 
-All take and give (B, C, H, W) float32 in [0, 1], and strengths (B,).
+All take and return (B, C, H, W) float32 in [0, 1]; strengths are (B,).
 """
 
 import torch
@@ -10,10 +10,15 @@ from hjepa_pl.functional.constants import constant
 from hjepa_pl.types import ConfigError
 
 LUMA = (0.2989, 0.587, 0.114)
+"""Weights of red, green and blue, as in torchvision."""
 
 
 def adapt_channels(images: Tensor, channels: int) -> Tensor:
-    """Return (B, C, H, W) images with `channels` channels: grey is repeated, colour becomes luma."""
+    """Return (B, C, H, W) images with `channels` channels: gray is repeated, color is converted to luma.
+
+    Raises:
+        ConfigError: For another number of channels than 1 or 3.
+    """
     have = images.shape[1]
     if have == channels:
         return images
@@ -23,7 +28,7 @@ def adapt_channels(images: Tensor, channels: int) -> Tensor:
         luma = constant(LUMA, images.device)
         gray = torch.einsum("bchw,c->bhw", images.float(), luma)[:, None]
         return gray if images.is_floating_point() else gray.add_(0.5).to(images.dtype)
-    raise ConfigError(f"`in_chans={channels}` does not fit images of {have} channels: use 1 or 3.")
+    raise ConfigError(f"invalid `data.in_chans={channels}`: images have {have} channels; use 1 or 3.")
 
 
 def to_gray(images: Tensor) -> Tensor:
@@ -56,12 +61,12 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by a share of the circle; (B, 3, H, W) only."""
+    """Rotate the hue by a fraction of the circle; (B, 3, H, W) only."""
     red, green, blue = images.unbind(1)
     low, high = torch.aminmax(images, dim=1)
     chroma = high - low
     scale = 1.0 / torch.where(chroma == 0, 1.0, chroma)
-    # Hue in sixths of the circle; the first largest channel decides.
+    # Hue in sixths of the circle; of equal channels the first counts as the largest.
     from_blue = (red - green).mul_(scale).add_(4.0)
     from_green = (blue - red).mul_(scale).add_(2.0)
     hue = torch.where(high == green, from_green, from_blue)
@@ -81,12 +86,12 @@ def solarize(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 def blur_kernel_size(size: int) -> int:
-    """Return the odd kernel size for views of a shorter side: a tenth of it (23 at 224), at least 3."""
+    """Return the odd kernel size for views of a shorter side `size`: a tenth of it (23 at 224), at least 3."""
     return max(3, size // 10 // 2 * 2 + 1)
 
 
 def blur_matrix(sigma: Tensor, chosen: Tensor, size: int, kernel_size: int) -> Tensor:
-    """Make the matrices that blur one axis with reflected edges; the identity for images that are not chosen.
+    """Make matrices that blur one axis with reflected edges; the identity for images that are not chosen.
 
     Args:
         sigma: (B,) width of the Gaussian in pixels.

@@ -1,4 +1,4 @@
-"""The random numbers of some views of some images, all drawn at once."""
+"""Random numbers of several views of several images, drawn at once."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -6,43 +6,43 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hjepa_pl.functional.counters import Stream, uniform_at
+from hjepa_pl.functional.counters import uniform_at
 
 _STREAMS, _NUMBERS = 2**8, 2**12
-"""More than there are streams, and numbers of a stream for one view of an image."""
+"""Limits of the streams, and of the numbers of a stream that a view of an image takes."""
 
 
 class Draws:
     """Uniform numbers of V views of n images: a function of key, position, view and stream.
 
-    They are the same whichever other views, images and streams are drawn with them. One draw for all is one pass of the
-    hash: stream by stream, most of what augmentation launches on a device would be hashing.
+    A number does not depend on which other views, images and streams are drawn with it. All are drawn by one call of
+    the hash: one call per stream would make up most of the kernel launches of augmentation.
 
     Args:
         key: `hash_int(seed, epoch, Stream.VIEW)`.
         position: (n,) int64 counters of the images.
-        views: Numbers of the views.
-        counts: How many numbers each stream gives for a view of an image.
+        views: Indices of the views.
+        counts: Streams, and how many numbers of each a view of an image takes.
     """
 
-    def __init__(self, key: int, position: Tensor, views: Sequence[int], counts: dict[Stream, int]) -> None:
-        self._drawn: dict[Stream, Tensor] = {}
+    def __init__(self, key: int, position: Tensor, views: Sequence[int], counts: dict[int, int]) -> None:
+        self._drawn: dict[int, Tensor] = {}
         if not counts:
             return
         columns = _columns(tuple(views), tuple(counts.items()), position.device)
         drawn = uniform_at(key, position, columns).view(len(views), -1, len(position))
         self._drawn = dict(zip(counts, drawn.split(list(counts.values()), dim=1), strict=True))
 
-    def __getitem__(self, stream: Stream) -> Tensor:
+    def __getitem__(self, stream: int) -> Tensor:
         """Return a stream's numbers, (V * n, count) float32 in [0, 1), view after view."""
         return self._drawn[stream].transpose(1, 2).flatten(0, 1)
 
 
 @cache
-def _columns(views: tuple[int, ...], counts: tuple[tuple[Stream, int], ...], device: torch.device) -> Tensor:
-    """Return the column of each number of each view, (total,) int64; made once, as `constant`'s are."""
-    places = [
+def _columns(views: tuple[int, ...], counts: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Return the column of each number of each view, (total,) int64; cached like `constant`."""
+    columns = [
         (view * _STREAMS + stream) * _NUMBERS + i for view in views for stream, count in counts for i in range(count)
     ]
     with torch.inference_mode(False):
-        return torch.tensor(places, device=device)
+        return torch.tensor(columns, device=device)

@@ -1,72 +1,63 @@
-"""Multi-crop: a few global views and more, smaller local crops of the same images (SwAV, arXiv:2006.09882, 3.2)."""
+"""Multi-crop: a few global views and several smaller local crops of each image (SwAV, arXiv:2006.09882, 3.2)."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from annotated_types import Ge
 
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.numbers import check_number, check_range, check_whole
-from hjepa_pl.utils.sizes import ImgSize, check_size, sides
+from hjepa_pl.utils.settings import AreaRange, Count, Pair, Positive, as_typed, settings
+from hjepa_pl.utils.sizes import ImgSize, sides
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("multicrop")
 class MultiCropConfig:
-    """Local crops beside the views, which are then the global crops.
+    """Local crops in addition to the views, which are then the global crops.
 
-    What a global crop covers stays `augmentation.crop_scale`; with local crops (0.3, 1) or (0.4, 1) is usual. Colours,
-    flips and the crop's shape are drawn as for the views.
+    The area of a global crop stays `augmentation.crop_scale`; with local crops (0.3, 1) or (0.4, 1) is usual. Colors,
+    flips and aspect ratios are drawn as for the views.
     """
 
-    local_views: int = 6
+    local_views: Count = 6
     """Local crops of each image; with a curriculum, at its end."""
-    local_size: ImgSize | None = None
-    """Side of a local crop in pixels, or [height, width]; 3/7 of the view's, up to whole patches, if not given."""
-    local_scale: tuple[float, float] = (0.05, 0.3)
-    """Share of the image's area that a local crop covers, smallest and largest."""
-    min_local_views: int | None = None
+    local_size: Count | Pair[Count] | None = None
+    """Side of a local crop in pixels, or [height, width]; null is 3/7 of the view, rounded up to whole patches."""
+    local_scale: AreaRange = (0.05, 0.3)
+    """Smallest and largest fraction of the image's area that a local crop covers."""
+    min_local_views: Annotated[int, Ge(0)] | None = None
     """Local crops at the start of a curriculum (see `count`); needs `warmup_epochs`."""
-    warmup_epochs: float | None = None
+    warmup_epochs: Positive | None = None
     """Epochs, of the data's `epoch_size`, until all local crops are made; needs `min_local_views`."""
 
     def __post_init__(self) -> None:
-        check_whole("multicrop.local_views", self.local_views, 1)
-        object.__setattr__(self, "local_scale", check_range("multicrop.local_scale", self.local_scale, 0.0, 1.0))
-        if self.local_size is not None:
-            check_size("`multicrop.local_size`", self.local_size)
-        if isinstance(self.local_size, list):
-            object.__setattr__(self, "local_size", sides(self.local_size))
-        self._check_curriculum()
-
-    def _check_curriculum(self) -> None:
+        """Reject one half of a curriculum, and one that does not grow."""
         low, epochs = self.min_local_views, self.warmup_epochs
-        if low is None and epochs is None:
-            return
-        if low is None or epochs is None:
-            given, other = ("min_local_views", "warmup_epochs")[:: 1 if epochs is None else -1]
+        if (low is None) != (epochs is None):
+            key, other = ("min_local_views", "warmup_epochs")[:: 1 if epochs is None else -1]
             raise ConfigError(
-                f"`multicrop.{given}={getattr(self, given)}` would do nothing without `{other}`: give both or neither."
+                f"invalid `multicrop.{key}={as_typed(getattr(self, key))}`: has no effect without multicrop.{other}; "
+                "set both or neither."
             )
-        check_whole("multicrop.min_local_views", low, 0)
-        check_number("multicrop.warmup_epochs", epochs, 0.0, open_low=True)
-        if low >= self.local_views:
+        if low is not None and low >= self.local_views:
             raise ConfigError(
-                f"`multicrop.min_local_views={low}` is refused: give fewer than local_views={self.local_views}, "
-                "or leave it and warmup_epochs out."
+                f"invalid `multicrop.min_local_views={low}`: must be less than multicrop.local_views="
+                f"{self.local_views}; lower it, or remove it and warmup_epochs."
             )
 
     def count(self, step: int, batches: int) -> int:
         """Return how many local crops a step makes.
 
-        Without a curriculum `local_views`. With one, each count from `min_local_views` to `local_views` gets an equal
-        part of the warm-up's w = warmup_epochs * batches steps: min + floor((local_views - min + 1) * step / w), and
-        `local_views` from there on.
+        Without a curriculum it is `local_views`. With one, each count from `min_local_views` to `local_views` holds for
+        the same number of the w = warmup_epochs * batches steps of the warm-up:
+        min + floor((local_views - min + 1) * step / w), and `local_views` afterwards.
 
         Args:
             step: Number of the global batch since the start of the run.
-            batches: Global batches of an epoch.
+            batches: Global batches per epoch.
         """
         if self.min_local_views is None or self.warmup_epochs is None:
             return self.local_views
@@ -78,78 +69,82 @@ class MultiCropConfig:
         """Return height and width of a local crop.
 
         Args:
-            img_size: Of the views.
-            patch: Height and width of the encoder's patches, None if there is no encoder to ask.
+            img_size: Size of the views.
+            patch: Height and width of the encoder's patches, None without an encoder.
 
         Raises:
-            ConfigError: If the size is larger than a view, is not made of whole patches, or cannot be known.
+            ConfigError: If a crop is larger than a view or not a multiple of the patch, or the size is not known.
         """
         view = sides(img_size)
         if self.local_size is None:
             if patch is None:
                 raise ConfigError(
-                    "`multicrop.local_size=None` is refused: the module has no `patch_size` to choose it by, so set it."
+                    "invalid `multicrop.local_size=null`: the module has no `patch_size` to derive it from; set it."
                 )
             high, wide = (-(-3 * side // (7 * p)) * p for side, p in zip(view, patch, strict=True))
             return high, wide
-        size, shown = sides(self.local_size), _shown(self.local_size)
+        size = sides(self.local_size)
         if any(s > v for s, v in zip(size, view, strict=True)):
             raise ConfigError(
-                f"`multicrop.local_size={shown}` is refused: a local crop is at most as large as a view, "
-                f"{_shown(view)}."
+                f"invalid `multicrop.local_size={as_typed(self.local_size)}`: must be at most the size of a view; use "
+                f"{_shortest(view)} or less."
             )
         if patch is not None and any(s % p for s, p in zip(size, patch, strict=True)):
             below, above = ([(s + up * (p - 1)) // p * p for s, p in zip(size, patch, strict=True)] for up in (0, 1))
             fitting = [x for x in (below, above) if all(x) and x[0] <= view[0] and x[1] <= view[1]]
             raise ConfigError(
-                f"`multicrop.local_size={shown}` is refused: it is no whole number of the encoder's patches of "
-                f"{_shown(patch)} pixels; {' or '.join(map(_shown, fitting))} would do."
+                f"invalid `multicrop.local_size={as_typed(self.local_size)}`: must be a multiple of the encoder's "
+                f"patch_size={_shortest(patch)}; use {' or '.join(map(_shortest, fitting))}."
             )
         return size
 
 
-def _shown(size: int | Sequence[int]) -> str:
-    """Return a size as a config would hold it: one number for a square."""
-    high, wide = sides(size)
-    return str(high if high == wide else [high, wide])
+def _shortest(size: Sequence[int]) -> str:
+    """Return a size as it is typed: one number for a square."""
+    return as_typed(size[0] if size[0] == size[1] else list(size))
 
 
-class AugmenterPair(NamedTuple):
-    """Who makes the views of the images that are augmented in one way."""
+class Augmenters(NamedTuple):
+    """Augmenters of the datasets that share an augmentation."""
 
     views: Augmenter
-    """Makes the (global) views."""
+    """Of the (global) views."""
     local: Augmenter | None = None
-    """Makes the local crops; None without multi-crop."""
+    """Of the local crops; None without multi-crop."""
 
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Which views a step has: a function of the step alone, so that workers, ranks and a resumed run agree."""
+    """Views of a step: a function of the step alone, so that workers, ranks and a resumed run agree."""
 
-    makers: tuple[AugmenterPair, ...]
-    """One for each way of augmenting: the data module's, then those that datasets have of their own."""
+    augmenters: tuple[Augmenters, ...]
+    """One entry for each distinct augmentation: the data module's, then those of datasets."""
     views: int
-    """How many (global) views."""
+    """Number of (global) views."""
     multicrop: MultiCropConfig | None = None
-    """Tells how many local crops a step has; None without multi-crop."""
-    ways: tuple[int, ...] = ()
-    """For each dataset of the mixture, which of `makers` makes its views; empty where the first makes all."""
+    """Local crops; None without multi-crop."""
+    dataset_augmenters: tuple[int, ...] = ()
+    """For each dataset of the mixture, the index in `augmenters`; empty if all use the first."""
     batches: int = 1
-    """Global batches of an epoch."""
+    """Global batches per epoch."""
 
-    def way(self, dataset: int) -> int:
-        """Return which of `makers` makes the views of a dataset."""
-        return self.ways[dataset] if self.ways else 0
+    def index(self, dataset: int) -> int:
+        """Return the index in `augmenters` of a dataset."""
+        return self.dataset_augmenters[dataset] if self.dataset_augmenters else 0
 
-    def at(self, step: int, way: int = 0) -> list[tuple[Augmenter, int]]:
-        """Return who makes each view of a step and the view's number: the local crops' follow the global views'."""
-        makers = self.makers[way]
-        crops = [(makers.views, v) for v in range(self.views)]
-        if makers.local is not None and self.multicrop is not None:
+    def at(self, step: int, index: int = 0) -> list[tuple[Augmenter, int]]:
+        """Return augmenter and index of each view of a step: the global views, then the local crops.
+
+        Args:
+            step: Number of the global batch since the start of the run.
+            index: Entry of `augmenters`.
+        """
+        augmenters = self.augmenters[index]
+        views = [(augmenters.views, v) for v in range(self.views)]
+        if augmenters.local is not None and self.multicrop is not None:
             count = self.multicrop.count(step, self.batches)
-            crops += [(makers.local, self.views + k) for k in range(count)]
-        return crops
+            views += [(augmenters.local, self.views + k) for k in range(count)]
+        return views
 
 
 def view_plan(
@@ -159,22 +154,23 @@ def view_plan(
     patch: tuple[int, int] | None,
     augmentations: Sequence[AugmentationConfig] = (),
 ) -> ViewPlan:
-    """Return which views are made, but for the length of an epoch.
+    """Return the plan of the views, without the length of an epoch.
 
     Args:
-        config: Of the local crops, None for none.
-        augmenter: Of the views. The local crops' is the same, but for the size and the share of the image covered.
-        views: How many.
-        patch: Height and width of the encoder's patches, None if there is no encoder to ask.
-        augmentations: Of each dataset; the augmenter's for all if not given.
+        config: Local crops, None for none.
+        augmenter: Augmenter of the views. That of the local crops differs in size and crop area.
+        views: Number of views.
+        patch: Height and width of the encoder's patches, None without an encoder.
+        augmentations: Of each dataset; empty if all use the augmenter's.
     """
-    kinds = list(dict.fromkeys([augmenter.config, *augmentations]))
+    distinct = [augmenter.config]
+    distinct += [a for i, a in enumerate(augmentations) if a not in [augmenter.config, *augmentations[:i]]]
     size = None if config is None else config.local_sides(augmenter.img_size, patch)
-    makers = []
-    for kind in kinds:
+    augmenters = []
+    for augmentation in distinct:
         local = None
         if config is not None and size is not None:
-            local = augmenter.like(replace(kind, crop_scale=config.local_scale), size)
-        makers.append(AugmenterPair(augmenter.like(kind), local))
-    ways = tuple(kinds.index(a) for a in augmentations) if len(kinds) > 1 else ()
-    return ViewPlan(tuple(makers), views, config, ways)
+            local = augmenter.like(replace(augmentation, crop_scale=config.local_scale), size)
+        augmenters.append(Augmenters(augmenter.like(augmentation), local))
+    indices = tuple(distinct.index(a) for a in augmentations) if len(distinct) > 1 else ()
+    return ViewPlan(tuple(augmenters), views, config, indices)

@@ -1,6 +1,8 @@
-"""Where the parts of an augmentation start from: small data's own values, and published recipes."""
+"""Presets of the augmentation: small data, and published recipes."""
 
 from typing import Any, Literal
+
+from hjepa_pl.data.augment.parts import PARTS
 
 Preset = Literal["small", "jepa", "simclr", "deit3", "none"]
 
@@ -9,19 +11,11 @@ CLEAN: dict[str, Any] = {
     "crop_scale": (1.0, 1.0),
     "crop_ratio": (1.0, 1.0),
     "flip": 0.0,
-    "jitter": (0.0, 0.0, 0.0, 0.0),
-    "jitter_prob": 0.0,
-    "gray": 0.0,
-    "blur": 0.0,
-    "solarize": 0.0,
-    "rotate": 0.0,
-    "translate": 0.0,
-    "rand_augment": 0,
-    "three_augment": False,
-    "erase": 0.0,
+    **{key: value for part in PARTS.values() for key, value in part.clean().items() if value is not None},
     "mixup": 0.0,
     "cutmix": 0.0,
 }
+"""Values at which a view is the clean image. (Keys whose value depends on another one are left out.)"""
 PRESETS: dict[str, dict[str, Any]] = {
     # For small data; sources in the design's "start for small data".
     "small": CLEAN
@@ -29,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8},
     # I-JEPA (arXiv:2301.08243) and its public in1k configs: crops alone.
     "jepa": CLEAN | {"crop_scale": (0.3, 1.0), "crop_ratio": _RATIO},
-    # SimCLR (arXiv:2002.05709), appendix A, at colour strength 1.
+    # SimCLR (arXiv:2002.05709), appendix A, at color strength 1.
     "simclr": CLEAN
     | {"crop_scale": (0.08, 1.0), "crop_ratio": _RATIO, "flip": 0.5, "gray": 0.2, "blur": 0.5}
     | {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_prob": 0.8},

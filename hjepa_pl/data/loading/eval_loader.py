@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hjepa_pl.data.augment.augmenter import normalise
+from hjepa_pl.data.augment.augmenter import normalize
 from hjepa_pl.data.augment.color import adapt_channels
 from hjepa_pl.data.augment.crop_resize import clean_resize
 from hjepa_pl.data.loading.image_spec import ImageSpec
@@ -104,5 +104,5 @@ def clean_batch(batch: RawClean, spec: ImageSpec, bad: BadFiles) -> CleanBatch:
     for name in {file.dataset for file in batch.broken}:
         bad.check(name, bad.of(name), batch.size, batch.size)
     images = adapt_channels(batch.image, spec.channels).float().div_(255)
-    images = normalise(clean_resize(images, spec.size), spec.mean, spec.std)
+    images = normalize(clean_resize(images, spec.size), spec.mean, spec.std)
     return CleanBatch(images, batch.label, batch.position)

@@ -101,10 +101,10 @@ class FileReader:
         """Read the rows of a draw that are in files."""
         in_files = torch.tensor([s is not None for s in self.sources])
         rows = torch.nonzero(in_files[draw.source])[:, 0]
-        pairs = torch.tensor([self.plan.way(i) for i in range(len(self.sources))])[draw.source[rows]]
+        pairs = torch.tensor([self.plan.index(i) for i in range(len(self.sources))])[draw.source[rows]]
         label = torch.full((len(rows),), -1)
         groups, broken = [], list[BadFile]()
-        for pair in range(len(self.plan.makers)):
+        for pair in range(len(self.plan.augmenters)):
             chosen = torch.nonzero(pairs == pair)[:, 0]
             if len(chosen):
                 buffers = self._empty(rows[chosen], self.plan.at(draw.counters.step, pair))
@@ -205,7 +205,7 @@ def _parts(
             far = torch.minimum((near + size) * by, torch.stack([height, width], dim=1))
             crop = Crop(torch.cat([near * by, far - near * by], dim=1), crop.flip)
             box = torch.cat([near, size], dim=1)
-        boxes[index] = crop.shares(height, width)
+        boxes[index] = crop.relative(height, width)
         parts.append(list(zip(box.int().tolist(), crop.flip.tolist(), strict=True)))
     return parts
 

@@ -19,7 +19,7 @@ _AT_ONCE = 2**22
 def view_batch(batch: RawBatch, plan: ViewPlan, channels: int) -> ViewBatch:
     """Return the batch that the module receives: views, boxes of multi-crop, and labels of mixed images."""
     views, boxes = make_views(batch, plan, channels)
-    mix, mixer = None, plan.makers[0].views  # mixup and cutmix are the same for all sets
+    mix, mixer = None, plan.augmenters[0].views  # mixup and cutmix are the same for all sets
     if mixer.config.mixes:
         views, mix = mix_views(views, batch.label, mixer.config, mixer.seed, batch.counters.step)
     seen, local = views[: plan.views], views[plan.views :]
@@ -62,7 +62,7 @@ def _of_group(
             images = _floats(group.images[0], channels)
             made, crop = augmenter.views(images, counters, numbers)
             if boxed:
-                boxes += crop.shares(*images.shape[2:]).chunk(len(numbers))
+                boxes += crop.relative(*images.shape[2:]).chunk(len(numbers))
         views += made.chunk(len(numbers))
     return views, boxes if group.boxes is None else list(group.boxes)
 

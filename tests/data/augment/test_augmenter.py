@@ -2,8 +2,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as T
 
-from hjepa_pl.data import AugmentationConfig, colour
-from hjepa_pl.data.augment.augmenter import Augmenter, turn_and_shift
+from hjepa_pl.data import AugmentationConfig
+from hjepa_pl.data.augment import color
+from hjepa_pl.data.augment.affine import rotate_and_translate
+from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.crop_resize import CROP_NUMBERS, crop_boxes
 from hjepa_pl.data.augment.draws import Draws
 from hjepa_pl.functional.counters import Stream, hash_int
@@ -26,53 +28,53 @@ def make(config, size=32):
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_colour_equals_torchvision(name):
+def test_color_equals_torchvision(name):
     x = images()
     strength = torch.linspace(-0.5, 0.5, 8) if name == "hue" else torch.linspace(0.2, 1.8, 8)
-    ours = getattr(colour, f"adjust_{name}")(x, strength)
+    ours = getattr(color, f"adjust_{name}")(x, strength)
     theirs = torch.stack([getattr(T, f"adjust_{name}")(i, s) for i, s in zip(x, strength.tolist(), strict=True)])
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
     raw = (x * 255).to(torch.uint8)
     bytes_ = torch.stack([getattr(T, f"adjust_{name}")(i, s) for i, s in zip(raw, strength.tolist(), strict=True)])
-    ours = getattr(colour, f"adjust_{name}")(raw.float() / 255, strength) * 255
+    ours = getattr(color, f"adjust_{name}")(raw.float() / 255, strength) * 255
     assert (ours - bytes_.float()).abs().max() <= 2
 
 
 def test_hue_leaves_gray_pixels_and_a_full_turn_alone():
     gray = torch.rand(4, 1, 8, 8).expand(-1, 3, -1, -1).contiguous()
-    torch.testing.assert_close(colour.adjust_hue(gray, torch.full((4,), 0.3)), gray)
+    torch.testing.assert_close(color.adjust_hue(gray, torch.full((4,), 0.3)), gray)
     x = images(4)
-    torch.testing.assert_close(colour.adjust_hue(x, torch.ones(4)), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(color.adjust_hue(x, torch.ones(4)), x, atol=1e-5, rtol=0)
 
 
 def test_gray_and_solarize_equal_torchvision():
     x = images()
-    torch.testing.assert_close(colour.to_gray(x), T.rgb_to_grayscale(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(color.to_gray(x), T.rgb_to_grayscale(x), atol=1e-5, rtol=0)
     chosen = torch.arange(8) % 2 == 0
     expected = torch.where(chosen[:, None, None, None], T.solarize(x, 0.5), x)
-    torch.testing.assert_close(colour.solarize(x, chosen), expected)
+    torch.testing.assert_close(color.solarize(x, chosen), expected)
 
 
 @pytest.mark.parametrize("size", [16, 64])
 def test_blur_equals_torchvision(size):
     x = images(4, size)
     sigma = torch.tensor([0.1, 0.5, 1.0, 2.0])
-    matrix = colour.blur_matrix(sigma, torch.tensor([True, True, True, False]), size, colour.blur_kernel_size(size))
+    matrix = color.blur_matrix(sigma, torch.tensor([True, True, True, False]), size, color.blur_kernel_size(size))
     ours = matrix[:, None] @ x @ matrix.transpose(1, 2)[:, None]
-    kernel = [colour.blur_kernel_size(size)] * 2
+    kernel = [color.blur_kernel_size(size)] * 2
     for i in range(3):
         torch.testing.assert_close(ours[i], T.gaussian_blur(x[i], kernel, [float(sigma[i])] * 2), atol=1e-4, rtol=0)
     torch.testing.assert_close(ours[3], x[3])
 
 
-def test_turn_and_shift_equal_torchvision():
+def test_rotation_and_translation_equal_torchvision():
     x = images(2)
-    turned = turn_and_shift(x, torch.tensor([90.0, 0.0]), torch.tensor([[0.0, 0.0], [0.25, -0.5]]))
-    torch.testing.assert_close(turned[0], torch.rot90(x[0], 1, (1, 2)), atol=1e-4, rtol=0)
+    rotated = rotate_and_translate(x, torch.tensor([90.0, 0.0]), torch.tensor([[0.0, 0.0], [0.25, -0.5]]))
+    torch.testing.assert_close(rotated[0], torch.rot90(x[0], 1, (1, 2)), atol=1e-4, rtol=0)
     expected = T.affine(x[1], 0, [8, -16], 1.0, [0, 0], interpolation=T.InterpolationMode.BILINEAR)
-    torch.testing.assert_close(turned[1], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(rotated[1], expected, atol=1e-4, rtol=0)
     oblong = torch.rand(1, 3, 20, 40)
-    ours = turn_and_shift(oblong, torch.tensor([30.0]), torch.zeros(1, 2))[..., 5:-5, 12:-12]
+    ours = rotate_and_translate(oblong, torch.tensor([30.0]), torch.zeros(1, 2))[..., 5:-5, 12:-12]
     theirs = T.rotate(oblong, 30, interpolation=T.InterpolationMode.BILINEAR)[..., 5:-5, 12:-12]
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
 
@@ -98,7 +100,7 @@ def test_every_counter_changes_the_view(change):
     assert (augment.view(x, counters, int(change == "view")) != base).flatten(1).any(1).all()
 
 
-def test_the_step_changes_the_order_of_colours():
+def test_the_step_changes_the_order_of_colors():
     augment, x = make(plain(jitter_prob=1.0)), images()
     results = {augment.view(x, Counters(0, s, torch.arange(8)), 0).sum().item() for s in range(8)}
     assert len(results) > 4
@@ -139,7 +141,7 @@ def test_flip_only_mirrors_and_probabilities_are_kept():
 
 
 @pytest.mark.parametrize("size", [16, 48])
-def test_normalised_at_the_end(size):
+def test_normalized_at_the_end(size):
     x, counters = images(), Counters(0, 0, torch.arange(8))
     raw = make(EVERYTHING, size).view(x, counters, 0)
     ours = Augmenter(EVERYTHING, size, MEAN, STD, seed=5).view(x, counters, 0)
@@ -147,7 +149,7 @@ def test_normalised_at_the_end(size):
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("native", [16, 64])  # smaller and larger than the view: colours before or after the crop
+@pytest.mark.parametrize("native", [16, 64])  # smaller and larger than the view: colors before or after the crop
 def test_views_that_are_not_square(native):
     x, counters = images(side=native), Counters(2, 9, torch.arange(8))
     view = make(EVERYTHING, (24, 40)).view(x, counters, 0)
@@ -200,7 +202,7 @@ def test_views_made_together_are_those_made_alone(native):
             assert all(torch.equal(a[rows], b) for a, b in zip(crop, alone, strict=True))
 
 
-def test_a_number_hangs_on_its_own_counters_only():
+def test_a_number_depends_on_its_own_counters_only():
     position, counts = torch.arange(50), {Stream.CROP: 22, Stream.FLIP: 1, Stream.JITTER: 5}
     whole = Draws(7, position, (0, 1, 2), counts)
     part = Draws(7, position[30:], (2,), {Stream.JITTER: 5})

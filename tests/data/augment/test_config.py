@@ -1,4 +1,4 @@
-"""Presets, what a record of parts refuses, and views that a real data module makes of them."""
+"""Presets, rejected values, and views that a real data module makes of them."""
 
 from dataclasses import asdict
 
@@ -20,7 +20,7 @@ from hjepa_pl.types import CleanBatch, ConfigError, Counters, ViewBatch
 OFF = {
     "flip": 0, "jitter": (0, 0, 0, 0), "jitter_prob": 0, "gray": 0, "blur": 0, "solarize": 0, "rotate": 0,
     "translate": 0, "rand_augment": 0, "rand_magnitude": None, "three_augment": False, "erase": 0, "erase_scale": None,
-    "erase_ratio": None, "mixup": 0, "cutmix": 0, "preset": None, "crop_ratio": (3 / 4, 4 / 3),
+    "erase_ratio": None, "mixup": 0, "cutmix": 0, "preset": None, "crop_ratio": (3 / 4, 4 / 3), "extra": None,
 }  # fmt: skip
 PUBLISHED = {
     "small": {"crop_scale": (0.2, 1), "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_prob": 0.8, "gray": 0.2,
@@ -57,35 +57,65 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ("deit4", "`augmentation=deit4` is not a preset: use one of small, jepa, simclr, deit3, none"),
-        ({"preset": "odd"}, "augmentation.preset must be 'small' or 'jepa'"),
-        (None, "augmentation=None. is refused: give one of small, jepa"),
-        ({"rand_augment": -1}, "`augmentation.rand_augment=-1` is refused: give a whole number of at least 0"),
-        ({"rand_augment": 2.5}, "augmentation.rand_augment must be a whole number"),
-        ({"rand_augment": 2, "rand_magnitude": 31}, "`augmentation.rand_magnitude=31` is refused.*at most 30"),
-        ({"rand_augment": 2, "rand_magnitude": -1}, "augmentation.rand_magnitude=-1"),
-        ({"rand_magnitude": 9}, "`augmentation.rand_magnitude=9` does nothing without rand_augment: set"),
-        ({"rand_augment": 0, "rand_magnitude": 5}, "rand_magnitude=5` does nothing without rand_augment"),
-        ({"three_augment": 1}, "three_augment must be true or false"),
-        ({"erase": 1.5}, "`augmentation.erase=1.5` is refused"),
-        ({"erase": NAN}, "augmentation.erase=nan"),
-        ({"erase_scale": (0.1, 0.2)}, r"`augmentation.erase_scale=\[0.1, 0.2\]` does nothing without erase"),
-        ({"erase_ratio": (0.5, 2)}, "erase_ratio=.* does nothing without erase"),
-        ({"erase": 0.5, "erase_scale": (0.5, 0.1)}, "augmentation.erase_scale.*give the smaller number first"),
-        ({"erase": 0.5, "erase_scale": (0.5, 1.1)}, "augmentation.erase_scale=1.1"),
-        ({"erase": 0.5, "erase_ratio": (0, 1)}, "augmentation.erase_ratio=0"),
-        ({"erase": 0.5, "erase_ratio": (NAN, 1)}, "augmentation.erase_ratio=nan"),
-        ({"mixup": -0.1}, "`augmentation.mixup=-0.1` is refused: give a number at least 0"),
+        ("deit4", "invalid `augmentation=deit4`: must be small, jepa, simclr, deit3 or none, or a mapping of keys."),
+        (
+            {"preset": "odd"},
+            "invalid `augmentation.preset=odd`: must be small or jepa or simclr or deit3 or none or null.",
+        ),
+        (None, "invalid `augmentation=null`: must be small, jepa, simclr, deit3 or none, or a mapping of keys."),
+        ({"rand_augment": -1}, "invalid `augmentation.rand_augment=-1`: must be a whole number >= 0."),
+        ({"rand_augment": 2.5}, "invalid `augmentation.rand_augment=2.5`: must be a whole number >= 0."),
+        (
+            {"rand_augment": 2, "rand_magnitude": 31},
+            r"invalid `augmentation.rand_magnitude=31`: must be a whole number in \[0, 30\] or null.",
+        ),
+        (
+            {"rand_augment": 2, "rand_magnitude": -1},
+            "invalid `augmentation.rand_magnitude=-1`: must be a whole number in",
+        ),
+        (
+            {"rand_magnitude": 9},
+            "invalid `augmentation.rand_magnitude=9`: has no effect without rand_augment; set augmentation.rand_aug",
+        ),
+        ({"rand_augment": 0, "rand_magnitude": 5}, "rand_magnitude=5`: has no effect without rand_augment"),
+        ({"three_augment": 1}, "invalid `augmentation.three_augment=1`: must be true or false."),
+        ({"erase": 1.5}, r"invalid `augmentation.erase=1.5`: must be a number in \[0, 1\]."),
+        ({"erase": NAN}, "invalid `augmentation.erase=nan`"),
+        ({"erase_scale": (0.1, 0.2)}, r"`augmentation.erase_scale=\[0.1, 0.2\]`: has no effect without erase; set"),
+        ({"erase_ratio": (0.5, 2)}, "erase_ratio=.*: has no effect without erase; set"),
+        (
+            {"erase": 0.5, "erase_scale": (0.5, 0.1)},
+            r"`augmentation.erase_scale=\[0.5, 0.1\]`: must be .*; the smaller one first.",
+        ),
+        (
+            {"erase": 0.5, "erase_scale": (0.5, 1.1)},
+            r"`augmentation.erase_scale=\[0.5, 1.1\]`: must be a list of 2, each a number in \(0, 1\]",
+        ),
+        (
+            {"erase": 0.5, "erase_ratio": (0, 1)},
+            r"`augmentation.erase_ratio=\[0, 1\]`: must be a list of 2, each a number > 0",
+        ),
+        ({"erase": 0.5, "erase_ratio": (NAN, 1)}, r"augmentation.erase_ratio=\[nan, 1\]"),
+        ({"mixup": -0.1}, "invalid `augmentation.mixup=-0.1`: must be a number >= 0."),
         ({"mixup": NAN}, "augmentation.mixup=nan"),
         ({"cutmix": -1}, "augmentation.cutmix=-1"),
         ({"cutmix": float("inf")}, "augmentation.cutmix=inf"),
-        ({"jitter": [0, 0, 0, 0], "jitter_prob": 0.8}, "`augmentation.jitter_prob=0.8` does nothing where jitter is"),
-        ({"preset": "jepa", "jitter_prob": 0.5}, "jitter_prob=0.5` does nothing where jitter is"),
-        ({"preset": "jepa", "jitter": [0.4, 0, 0, 0]}, "does nothing where jitter_prob is 0: set it"),
-        (PUBLISHED["deit3"] | {k: v for k, v in OFF.items() if v is not None} | {"preset": "deit3"}, "does nothing"),
+        (
+            {"jitter": [0, 0, 0, 0], "jitter_prob": 0.8},
+            r"`augmentation.jitter_prob=0.8`: has no effect with augmentation.jitter=\[0, 0, 0, 0\]",
+        ),
+        ({"preset": "jepa", "jitter_prob": 0.5}, "jitter_prob=0.5`: has no effect with augmentation.jitter="),
+        (
+            {"preset": "jepa", "jitter": [0.4, 0, 0, 0]},
+            "has no effect with augmentation.jitter_prob=0; set jitter_prob",
+        ),
+        (
+            PUBLISHED["deit3"] | {k: v for k, v in OFF.items() if v is not None} | {"preset": "deit3"},
+            "has no effect where every other key is set",
+        ),
     ],
 )
-def test_refusals(parts, message):
+def test_rejected_values(parts, message):
     with pytest.raises(ConfigError, match=message) as caught:
         MultiDatasetDataModule([{"name": "digits"}], augmentation=parts)
     assert "\n" not in str(caught.value)
@@ -94,15 +124,30 @@ def test_refusals(parts, message):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"augmentation": "none", "views": 2}, "`views=2` would be the same one 2 times: set views to 1"),
-        ({"augmentation": {"preset": "none", "mixup": 0.8}, "views": 2}, "`views=2` would be the same"),
-        ({"augmentation": "deit3", "batch_size": 33}, "`batch_size=33` is refused, .*mixup=0.8 .*set it to 34"),
-        ({"augmentation": {"cutmix": 1.0}, "batch_size": 3}, "`batch_size=3` is refused, .*cutmix=1 .*set it to 4"),
-        ({"augmentation": "deit3", "in_chans": 1}, r"jitter \(saturation\)=0.3` would do nothing .*set it to 0"),
-        ({"augmentation": "simclr", "in_chans": 1}, r"jitter \(saturation\)=0.8` would do nothing .*set it to 0"),
+        (
+            {"augmentation": "none", "views": 2},
+            "invalid `data.views=2`: all views would be the same, .*; set views to 1",
+        ),
+        ({"augmentation": {"preset": "none", "mixup": 0.8}, "views": 2}, "`data.views=2`: all views would be the same"),
+        (
+            {"augmentation": "deit3", "batch_size": 33},
+            "invalid `data.batch_size=33`: must be even with augmentation.mixup=0.8, .*; set it to 34.",
+        ),
+        (
+            {"augmentation": {"cutmix": 1.0}, "batch_size": 3},
+            "invalid `data.batch_size=3`: must be even with augmentation.cutmix=1, .*; set it to 4.",
+        ),
+        (
+            {"augmentation": "deit3", "in_chans": 1},
+            r"`augmentation.jitter=\[0.3, 0.3, 0.3, 0\]`: changes colors, .*set it to \[0.3, 0.3, 0, 0\].",
+        ),
+        (
+            {"augmentation": "simclr", "in_chans": 1},
+            r"`augmentation.jitter=\[0.8, .*`: changes colors, .*set it to \[0.8, 0.8, 0, 0\].",
+        ),
     ],
 )
-def test_refusals_of_what_does_not_go_together(kwargs, message):
+def test_rejected_combinations(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         MultiDatasetDataModule([{"name": "fake"}], **kwargs)
 
@@ -137,8 +182,8 @@ def test_none_is_what_probes_see(tmp_path, name):
 
 
 @pytest.mark.parametrize("parts", [{"rand_augment": 2}, {"three_augment": True}])
-def test_colourless_images_are_changed_without_what_means_nothing(parts):
-    """One channel, and three equal ones, draw alike: the operations of colour are left out of both."""
+def test_gray_images_are_changed_without_color_operations(parts):
+    """One channel, and three equal ones, draw alike: color operations are left out of both."""
     gray = {"preset": "none"} | parts
     one, three = (MultiDatasetDataModule([{"name": "digits"}], 64, augmentation=gray, img_size=16, in_chans=c)
                   for c in (1, 3))  # fmt: skip
@@ -240,7 +285,7 @@ def test_a_sample_looks_the_same_however_the_batch_is_split(size):
 
 @pytest.mark.parametrize("part", [{"rand_augment": 1}, {"three_augment": True}, {"erase": 0.5}])
 @pytest.mark.parametrize("change", ["epoch", "position", "view", "seed", "step", "global"])
-def test_parts_hang_on_their_counters_alone(part, change):
+def test_parts_depend_on_their_counters_alone(part, change):
     parts = augmentation_config({"preset": "none"} | part)
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)).expand(32, -1, -1, -1)
 
@@ -253,7 +298,7 @@ def test_parts_hang_on_their_counters_alone(part, change):
         torch.manual_seed(99)
         assert torch.equal(view(), base)
     else:
-        assert torch.equal(view(**{change: 32}), base) == (change == "step")  # no part of an image hangs on the step
+        assert torch.equal(view(**{change: 32}), base) == (change == "step")  # no part of an image depends on the step
 
 
 @pytest.mark.parametrize("part", [{"rand_augment": 1}, {"three_augment": True}, {"erase": 1.0}])

@@ -4,8 +4,14 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
-from hjepa_pl.data.augment.crop_resize import CROP_NUMBERS, clean_resize, crop_boxes, crop_resize
+from hjepa_pl.data.augment.crop_resize import CROP_NUMBERS, apply_axes, axis_weights, clean_resize, crop_boxes
 from hjepa_pl.functional.counters import uniform
+
+
+def crop_resize(images, boxes, flip, height, width):
+    top, left, high, wide = boxes.unbind(1)
+    rows = axis_weights(top, high, height, images.shape[2])
+    return apply_axes(images, rows, axis_weights(left, wide, width, images.shape[3], flip))
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (32, 32, 96), (64, 48, 24), (20, 30, 7)])
@@ -14,7 +20,7 @@ def test_crop_resize_equals_torchvision(height, width, size):
     images = torch.rand(16, 3, height, width)
     boxes = crop_boxes(uniform(7, torch.arange(16), CROP_NUMBERS), height, width, (0.1, 1.0), (0.5, 2.0))
     flip = torch.arange(16) % 2 == 1
-    ours = crop_resize(images, boxes, flip, size)
+    ours = crop_resize(images, boxes, flip, size, size)
     for image, box, flipped, result in zip(images, boxes.int().tolist(), flip, ours, strict=True):
         expected = T.resized_crop(image, *box, [size, size], antialias=True)
         expected = expected.flip(-1) if flipped else expected
@@ -53,12 +59,12 @@ def test_boxes_of_images_of_many_sizes_are_those_of_each_alone():
 def test_crop_resize_to_oblongs_equals_torchvision(size):
     images = torch.rand(8, 3, 30, 40)
     boxes = crop_boxes(uniform(7, torch.arange(8), CROP_NUMBERS), 30, 40, (0.1, 1.0), (0.5, 2.0))
-    ours = crop_resize(images, boxes, torch.zeros(8, dtype=torch.bool), size)
+    ours = crop_resize(images, boxes, torch.zeros(8, dtype=torch.bool), *size)
     for image, box, result in zip(images, boxes.int().tolist(), ours, strict=True):
         torch.testing.assert_close(result, T.resized_crop(image, *box, size, antialias=True), atol=1e-4, rtol=0)
 
 
-def test_impossible_crop_falls_back_to_the_centre():
+def test_impossible_crop_falls_back_to_the_center():
     boxes = crop_boxes(uniform(1, torch.arange(5), CROP_NUMBERS), 10, 100, (1.0, 1.0), (3 / 4, 4 / 3))
     assert boxes.tolist() == [[0, 43, 10, 13]] * 5
 
@@ -71,7 +77,7 @@ def test_clean_resize_of_squares_is_torchs_and_of_equal_size_nothing():
 
 
 @pytest.mark.parametrize(
-    ("size", "whole"),  # height and width, and what a 40 x 60 image is resized to before the centre is cut out
+    ("size", "whole"),  # height and width, and what a 40 x 60 image is resized to before the center is cropped
     [((20, 30), (20, 30)), ((20, 20), (20, 30)), ((20, 40), (27, 40)), ((30, 10), (30, 45)), ((64, 32), (64, 96))],
 )
 def test_clean_resize_to_oblongs_covers_them_without_distortion(size, whole):
@@ -84,7 +90,7 @@ def test_clean_resize_to_oblongs_covers_them_without_distortion(size, whole):
     assert clean_resize(image, (40, 60)) is image
 
 
-def test_clean_resize_is_resize_then_centre_crop():
+def test_clean_resize_is_resize_then_center_crop():
     image = torch.randint(0, 256, (1, 3, 40, 60), dtype=torch.uint8)
     expected = T.center_crop(T.resize(image, [20], antialias=True), [20, 20])
     result = clean_resize(image, 20)

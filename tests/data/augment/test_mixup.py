@@ -1,4 +1,4 @@
-"""Mixup and CutMix: what is mixed with what, by which share, on every rank alike."""
+"""Mixup and CutMix: partners and ratios, the same on every rank."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_cutmix_pastes_one_box_of_the_partner_and_counts_its_pixels(step):
 
 @pytest.mark.parametrize("config", [MIXUP, CUTMIX, BOTH])
 def test_halves_of_a_batch_are_mixed_as_the_whole(config):
-    """What two processes do is what one would."""
+    """Two processes give the result of one."""
     for step in range(6):
         whole, mix = mix_views(views(), LABEL, config, 5, step)
         halves = [mix_views([v[i : i + 4] for v in views()], LABEL[i : i + 4], config, 5, step) for i in (0, 4)]

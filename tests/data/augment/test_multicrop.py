@@ -1,4 +1,4 @@
-"""Local crops beside the views: where they lie, how many a step makes, and that nothing else changes."""
+"""Local crops: their boxes, their number in a step, and that the views do not change."""
 
 import lightning.pytorch as pl
 import numpy as np
@@ -29,7 +29,7 @@ class Patched(Watcher):
 
 
 def ramp(height, width):
-    """An image whose pixels say where they are: red across, green down, as shares of the sides."""
+    """Return an image whose pixels hold their position: red across, green down, as fractions of the size."""
     y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
     planes = [x.expand(height, width), y[:, None].expand(height, width), torch.full((height, width), 0.5)]
     return (torch.stack(planes) * 255).round().to(torch.uint8)
@@ -105,7 +105,7 @@ def test_every_crop_is_another_and_other_epochs_differ():
     assert (boxes[0] != boxes[1]).any(2).float().mean() > 0.9
 
 
-def test_colours_act_on_local_crops():
+def test_colors_act_on_local_crops():
     batch = next(iter(loader([memory(96)], crops())))
     for change in ({"jitter_prob": 1.0}, {"gray": 1.0}, {"solarize": 1.0}, {"blur": 1.0}):
         other = crops(augmentation=AugmentationConfig(**({"jitter_prob": 0, "gray": 0, "solarize": 0} | change)))
@@ -205,16 +205,43 @@ def test_the_size_is_three_sevenths_in_whole_patches(view, patch, size):
 
 
 REFUSED = {
-    "local_views=0": ({"local_views": 0}, "`multicrop.local_views=0` is refused: give a whole number of at least 1"),
-    "reversed": ({"local_scale": [0.3, 0.1]}, r"`multicrop.local_scale=\[0.3, 0.1\]` is refused: give the smaller"),
-    "beyond": ({"local_scale": [0.3, 1.1]}, r"`multicrop.local_scale=1.1` is refused"),
-    "zero": ({"local_scale": [0.0, 0.1]}, r"`multicrop.local_scale=0.0` is refused"),
-    "no size": ({"local_size": [8, 8, 8]}, "multicrop.local_size must be"),
-    "min alone": ({"min_local_views": 2}, "`multicrop.min_local_views=2` would do nothing without `warmup_epochs`"),
-    "warm-up alone": ({"warmup_epochs": 2}, "`multicrop.warmup_epochs=2.0` would do nothing without `min_local_views`"),
-    "min": ({"min_local_views": 6, "warmup_epochs": 1}, "`multicrop.min_local_views=6` is refused: give fewer"),
-    "negative": ({"min_local_views": -1, "warmup_epochs": 1}, "`multicrop.min_local_views=-1` is refused"),
-    "warm-up": ({"min_local_views": 1, "warmup_epochs": 0}, "`multicrop.warmup_epochs=0.0` is refused"),
+    "local_views=0": ({"local_views": 0}, "invalid `multicrop.local_views=0`: must be a whole number >= 1."),
+    "reversed": (
+        {"local_scale": [0.3, 0.1]},
+        r"`multicrop.local_scale=\[0.3, 0.1\]`: must be .*; the smaller one first.",
+    ),
+    "beyond": (
+        {"local_scale": [0.3, 1.1]},
+        r"`multicrop.local_scale=\[0.3, 1.1\]`: must be a list of 2, each a number in \(0, 1\]",
+    ),
+    "zero": (
+        {"local_scale": [0.0, 0.1]},
+        r"`multicrop.local_scale=\[0, 0.1\]`: must be a list of 2, each a number in \(0, 1\]",
+    ),
+    "no size": (
+        {"local_size": [8, 8, 8]},
+        r"invalid `multicrop.local_size=\[8, 8, 8\]`: must be a whole number >= 1 or a list of 2",
+    ),
+    "min alone": (
+        {"min_local_views": 2},
+        "`multicrop.min_local_views=2`: has no effect without multicrop.warmup_epochs; set both",
+    ),
+    "warm-up alone": (
+        {"warmup_epochs": 2},
+        "`multicrop.warmup_epochs=2`: has no effect without multicrop.min_local_views; set both",
+    ),
+    "min": (
+        {"min_local_views": 6, "warmup_epochs": 1},
+        "`multicrop.min_local_views=6`: must be less than multicrop.local_views=6; lower it",
+    ),
+    "negative": (
+        {"min_local_views": -1, "warmup_epochs": 1},
+        "`multicrop.min_local_views=-1`: must be a whole number >= 0 or null.",
+    ),
+    "warm-up": (
+        {"min_local_views": 1, "warmup_epochs": 0},
+        "`multicrop.warmup_epochs=0`: must be a number > 0 or null.",
+    ),
     "unknown": ({"size": 8}, "multicrop does not accept 'size'"),
 }
 
@@ -228,9 +255,9 @@ def test_refused_when_read(multicrop, message):
 @pytest.mark.parametrize(
     ("multicrop", "message"),
     [
-        ({"local_size": 20}, "`multicrop.local_size=20` is refused: a local crop is at most as large as a view, 16"),
-        ({"local_size": 2}, "`multicrop.local_size=2` is refused.*patches of 4 pixels; 4 would do"),
-        ({"local_size": [8, 10]}, r"`multicrop.local_size=\[8, 10\]` is refused.*; 8 or \[8, 12\] would do"),
+        ({"local_size": 20}, "invalid `multicrop.local_size=20`: must be at most the size of a view; use 16 or less."),
+        ({"local_size": 2}, "`multicrop.local_size=2`: must be a multiple of the encoder's patch_size=4; use 4."),
+        ({"local_size": [8, 10]}, r"`multicrop.local_size=\[8, 10\]`: must be a multiple .*; use 8 or \[8, 12\]."),
     ],
 )
 def test_sizes_are_refused_before_anything_is_loaded(tmp_path, multicrop, message):
@@ -244,7 +271,7 @@ def test_sizes_are_refused_before_anything_is_loaded(tmp_path, multicrop, messag
 
 def test_without_an_encoder_the_size_is_asked_for():
     data = digits(multicrop={})
-    with pytest.raises(ConfigError, match=r"`multicrop.local_size=None` is refused: the module has no `patch_size`"):
+    with pytest.raises(ConfigError, match=r"invalid `multicrop.local_size=null`: the module has no `patch_size`"):
         data.setup("fit")
     data.setup("validate")  # no crop is made there
     data = digits(multicrop={"local_size": 8})  # as large as the views

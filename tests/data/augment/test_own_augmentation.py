@@ -1,4 +1,4 @@
-"""A dataset's own augmentation: it acts on that set's images, on all of their views, and on nothing else."""
+"""Augmentation of a single dataset: it acts on all views of its images, and on no others."""
 
 import pytest
 import torch
@@ -85,10 +85,10 @@ def test_naming_the_default_again_changes_nothing_and_costs_nothing(sets):
 def test_groups_are_few_and_their_order_does_not_matter(sets):
     data, raw, batches = drawn(sets, {0: OTHER, 2: OTHER, 3: "jepa"})
     for batch, made in zip(raw, batches, strict=True):
-        assert len(batch.groups) == 4  # memory: two ways; files: two ways
+        assert len(batch.groups) == 4  # two augmentations each in memory and in files
         assert torch.equal(torch.cat([g.rows for g in batch.groups]).sort().values, torch.arange(32))
-        turned = view_batch(batch._replace(groups=batch.groups[::-1]), data._feed.views, 3)
-        assert all(torch.equal(a, b) for a, b in zip(turned.views, made.views, strict=True))
+        reversed_order = view_batch(batch._replace(groups=batch.groups[::-1]), data._train_data.views, 3)
+        assert all(torch.equal(a, b) for a, b in zip(reversed_order.views, made.views, strict=True))
 
 
 def test_workers_and_mixing_treat_own_augmentations_alike(sets):
@@ -104,28 +104,43 @@ def test_workers_and_mixing_treat_own_augmentations_alike(sets):
             torch.testing.assert_close(mixed, torch.lerp(partner, one, float(a.mix.share[0])))
 
 
-def test_an_own_augmentation_of_grey_images_draws_from_what_acts_on_them():
-    grey = {"gray": 0, "jitter": (0.4, 0.4, 0, 0), "rand_augment": 2}
+def test_an_own_augmentation_of_gray_images_leaves_out_color_operations():
+    gray = {"gray": 0, "jitter": (0.4, 0.4, 0, 0), "rand_augment": 2}
     mixture = [{"name": "digits"}, {"name": "fake"}]
-    data = drawn(mixture, {0: grey}, img_size=8)[0]
-    alone = drawn(mixture[:1], augmentation=grey, img_size=8)[0]
-    assert [m.views.colourless for m in data._feed.views.makers] == [False, True]
-    assert [m.views.colourless for m in alone._feed.views.makers] == [True]
+    data = drawn(mixture, {0: gray}, img_size=8)[0]
+    alone = drawn(mixture[:1], augmentation=gray, img_size=8)[0]
+    assert [a.views.images_are_gray for a in data._train_data.views.augmenters] == [False, True]
+    assert [a.views.images_are_gray for a in alone._train_data.views.augmenters] == [True]
 
 
 REFUSED = {
-    "word": ({"augmentation": "foo"}, r"`datasets.augmentation \(of fake\)=foo` is not a preset: use one of small"),
-    "type": ({"augmentation": 3}, r"datasets\[0\].augmentation must be text or a mapping or null, got 3"),
-    "part": ({"augmentation": {"flop": 1}}, r"datasets.augmentation \(of fake\) does not accept 'flop'"),
-    "range": ({"augmentation": {"flip": 2}}, r"`datasets.augmentation \(of fake\).flip=2.0` is refused: give a number"),
+    "word": (
+        {"augmentation": "foo"},
+        r"^invalid `datasets.augmentation=foo`: must be small, jepa, simclr, .* \(dataset fake\).$",
+    ),
+    "type": (
+        {"augmentation": 3},
+        r"^invalid `datasets.augmentation=3`: must be text or a mapping or null \(dataset fake\).$",
+    ),
+    "part": (
+        {"augmentation": {"flop": 1}},
+        r"^datasets.augmentation does not accept 'flop'; its keys are .* \(dataset fake\).$",
+    ),
+    "range": (
+        {"augmentation": {"flip": 2}},
+        r"^invalid `datasets.augmentation.flip=2`: must be a number in \[0, 1\] \(dataset fake\).$",
+    ),
     "idle": (
         {"augmentation": {"rand_magnitude": 3}},
-        r"`datasets.augmentation \(of fake\).rand_magnitude=3` does",
+        r"^invalid `datasets.augmentation.rand_magnitude=3`: has no effect .* \(dataset fake\).$",
     ),
-    "clean": ({"augmentation": "none"}, r"`datasets.augmentation \(of fake\)` makes the clean image of every view"),
+    "clean": (
+        {"augmentation": "none"},
+        r"`data.views=2`: .* because datasets.augmentation makes the clean image .* \(dataset fake\).$",
+    ),
     "mixup": (
         {"augmentation": "deit3"},
-        r"`datasets.augmentation \(of fake\).mixup=0.8` is refused, .*: set it to 0",
+        r"^invalid `datasets.augmentation.mixup=0.8`: .*; set it to 0, as for all datasets \(dataset fake\).$",
     ),
 }
 
@@ -138,7 +153,7 @@ def test_what_is_refused_is_refused_by_key_and_set(name):
 
 
 def test_an_augmentation_that_mixes_holds_for_all_sets():
-    with pytest.raises(ConfigError, match=r"cutmix|mixup=0` is refused.*: set it to 0.8, as augmentation.mixup is"):
+    with pytest.raises(ConfigError, match=r"`datasets.augmentation.mixup=0`: .*; set it to 0.8, as for all datasets"):
         MultiDatasetDataModule([{"name": "fake", "augmentation": "jepa"}, {"name": "digits"}], augmentation="deit3")
     own = {"preset": "jepa", "mixup": 0.8, "cutmix": 1}
     MultiDatasetDataModule([{"name": "fake", "augmentation": own}, {"name": "digits"}], augmentation="deit3")
@@ -148,16 +163,22 @@ def test_an_augmentation_that_no_set_uses_is_refused():
     sets = [{"name": "fake", "augmentation": "jepa"}, {"name": "digits", "augmentation": {"gray": 0}}]
     MultiDatasetDataModule(sets)
     MultiDatasetDataModule(sets, augmentation="jepa")
-    with pytest.raises(ConfigError, match="`augmentation` would do nothing where every dataset has its own"):
+    with pytest.raises(
+        ConfigError,
+        match="invalid `augmentation`: has no effect except for mixup and cutmix, because every dataset has its own",
+    ):
         MultiDatasetDataModule(sets, augmentation="simclr")
 
 
-def test_colours_of_a_grey_set_are_refused():
-    with pytest.raises(ConfigError, match=r"`datasets.augmentation \(of digits\).jitter \(saturation\)=0.8` would do"):
+def test_color_changes_of_a_gray_set_are_rejected():
+    with pytest.raises(
+        ConfigError,
+        match=r"`datasets.augmentation.jitter=\[0.8, .*`: changes colors, .*those of digits.* \(dataset digits\).$",
+    ):
         drawn([{"name": "fake"}, {"name": "digits"}], {1: "simclr"})
     gray = {"gray": 0, "jitter": (0.4, 0.4, 0, 0)}
     with pytest.raises(
-        ConfigError, match=r"`datasets.augmentation \(of fake\).jitter \(saturation\)=0.2` .*in_chans=1"
+        ConfigError, match=r"`datasets.augmentation.jitter=\[0.4, .*\(in_chans=1\).* \(dataset fake\).$"
     ):
         drawn([{"name": "fake"}, {"name": "digits"}], {0: {"solarize": 0.2}}, in_chans=1, augmentation=gray)
 
@@ -168,5 +189,8 @@ def test_what_moves_the_content_of_crops_that_are_placed_is_refused():
     )
     sets = [{"name": "fake"}, {"name": "digits", "augmentation": {"rotate": 10}}]
     data = MultiDatasetDataModule(sets, views=2, multicrop=CROPS)
-    with pytest.raises(ConfigError, match=r"datasets.augmentation \(of digits\).rotate 10.0 does not go with"):
+    with pytest.raises(
+        ConfigError,
+        match=r"invalid `datasets.augmentation.rotate=10`: moves the content of crops .* \(dataset digits\).$",
+    ):
         check_data(data, module, 1)

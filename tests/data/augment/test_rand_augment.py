@@ -1,4 +1,4 @@
-"""RandAugment beside torchvision's, 3-Augment beside DeiT III's words, Random Erasing: what is done, and how often."""
+"""RandAugment against torchvision, 3-Augment against DeiT III's description, and Random Erasing."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SPACE = v2.RandAugment._AUGMENTATION_SPACE
 
 
 def numbers(position):
-    """What `erase` makes its choice and its boxes of."""
+    """Return the uniform numbers of `erase`."""
     return uniform(11, position, 1), uniform(12, position, CROP_NUMBERS)
 
 
@@ -69,25 +69,25 @@ def test_every_operation_and_sign_is_drawn_about_evenly():
         assert abs(share - expected) < 4 * (expected / n) ** 0.5, name
 
 
-def test_operations_follow_one_another_and_grey_has_no_colour():
+def test_operations_follow_one_another_and_gray_has_no_color():
     x, position = images(64, 16, 16), torch.arange(64)
     u = uniform(7, position, 4)
-    for has_colour in (True, False):
-        names = [n for n in OPERATIONS if has_colour or n != "Color"]
+    for has_color in (True, False):
+        names = [n for n in OPERATIONS if has_color or n != "Color"]
         expected = []
         for image, row in zip(x, u.tolist(), strict=True):
             for turn in range(2):
                 name, sign = names[int(row[turn] * len(names))], -1 if row[2 + turn] < 0.5 else 1
                 image = theirs(image, name, 9, sign)
             expected.append(image)
-        torch.testing.assert_close(rand_augment(x, u, 9, has_colour), torch.stack(expected), atol=1e-5, rtol=0)
+        torch.testing.assert_close(rand_augment(x, u, 9, has_color), torch.stack(expected), atol=1e-5, rtol=0)
 
 
 def test_three_augment_is_one_of_three_evenly():
     n = 4000
     one = images(1, 16, 16)
-    for has_colour in (True, False):
-        result = three_augment(one.expand(n, -1, -1, -1), uniform(7, torch.arange(n), 2), has_colour)
+    for has_color in (True, False):
+        result = three_augment(one.expand(n, -1, -1, -1), uniform(7, torch.arange(n), 2), has_color)
         gray = (result - T.rgb_to_grayscale(one, 3)).abs().amax((1, 2, 3)) < 1e-5
         bright = (result - T.solarize(one, 0.5)).abs().amax((1, 2, 3)) < 1e-5
         sigma = 0.1 + 1.9 * uniform(7, torch.arange(n), 2)[:, 1]
@@ -95,10 +95,10 @@ def test_three_augment_is_one_of_three_evenly():
         for i in torch.nonzero(blurred)[:50, 0].tolist():
             s = float(sigma[i])
             torch.testing.assert_close(result[i], T.gaussian_blur(one[0], [3, 3], [s, s]), atol=1e-4, rtol=0)
-        share = 1 / 3 if has_colour else 1 / 2
+        share = 1 / 3 if has_color else 1 / 2
         assert abs(bright.float().mean() - share) < 0.03
         assert abs(blurred.float().mean() - share) < 0.03
-        assert gray.any() == has_colour
+        assert gray.any() == has_color
 
 
 def test_erased_boxes_are_as_many_as_large_and_as_long_as_asked():
@@ -122,7 +122,7 @@ def test_erased_boxes_are_as_many_as_large_and_as_long_as_asked():
     assert len(corner.unique()) > 200  # everywhere
 
 
-def test_erasing_hangs_on_the_position_alone():
+def test_erasing_depends_on_the_position_alone():
     x, position = images(64), torch.arange(64)
     whole = erase(x, numbers(position), 0.5, (0.1, 0.3), (0.5, 2))
     halves = [erase(x[i : i + 32], numbers(position[i : i + 32]), 0.5, (0.1, 0.3), (0.5, 2)) for i in (0, 32)]

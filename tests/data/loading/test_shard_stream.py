@@ -16,7 +16,7 @@ from PIL import Image
 
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
-from hjepa_pl.data.augment.multicrop import AugmenterPair, ViewPlan
+from hjepa_pl.data.augment.multicrop import Augmenters, ViewPlan
 from hjepa_pl.data.config import DatasetConfig
 from hjepa_pl.data.loading import shard_stream
 from hjepa_pl.data.loading.mixture import EpochPlan
@@ -31,7 +31,7 @@ from hjepa_pl.data.sources.shards import ShardImages, count_samples, list_shards
 from hjepa_pl.data.sources.tar import read_shard
 from hjepa_pl.types import ConfigError
 
-VIEWS = ViewPlan((AugmenterPair(Augmenter(AugmentationConfig(), 8, (0.5,) * 3, (0.25,) * 3, seed=3)),), 2)
+VIEWS = ViewPlan((Augmenters(Augmenter(AugmentationConfig(), 8, (0.5,) * 3, (0.25,) * 3, seed=3)),), 2)
 
 
 def encoded(value, kind="PNG"):

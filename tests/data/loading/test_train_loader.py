@@ -7,7 +7,7 @@ from PIL import Image
 
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
-from hjepa_pl.data.augment.multicrop import AugmenterPair, ViewPlan
+from hjepa_pl.data.augment.multicrop import Augmenters, ViewPlan
 from hjepa_pl.data.loading.mixture import EpochPlan
 from hjepa_pl.data.loading.train_data import TrainData, usable_size
 from hjepa_pl.data.loading.train_loader import TrainLoader
@@ -16,7 +16,7 @@ from hjepa_pl.data.loading.views import make_views
 from hjepa_pl.data.sources.images import ArrayImages, FileImages
 from hjepa_pl.types import ConfigError
 
-VIEWS = ViewPlan((AugmenterPair(Augmenter(AugmentationConfig(), 16, (0.5,) * 3, (0.25,) * 3, seed=3)),), 2)
+VIEWS = ViewPlan((Augmenters(Augmenter(AugmentationConfig(), 16, (0.5,) * 3, (0.25,) * 3, seed=3)),), 2)
 
 
 def memory(n, side=16, channels=3, label=0):
@@ -145,7 +145,7 @@ def test_files_are_cropped_as_memory_is(files):
     shapes = FileImages([files.path(3)] * 12, files.labels, ["x"])
     same_bytes = ArrayImages(torch.stack([shapes.read(i, 3) for i in range(12)]), files.labels, ["x"])
     uncoloured = AugmentationConfig(jitter_prob=0, gray=0, solarize=0)
-    flat = ViewPlan((AugmenterPair(Augmenter(uncoloured, 16, (0.0,) * 3, (1.0,) * 3, seed=3)),), 2)
+    flat = ViewPlan((Augmenters(Augmenter(uncoloured, 16, (0.0,) * 3, (1.0,) * 3, seed=3)),), 2)
     views = []
     for images in (shapes, same_bytes):
         loader = make([images], 12, batch=12)
@@ -185,6 +185,6 @@ def test_many_broken_files_stop_the_run(files):
 def test_an_epoch_smaller_than_a_batch_is_refused():
     assert usable_size(100, 8, 3) == 96
     with pytest.raises(
-        ConfigError, match=r"invalid `batch_size=64`: x 2 process\(es\) is more than the 100 images.*at most 50"
+        ConfigError, match=r"invalid `data.batch_size=64`: x 2 process\(es\) is more than the 100 images.*at most 50"
     ):
         usable_size(100, 64, 2)

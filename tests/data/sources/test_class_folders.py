@@ -152,13 +152,15 @@ def test_what_a_probe_holds_out_is_not_trained_on(tmp_path, sizes):
 def test_what_would_train_on_held_out_images_in_another_way_is_refused(tmp_path, below):
     write(tmp_path / "t", ["x/ant", "x/bee"], count=10)
     roots = [str(tmp_path / "t"), str(tmp_path / "t/x")]
-    with pytest.raises(ConfigError, match=r"where probe folder holds images out; give both the same root and classes"):
+    with pytest.raises(
+        ConfigError, match=r"images that the probe folder holds out; use the same root and classes for both"
+    ):
         data(
             [{"name": "folder", "root": roots[below]}],
             probe=[{"name": "folder", "root": roots[not below], "holdout": 0.2}],
         )
     (tmp_path / "list.txt").write_text("ant\n")
-    with pytest.raises(ConfigError, match="give both the same root and classes"):
+    with pytest.raises(ConfigError, match="use the same root and classes for both"):
         data(
             [{"name": "folder", "root": roots[1], "classes": str(tmp_path / "list.txt")}],
             probe=[{"name": "folder", "root": roots[1], "holdout": 0.2}],
@@ -168,14 +170,14 @@ def test_what_would_train_on_held_out_images_in_another_way_is_refused(tmp_path,
 def test_holdout_where_it_does_not_belong_is_refused(tmp_path):
     root = write(tmp_path / "t/train", ["ant", "bee"], count=10)
     for datasets in ([{"name": "fake"}], [{"name": "folder", "root": str(tmp_path / "t")}]):
-        with pytest.raises(ConfigError, match=r"has the folder train for a split; .* set root to .*/t/train"):
+        with pytest.raises(ConfigError, match=r"has the split folder train; remove holdout, or set root to .*/t/train"):
             data(datasets, probe=[{"name": "folder", "root": str(tmp_path / "t"), "holdout": 0.1}])
     held = [{"name": "folder", "root": root, "holdout": 0.1}]
     assert len(data([{"name": "folder", "root": str(tmp_path / "t")}], probe=held)._sets.train[0]) == 18
     for value in (0, 1.0, -0.1, "half"):
         with pytest.raises(ConfigError, match="holdout"):
             data([{"name": "fake"}], probe=[{"name": "folder", "root": root, "holdout": value}])
-    with pytest.raises(ConfigError, match="only folder has no test split of its own"):
+    with pytest.raises(ConfigError, match="is for folder only, other datasets have a test split; remove it"):
         data([{"name": "fake"}], probe=[{"name": "digits", "holdout": 0.1}])
     with pytest.raises(
         ConfigError, match=r"there is no folder .*test for the split test; make it, or set holdout for a probe"
@@ -186,9 +188,9 @@ def test_holdout_where_it_does_not_belong_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (["ant"], "`probe` folder has images of one class only"),
-        ([""], "`probe` folder has images without a label"),
-        (["ant", "bee"], "`probe` folder holds out none or all of its few images"),
+        (["ant"], "The probe folder has images of a single class"),
+        ([""], "The probe folder has images without a label"),
+        (["ant", "bee"], "The probe folder holds out none or all of its images"),
     ],
 )
 def test_probes_with_nothing_to_tell_apart_are_refused(tmp_path, classes, message):

@@ -210,7 +210,7 @@ def test_only_what_lies_in_a_temporary_folder_draws_the_warning_of_it(tmp_path, 
     monkeypatch.chdir(tmp_path)
     data("pipe:cat x.tar").prepare_data()
     assert not [w for w in recwarn if "temporary files" in str(w.message)]
-    with pytest.warns(UserWarning, match="the data of webdataset lies in /tmp/x.tar, a folder for temporary files"):
+    with pytest.warns(UserWarning, match="the data of webdataset is in /tmp/x.tar, a folder for temporary files"):
         data("/tmp/x.tar").prepare_data()
 
 
@@ -220,11 +220,14 @@ def test_only_what_lies_in_a_temporary_folder_draws_the_warning_of_it(tmp_path, 
         ({"name": "webdataset"}, r"invalid `datasets.root=null`: must be the tar shards, as .* \(dataset webdataset\)"),
         (
             {"name": "webdataset", "root": "x", "split": "val"},
-            r"`datasets.split=val` \(of webdataset\) would do nothing",
+            r"`datasets.split=val`: has no effect on shards; .* \(dataset webdataset\)",
         ),
-        ({"name": "webdataset", "root": "x", "fraction": 0.5}, r"`datasets.fraction=0.5` \(of webdataset\) would do"),
-        ({"name": "webdataset", "root": "x", "samples": 0}, r"`datasets.samples \(of webdataset\)=0` is refused"),
-        ({"name": "fake", "shuffle_buffer": 10}, r"`datasets.shuffle_buffer=10` \(of fake\) is for webdataset only"),
+        ({"name": "webdataset", "root": "x", "fraction": 0.5}, r"`datasets.fraction=0.5`: has no effect on shards"),
+        ({"name": "webdataset", "root": "x", "samples": 0}, r"`datasets.samples=0`: must be a whole number >= 1"),
+        (
+            {"name": "fake", "shuffle_buffer": 10},
+            r"`datasets.shuffle_buffer=10`: is for webdataset only; remove it \(dataset fake\)",
+        ),
     ],
 )
 def test_refused_at_once(dataset, message) -> None:
@@ -233,14 +236,12 @@ def test_refused_at_once(dataset, message) -> None:
 
 
 def test_a_probe_set_and_a_prediction_are_refused(tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"`probe\.name=webdataset` is refused, a probe needs its images one by one"):
+    with pytest.raises(ConfigError, match=r"`probe\.name=webdataset`: probes need images by index; unpack"):
         ProbeConfig(name="webdataset", root="x")
     write_shards(tmp_path, shards=2)
     found = data(tmp_path)
     found.setup("predict")
-    with pytest.raises(
-        ConfigError, match=r"invalid `datasets\.name=webdataset`: its images have no index to predict by; unpack"
-    ):
+    with pytest.raises(ConfigError, match="prediction needs images by index; unpack the shards"):
         found.predict_dataloader()
 
 

@@ -1,4 +1,4 @@
-"""Data that cannot be meant, through the real command line: one sentence that names the mend, and status 2."""
+"""Rejected data through the real command line: one sentence with the fix, and status 2."""
 
 import os
 import tempfile
@@ -47,21 +47,21 @@ CASES = {
                   "(dataset folder)."),
     "too many bad files": (junk, f"datasets=[{FOLDER}]", "files cannot be decoded, more than max_bad_fraction=0.1; fix"
                            " or remove pictures/train/"),
-    "one class": (lambda: tree("cat"), f"probe=[{FOLDER}]", "`probe` folder has images of one class only: give a set "
-                  "with two or more."),
-    "no labels": (lambda: tree(""), f"probe=[{FOLDER}]", "`probe` folder has images without a label: give a set with "
-                  "one folder a class."),
+    "one class": (lambda: tree("cat"), f"probe=[{FOLDER}]", "The probe folder has images of a single class; use a "
+                  "dataset with at least two."),
+    "no labels": (lambda: tree(""), f"probe=[{FOLDER}]", "The probe folder has images without a label; use a dataset "
+                  "with one folder per class."),
     "other classes": (lambda: (tree("cat", "dog"), Path("pictures/val/cat").rename("pictures/val/emu")),
-                      f"probe=[{FOLDER}]", "`probe` folder has other classes in train than in test: give both"),
+                      f"probe=[{FOLDER}]", "The probe folder has different classes in train and test; use"),
     "weights by name": (None, "datasets={digits: 0.5, cifar10: 0.5}", "data.datasets must be a list, got"),
     "a list of weights": (None, "weights=[0.5, 0.5]", "data does not accept 'weights'"),
     "more weights than sets": (None, "datasets=[{name: digits, weight: [0.5, 0.5]}]",
                                "data.datasets.weight must be a number"),
     "a weight without a set": (None, "datasets=[{name: digits}, {weight: 2}]", "data.datasets lacks the key 'name'"),
-    "a weight of one set": (None, "datasets=[{name: digits, weight: 0.5}]", "`datasets.weight=0.5` does nothing with "
-                            "one dataset: remove it."),
+    "a weight of one set": (None, "datasets=[{name: digits, weight: 0.5}]", "`datasets.weight=0.5`: has no effect with "
+                            "one dataset; remove it."),
     "a weight of nothing": (None, "datasets=[{name: digits}, {name: fake, weight: 0}]",
-                            "`datasets.weight (of fake)=0.0` is refused: give a number above 0."),
+                            "invalid `datasets.weight=0`: must be a number > 0 (dataset fake)."),
     "a weight too small": (None, "datasets=[{name: digits}, {name: digits_canvas, weight: 1.0e-6}]",
                            "the weight of dataset number 2 is 1e-06 of the mixture, less than one image in an epoch "
                            "of 128; raise datasets.weight or epoch_size, or remove the dataset."),
