@@ -81,28 +81,28 @@ def run(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["hjepa"])
 
-    def refused(*more):
+    def rejected(*more):
         Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
         assert main(["fit", "--config", "tiny.yaml", *more]) == 2
         out, error = capfd.readouterr()
         assert "Traceback" not in out + error
-        said = [line for line in error.splitlines() if line.startswith("hjepa: error: ")]
-        assert len(said) == 1, error
-        assert error.rstrip().endswith(said[0])
-        return said[0]
+        sentences = [line for line in error.splitlines() if line.startswith("hjepa: error: ")]
+        assert len(sentences) == 1, error
+        assert error.rstrip().endswith(sentences[0])
+        return sentences[0]
 
-    return refused
+    return rejected
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be decoded")
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_refused_in_one_sentence(run, case) -> None:
-    prepare, given, said = CASES[case]
+def test_rejected_in_one_sentence(run, case) -> None:
+    prepare, given, expected = CASES[case]
     if prepare is not None:
         prepare()
     workers = 3 if "webdataset" in given else 0
     sentence = run(f"--data.init_args.{given}", *([f"--data.init_args.num_workers={workers}"] if workers else []))
-    assert said in sentence
+    assert expected in sentence
 
 
 def test_a_folder_that_may_not_be_read(run) -> None:
@@ -115,8 +115,8 @@ def test_a_folder_that_may_not_be_read(run) -> None:
         if root:  # who may read all
             os.seteuid(65534)
         try:
-            said = run(f"--data.init_args.datasets=[{FOLDER}]")
+            sentence = run(f"--data.init_args.datasets=[{FOLDER}]")
         finally:
             if root:
                 os.seteuid(0)
-        assert "the folder pictures/train/closed cannot be read; change its permissions, or move it away." in said
+        assert "the folder pictures/train/closed cannot be read; change its permissions, or move it away." in sentence

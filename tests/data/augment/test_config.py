@@ -42,7 +42,7 @@ def test_presets_are_the_published_parts(name):
     assert again == augmentation_config(name)
 
 
-def test_given_parts_overrule_the_preset():
+def test_explicit_keys_override_the_preset():
     parts = augmentation_config({"preset": "deit3", "mixup": 0.0, "erase": 0.25, "rand_augment": 2})
     expected = OFF | PUBLISHED["deit3"] | {"mixup": 0, "erase": 0.25, "rand_augment": 2}
     needed = {"rand_magnitude": 9, "erase_scale": (0.02, 0.33), "erase_ratio": (0.3, 3.3)}
@@ -153,7 +153,7 @@ def test_rejected_combinations(kwargs, message):
 
 
 @pytest.mark.parametrize("change", [{"flip": 0.5}, {"erase": 0.5}, {"three_augment": True}, {"crop_scale": (0.5, 1)}])
-def test_none_with_something_drawn_has_views_to_tell_apart(change):
+def test_none_with_a_random_part_has_different_views(change):
     assert MultiDatasetDataModule([{"name": "fake"}], views=2, augmentation={"preset": "none"} | change).views == 2
 
 

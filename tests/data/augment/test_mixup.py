@@ -19,7 +19,7 @@ LABEL = torch.tensor([3, 1, 4, 1, 5, 9, -1, 6])
 
 
 @pytest.mark.parametrize("step", range(4))
-def test_mixup_blends_each_view_with_the_partners_by_one_share(step):
+def test_mixup_blends_each_view_with_the_partners_by_one_ratio(step):
     x = views()
     mixed, mix = mix_views(x, LABEL, MIXUP, 5, step)
     share = draw_mix(MIXUP, 5, step)[0]
@@ -67,7 +67,7 @@ def test_halves_of_a_batch_are_mixed_as_the_whole(config):
         assert torch.equal(mix.share, torch.cat([h[1].share for h in halves]))
 
 
-def test_the_share_follows_its_distribution_and_the_coin_is_fair():
+def test_the_ratio_is_beta_distributed_and_the_coin_is_fair():
     drawn = [draw_mix(BOTH, 5, step) for step in range(4000)]
     cut = torch.tensor([box is not None for _, box in drawn])
     share = torch.tensor([s for s, _ in drawn])

@@ -61,7 +61,7 @@ def loader(sets, plan, batch=24, num_workers=0, **trainer):
 
 @pytest.mark.parametrize("sides", [(32,), (96,), (), (32, 96, None)], ids=["upscaled", "memory", "files", "mixed"])
 @pytest.mark.parametrize("size", [32, (24, 48)])
-def test_boxes_say_where_every_pixel_comes_from(files, sides, size):
+def test_boxes_hold_the_source_of_every_pixel(files, sides, size):
     sets = [files if side is None else memory(side) for side in sides or (None,)]
     plan = crops(size, local_size=(12, 16))
     batch = next(iter(loader(sets, plan)))
@@ -85,7 +85,7 @@ def test_boxes_say_where_every_pixel_comes_from(files, sides, size):
         assert off.max() < 0.02
 
 
-def test_areas_are_those_asked_for(files):
+def test_crop_areas_are_those_of_the_config(files):
     plan = crops(local_scale=(0.05, 0.3))
     for sets in ([memory(96)], [files]):
         batches = [make_views(b, plan, 3)[1] for b in loader(sets, plan)]
@@ -144,12 +144,12 @@ def test_global_views_are_those_without_multicrop(tmp_path):
         data.setup("fit")
         raw = next(iter(data.train_dataloader()))
         batches.append(data.on_after_batch_transfer(raw, 0))
-    without, beside = batches
+    without, with_crops = batches
     assert without.local_views == ()
     assert without.boxes is None
-    assert [tuple(v.shape) for v in beside.local_views] == [(64, 3, 48, 48)] * 6
-    assert beside.boxes.shape == (8, 64, 4)
-    for a, b in zip(without.views, beside.views, strict=True):
+    assert [tuple(v.shape) for v in with_crops.local_views] == [(64, 3, 48, 48)] * 6
+    assert with_crops.boxes.shape == (8, 64, 4)
+    for a, b in zip(without.views, with_crops.views, strict=True):
         assert torch.equal(a, b)
     augmenter = Augmenter(data.augmentation, 96, *data.statistics(), seed=0)
     group = raw.groups[0]  # of `fake`, in memory
@@ -188,7 +188,7 @@ def test_a_resumed_run_has_the_crops_that_were_left(tmp_path):
     assert {tuple(v.shape[1:]) for b in second.batches for v in b.local_views} == {(3, 8, 8)}
 
 
-def test_a_resume_with_other_crops_is_refused():
+def test_a_resume_with_other_crops_is_rejected():
     old, new = (digits(multicrop=m).settings() for m in ({"local_size": [4, 8]}, {"local_size": 4}))
     with pytest.raises(ConfigError, match=r"multicrop.local_size was \[4, 8\], is 4"):
         refuse_other_settings({"data": old}, {"data": new}, override=False)
@@ -204,7 +204,7 @@ def test_the_size_is_three_sevenths_in_whole_patches(view, patch, size):
     assert MultiCropConfig().local_sides(view, (patch, patch)) == size
 
 
-REFUSED = {
+REJECTED = {
     "local_views=0": ({"local_views": 0}, "invalid `multicrop.local_views=0`: must be a whole number >= 1."),
     "reversed": (
         {"local_scale": [0.3, 0.1]},
@@ -246,8 +246,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("multicrop", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused_when_read(multicrop, message):
+@pytest.mark.parametrize(("multicrop", "message"), REJECTED.values(), ids=REJECTED)
+def test_rejected_configs(multicrop, message):
     with pytest.raises(ConfigError, match=message):
         digits(multicrop=multicrop)
 
@@ -260,7 +260,7 @@ def test_refused_when_read(multicrop, message):
         ({"local_size": [8, 10]}, r"`multicrop.local_size=\[8, 10\]`: must be a multiple .*; use 8 or \[8, 12\]."),
     ],
 )
-def test_sizes_are_refused_before_anything_is_loaded(tmp_path, multicrop, message):
+def test_sizes_are_rejected_before_anything_is_loaded(tmp_path, multicrop, message):
     data = MultiDatasetDataModule(
         [{"name": "folder", "root": str(tmp_path / "missing")}], batch_size=4, multicrop=multicrop
     )
@@ -269,7 +269,7 @@ def test_sizes_are_refused_before_anything_is_loaded(tmp_path, multicrop, messag
         trainer(tmp_path).fit(Patched(), data)
 
 
-def test_without_an_encoder_the_size_is_asked_for():
+def test_without_an_encoder_the_size_must_be_set():
     data = digits(multicrop={})
     with pytest.raises(ConfigError, match=r"invalid `multicrop.local_size=null`: the module has no `patch_size`"):
         data.setup("fit")
@@ -278,7 +278,7 @@ def test_without_an_encoder_the_size_is_asked_for():
     data.setup("fit")
 
 
-def test_probe_batches_are_as_ever(tmp_path):
+def test_probe_batches_are_unchanged(tmp_path):
     module, given = Patched(), {"probe": [{"name": "digits", "max_test": 32}], "img_size": 16, "in_chans": 3}
     runner = trainer(tmp_path, max_steps=1)
     runner.fit(module, digits(**given, multicrop={"local_views": 2}))

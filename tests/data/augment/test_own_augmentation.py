@@ -47,7 +47,7 @@ def all_views(batch):
 
 @pytest.mark.parametrize("own", range(4), ids=SETS)
 @pytest.mark.parametrize("crops", [None, CROPS], ids=["views", "crops"])
-def test_a_sets_images_are_as_if_all_were_augmented_so_and_the_others_as_before(sets, own, crops):
+def test_own_augmentation_changes_the_images_of_its_dataset_only(sets, own, crops):
     plain, mixed, changed = (
         drawn(sets, which, multicrop=crops, augmentation=default)[2]
         for which, default in ((None, "small"), ({own: OTHER}, "small"), (None, OTHER))
@@ -71,7 +71,7 @@ def test_a_sets_images_are_as_if_all_were_augmented_so_and_the_others_as_before(
             assert (high * wide).abs().max() < 0.31  # multicrop's share of the image
 
 
-def test_naming_the_default_again_changes_nothing_and_costs_nothing(sets):
+def test_repeating_the_default_changes_nothing_and_adds_no_group(sets):
     default = AugmentationConfig(preset="small")
     data, raw, batches = drawn(sets)
     again, raw_again, same = drawn(sets, {0: "small", 1: {"flip": 0.5}, 2: default, 3: {"preset": "small"}})
@@ -91,7 +91,7 @@ def test_groups_are_few_and_their_order_does_not_matter(sets):
         assert all(torch.equal(a, b) for a, b in zip(reversed_order.views, made.views, strict=True))
 
 
-def test_workers_and_mixing_treat_own_augmentations_alike(sets):
+def test_own_augmentations_with_workers_and_mixup(sets):
     """Batches by two workers are those of none, and Mixup acts on the finished batch."""
     own = {"datasets": sets[1:3], "own": {1: {**OTHER, "mixup": 0.8}}}
     mixing = {"augmentation": {"mixup": 0.8}}
@@ -113,7 +113,7 @@ def test_an_own_augmentation_of_gray_images_leaves_out_color_operations():
     assert [a.views.images_are_gray for a in alone._train_data.views.augmenters] == [True]
 
 
-REFUSED = {
+REJECTED = {
     "word": (
         {"augmentation": "foo"},
         r"^invalid `datasets.augmentation=foo`: must be small, jepa, simclr, .* \(dataset fake\).$",
@@ -145,21 +145,21 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_is_refused_by_key_and_set(name):
-    given, message = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_errors_name_key_and_dataset(name):
+    given, message = REJECTED[name]
     with pytest.raises(ConfigError, match=message):
         MultiDatasetDataModule([{"name": "fake", **given}, {"name": "digits"}], views=2)
 
 
-def test_an_augmentation_that_mixes_holds_for_all_sets():
+def test_mixup_must_be_the_same_for_all_datasets():
     with pytest.raises(ConfigError, match=r"`datasets.augmentation.mixup=0`: .*; set it to 0.8, as for all datasets"):
         MultiDatasetDataModule([{"name": "fake", "augmentation": "jepa"}, {"name": "digits"}], augmentation="deit3")
     own = {"preset": "jepa", "mixup": 0.8, "cutmix": 1}
     MultiDatasetDataModule([{"name": "fake", "augmentation": own}, {"name": "digits"}], augmentation="deit3")
 
 
-def test_an_augmentation_that_no_set_uses_is_refused():
+def test_an_augmentation_that_no_dataset_uses_is_rejected():
     sets = [{"name": "fake", "augmentation": "jepa"}, {"name": "digits", "augmentation": {"gray": 0}}]
     MultiDatasetDataModule(sets)
     MultiDatasetDataModule(sets, augmentation="jepa")
@@ -183,7 +183,7 @@ def test_color_changes_of_a_gray_set_are_rejected():
         drawn([{"name": "fake"}, {"name": "digits"}], {0: {"solarize": 0.2}}, in_chans=1, augmentation=gray)
 
 
-def test_what_moves_the_content_of_crops_that_are_placed_is_refused():
+def test_parts_that_move_content_are_rejected_with_box_masks():
     module = HJEPALightningModule(
         encoder=TINY, levels=[{"cell": 1}, {"cell": "image"}], masks={"strategy": "global_with_local_context"}
     )

@@ -101,7 +101,7 @@ def test_three_augment_is_one_of_three_evenly():
         assert gray.any() == has_color
 
 
-def test_erased_boxes_are_as_many_as_large_and_as_long_as_asked():
+def test_number_area_and_aspect_ratio_of_erased_boxes():
     n, side = 4000, 32
     result = erase(torch.ones(n, 2, side, side), numbers(torch.arange(n)), 0.25, (0.02, 0.33), (0.3, 3.3))
     gone = result[:, 0] == 0
