@@ -33,7 +33,6 @@ from hjepa_pl.cli.run_folder import LoggingConfig, SaveConfig, refuse_folder, se
 from hjepa_pl.cli.unknown_keys import refuse_absent_accelerator, refuse_unknown
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.sources.bad_files import BAD_FILES
-from hjepa_pl.data.sources.file_index import INDEX_CACHE
 from hjepa_pl.models.pretrained import weights_follow
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.check_run import check_data
@@ -127,8 +126,6 @@ class HJEPACLI(LightningCLI):
             if model.get("time_budget") is not None:
                 raise ConfigError("time_budget is given twice, at the top and in model.init_args; give it at the top.")
             model["time_budget"] = config["time_budget"]
-        if data.get("index_cache") == INDEX_CACHE:
-            data["index_cache"] = str(Path(config["results_dir"]) / Path(INDEX_CACHE).name)
         seed = config["seed_everything"]
         for args in (model, data):
             if args.get("seed") is None:

@@ -11,9 +11,9 @@ from hjepa_pl.data.augment.multicrop import ViewPlan
 from hjepa_pl.data.config import DatasetConfig, LoadingConfig, ProbeConfig
 from hjepa_pl.data.loading.image_spec import check_statistics
 from hjepa_pl.data.loading.mixture import mixture_weights
-from hjepa_pl.data.sources.images import ArrayImages, Images
-from hjepa_pl.data.sources.registry import EMBEDDED, check_classes, check_dataset
-from hjepa_pl.data.sources.shards import ShardImages, local_path
+from hjepa_pl.data.sources.images import Images, is_in_memory
+from hjepa_pl.data.sources.registry import check_dataset, find_dataset
+from hjepa_pl.data.sources.shards import local_path
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import as_typed
 
@@ -26,10 +26,10 @@ def check_datasets(datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConf
     """
     if not datasets:
         raise ConfigError("invalid `datasets=[]`: must be a list of at least one dataset.")
-    for name, root in sources_of(datasets, probes):
-        check_dataset(name, root)
-    for name, classes in [(d.name, d.classes) for d in datasets] + [(p.name, p.classes) for p in probes]:
-        check_classes(name, classes)
+    for config in datasets:
+        check_dataset("datasets", config.name, config.root, config.classes)
+    for probe in probes:
+        check_dataset("probe", probe.name, probe.root, probe.classes)
     weights = [d.weight for d in datasets]
     mixture_weights(loading.sampling, weights, [1] * len(weights), loading.temperature)
     if len(datasets) == 1 and weights[0] != 1.0:
@@ -82,7 +82,7 @@ def check_augmentations(datasets: Sequence[DatasetConfig], default: Augmentation
 def check_gray_sets(
     datasets: Sequence[DatasetConfig],
     names: Sequence[str],
-    sets: Sequence[Images | ShardImages],
+    sets: Sequence[Images],
     plan: ViewPlan,
     channels: int,
 ) -> None:
@@ -98,7 +98,7 @@ def check_gray_sets(
     Raises:
         ConfigError: Naming the key that has no effect.
     """
-    gray = [isinstance(s, ArrayImages) and s.images.shape[1] == 1 for s in sets]
+    gray = [is_in_memory(s) and s.images.shape[1] == 1 for s in sets]
     for index, augmenters in enumerate(plan.augmenters):
         users = [i for i in range(len(sets)) if plan.index(i) == index]
         all_gray = bool(users) and all(gray[i] for i in users)
@@ -121,7 +121,7 @@ def warn_of_temporary(sources: Sequence[tuple[str, str | None]]) -> None:
     """
     for name, root in sources:
         path = os.path.abspath(os.path.expanduser(root or "data"))
-        local = name not in EMBEDDED and (name != "webdataset" or local_path(str(root)) is not None)
+        local = not find_dataset(name).embedded and (name != "webdataset" or local_path(str(root)) is not None)
         if local and path.startswith(("/tmp/", "/var/tmp/")):
             rank_zero_warn(f"the data of {name} is in {path}, a folder for temporary files.")
 

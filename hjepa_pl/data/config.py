@@ -30,8 +30,8 @@ class DatasetConfig:
     """One dataset of the training mixture."""
 
     name: Name
-    """`digits`, `digits_canvas`, `cifar10`, `cifar100`, `stl10`, `imagenet100`, `imagenet`, `folder`, `webdataset` or
-    `fake`."""
+    """`digits`, `digits_canvas`, `cifar10`, `cifar100`, `stl10`, `imagenet100`, `imagenet`, `folder`, `webdataset`,
+    `fake`, or the import path of a function of (root, split) that returns images (`my_package.my_module.load`)."""
     weight: Positive = 1.0
     """Weight in the mixture, relative to the other datasets' weights."""
     root: PathText | None = None

@@ -1,5 +1,6 @@
 """Data module: augmented views of a mixture of datasets for training, clean images of labeled datasets for probes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,19 +22,17 @@ from hjepa_pl.data.checks import (
 )
 from hjepa_pl.data.config import DatasetConfig, LoadingConfig, ProbeConfig, as_list
 from hjepa_pl.data.loaded_sets import LoadedSets, dataset_names
-from hjepa_pl.data.loading import trainer_info
 from hjepa_pl.data.loading.batches import RawBatch
 from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
-from hjepa_pl.data.loading.image_spec import ImageSpec, geometry
-from hjepa_pl.data.loading.mixture import plan_epoch, usable_size
-from hjepa_pl.data.loading.train_data import Feed, workers_for
+from hjepa_pl.data.loading.image_spec import ImageSpec, image_spec, of_encoder, of_module
+from hjepa_pl.data.loading.train_data import TrainData, plan_epoch, usable_size
 from hjepa_pl.data.loading.train_loader import TrainLoader
+from hjepa_pl.data.loading.trainer_info import trainer_info
 from hjepa_pl.data.loading.views import view_batch
+from hjepa_pl.data.loading.worker_slots import available_workers, choose_num_workers
 from hjepa_pl.data.probe_splits import ProbeSplit
 from hjepa_pl.data.sources.bad_files import BadFiles
-from hjepa_pl.data.sources.file_index import INDEX_CACHE
-from hjepa_pl.data.sources.image_folder import Reading
-from hjepa_pl.data.sources.images import Images
+from hjepa_pl.data.sources.images import Images, IndexedImages
 from hjepa_pl.data.sources.registry import download_dataset
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import from_plain, from_plain_list, to_plain
@@ -61,8 +60,6 @@ class MultiDatasetDataModule(LightningDataModule):
         in_chans: Channels of the views; null is the encoder's.
         multicrop: Local crops in addition to the views; null is none.
         max_bad_fraction: Maximum fraction of a dataset's files that cannot be decoded before the run stops.
-        index_cache: Folder for the listings of large folders; null keeps none. (The CLI puts the default next to its
-            `results_dir`.)
 
     Files that cannot be decoded are listed in `bad_files.txt` in the run's folder, the trainer's `default_root_dir`.
     """
@@ -86,7 +83,6 @@ class MultiDatasetDataModule(LightningDataModule):
         in_chans: int | None = None,
         multicrop: MultiCropConfig | None = None,
         max_bad_fraction: float = 0.1,
-        index_cache: str | None = INDEX_CACHE,
     ) -> None:
         super().__init__()
         self.datasets = list(from_plain_list(DatasetConfig, as_list(datasets), "datasets"))
@@ -114,15 +110,15 @@ class MultiDatasetDataModule(LightningDataModule):
         self.mean, self.std = loading.mean, loading.std
         self.seed, self.img_size, self.in_chans = loading.seed, img_size, in_chans
         self._bad = BadFiles(max_bad_fraction, self._run_folder)
-        self._sets = LoadedSets(self.seed, Reading(self._bad, index_cache))
+        self._sets = LoadedSets(self.seed, self._bad)
         self._image_spec: ImageSpec | None = None
-        self._feed: Feed | None = None
+        self._train_data: TrainData | None = None
         self._planned_batches: int | None = None
         check_datasets(self.datasets, self.probe, loading)
         check_augmentations(self.datasets, self.augmentation, loading)
 
     def _run_folder(self) -> str | None:
-        return trainer_info.run_folder(self.trainer)
+        return trainer_info(self.trainer).run_folder
 
     @property
     def names(self) -> list[str]:
@@ -137,14 +133,14 @@ class MultiDatasetDataModule(LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Global batches per epoch, known once the training sets are loaded, or planned from `epoch_size`."""
-        if self._feed is None and self._planned_batches is not None:
+        if self._train_data is None and self._planned_batches is not None:
             return self._planned_batches
-        return self._loaded_feed().views.batches
+        return self._loaded().views.batches
 
     @property
     def knows_epoch(self) -> bool:
         """Whether `batches_per_epoch` is known."""
-        return self._feed is not None or self._planned_batches is not None
+        return self._train_data is not None or self._planned_batches is not None
 
     @property
     def sets(self) -> LoadedSets:
@@ -187,7 +183,7 @@ class MultiDatasetDataModule(LightningDataModule):
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
-            self._feed = self._make_feed(views)
+            self._train_data = self._make_train_data(views)
 
     def planned_views(self) -> ViewPlan:
         """Return the views, and with `epoch_size` the batches per epoch: what is known without loading data."""
@@ -195,20 +191,20 @@ class MultiDatasetDataModule(LightningDataModule):
         views = self._view_plan()
         if self.epoch_size is None:
             return views
-        processes = trainer_info.ranks(self.trainer)[1]
+        processes = trainer_info(self.trainer).world_size
         images = usable_size(self.epoch_size, self.batch_size, processes)
         self._planned_batches = images // (self.batch_size * processes)
         return replace(views, batches=self._planned_batches)
 
     def _set_image_spec(self) -> None:
         for key in ("img_size", "in_chans"):
-            setattr(self, key, trainer_info.encoder_geometry(self.trainer, key, getattr(self, key)))
-        self._image_spec = geometry(self.img_size, self.in_chans, self.mean, self.std)
+            setattr(self, key, of_encoder(self.trainer, key, getattr(self, key)))
+        self._image_spec = image_spec(self.img_size, self.in_chans, self.mean, self.std)
 
     @property
     def image_spec(self) -> ImageSpec:
         """Size, channels and statistics of the images."""
-        return self._image_spec or geometry(self.img_size, self.in_chans, self.mean, self.std)
+        return self._image_spec or image_spec(self.img_size, self.in_chans, self.mean, self.std)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation per channel that images are normalized with."""
@@ -217,48 +213,65 @@ class MultiDatasetDataModule(LightningDataModule):
     def _view_plan(self) -> ViewPlan:
         """Return the plan of the views, without the length of an epoch."""
         augmenter = Augmenter(self.augmentation, self.image_spec.size, *self.statistics(), self.seed)
-        patch = trainer_info.told_by_module(self.trainer, "patch_size")
+        patch = of_module(self.trainer, "patch_size")
         return view_plan(self.multicrop, augmenter, self.views, patch, self.augmentations)
 
-    def _make_feed(self, views: ViewPlan) -> Feed:
-        sets, processes = self._sets.train, trainer_info.ranks(self.trainer)[1]
+    def _make_train_data(self, views: ViewPlan) -> TrainData:
+        sets, processes = self._sets.train, trainer_info(self.trainer).world_size
         check_gray_sets(self.datasets, self.names, sets, views, self.image_spec.channels)
-        plan = plan_epoch(self, sets, processes)
+        plan = plan_epoch(
+            sets,
+            [d.weight for d in self.datasets],
+            sampling=self.sampling,
+            temperature=self.temperature,
+            epoch_size=self.epoch_size,
+            batch_size=self.batch_size,
+            world_size=processes,
+            seed=self.seed,
+        )
         views = replace(views, batches=plan.epoch_size // (self.batch_size * processes))
         if self.num_workers and not self._sets.any_files():
             raise ConfigError(
                 f"invalid `data.num_workers={self.num_workers}`: has no effect, all images are in memory; remove it."
             )
-        workers = workers_for(sets, self.num_workers, self.trainer)
-        return Feed(sets, self.names, plan, views, self.image_spec.channels, self.batch_size, workers)
+        self._workers(sets)  # raises for too few shards
+        return TrainData(sets, self.names, plan, views, self.image_spec.channels)
 
-    def _loaded_feed(self) -> Feed:
-        if self._feed is None:
-            raise ConfigError("The training sets are not loaded: call setup('fit') first.")
-        return self._feed
+    def _workers(self, sets: Sequence[Images]) -> int:
+        """Return the number of workers that read some sets."""
+        available = available_workers(self.trainer)
+        return choose_num_workers(sets, self.num_workers, available, trainer_info(self.trainer).world_size)
+
+    def _loaded(self) -> TrainData:
+        if self._train_data is None:
+            raise ConfigError("The training sets are not loaded; call setup('fit') first.")
+        return self._train_data
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the mixture."""
-        return self._loaded_feed().loader(self.trainer, self._bad)
+        data, trainer = self._loaded(), trainer_info(self.trainer)
+        return TrainLoader(
+            data, batch_size=self.batch_size, num_workers=self._workers(data.sets), trainer=trainer, bad=self._bad
+        )
 
     def share_drawn(self, epoch: int = 0) -> dict[str, float]:
         """Return the fraction of an epoch's images that comes from each dataset, by name."""
-        return self._loaded_feed().shares(epoch)
+        return self._loaded().fractions(epoch)
 
     def growing_crops(self) -> int | None:
         """Return the number of local crops of the next batch, None without a curriculum."""
         if self.multicrop is None or self.multicrop.warmup_epochs is None:
             return None
-        return self.multicrop.count(trainer_info.processed_batches(self.trainer), self.batches_per_epoch)
+        return self.multicrop.count(trainer_info(self.trainer).position(), self.batches_per_epoch)
 
-    def _clean_loader(self, images: Images, index: Tensor, name: str) -> DataLoader[RawClean]:
-        rank, world = trainer_info.ranks(self.trainer)
+    def _clean_loader(self, images: IndexedImages, index: Tensor, name: str) -> DataLoader[RawClean]:
+        trainer = trainer_info(self.trainer)
         return clean_loader(
             CleanRows(images, index, *self.image_spec[:2], name),
-            range(rank, len(index), world),
+            range(trainer.rank, len(index), trainer.world_size),
             batch_size=self.eval_batch_size,
-            num_workers=workers_for([images], self.num_workers, self.trainer),
-            pin_memory=trainer_info.pins_memory(self.trainer),
+            num_workers=self._workers([images]),
+            pin_memory=trainer.device.type == "cuda",
         )
 
     def val_dataloader(self) -> list[DataLoader[RawClean]]:
@@ -278,7 +291,7 @@ class MultiDatasetDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make views of a training batch, or normalize the images of a clean one, on their device."""
         if isinstance(batch, RawBatch):
-            return view_batch(batch, self._loaded_feed().views, self.image_spec.channels)
+            return view_batch(batch, self._loaded().views, self.image_spec.channels)
         if isinstance(batch, RawClean):
             return clean_batch(batch, self.image_spec, self._bad)
         return batch

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig
 from hjepa_pl.data.sources.class_folders import Tree, own_splits
-from hjepa_pl.data.sources.images import Images
+from hjepa_pl.data.sources.images import IndexedImages
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.stratify import stratified
 from hjepa_pl.types import ConfigError
@@ -25,7 +25,7 @@ class Holdout(NamedTuple):
     fraction: float
 
 
-def split_held_out(images: Images, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_held_out(images: IndexedImages, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split a dataset for a probe, with the same fraction of every class.
 
     Returns:
@@ -63,8 +63,8 @@ def find_holdouts(probes: Sequence[ProbeConfig], find_tree: Callable[[ProbeConfi
 
 
 def without_held_out(
-    images: Images, config: DatasetConfig, tree: Tree, holdouts: Sequence[Holdout], seed: int
-) -> Images:
+    images: IndexedImages, config: DatasetConfig, tree: Tree, holdouts: Sequence[Holdout], seed: int
+) -> IndexedImages:
     """Return a dataset of the mixture without the images that probes hold out of it.
 
     Args:

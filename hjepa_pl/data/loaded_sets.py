@@ -9,11 +9,11 @@ from torch import Tensor
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig
 from hjepa_pl.data.holdout import find_holdouts, resolved, without_held_out
 from hjepa_pl.data.probe_splits import ProbeSplit, load_probe
+from hjepa_pl.data.sources.bad_files import BadFiles
 from hjepa_pl.data.sources.class_folders import Tree
-from hjepa_pl.data.sources.image_folder import Reading
-from hjepa_pl.data.sources.images import FileImages, Images
-from hjepa_pl.data.sources.registry import load_dataset, tree_of
-from hjepa_pl.data.sources.shards import ShardImages, open_shards
+from hjepa_pl.data.sources.images import Images, IndexedImages, is_indexed
+from hjepa_pl.data.sources.registry import load_images, tree_of
+from hjepa_pl.data.sources.shards import open_shards
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.stratify import stratified
 from hjepa_pl.types import ConfigError
@@ -22,20 +22,24 @@ from hjepa_pl.types import ConfigError
 class LoadedSets:
     """The loaded datasets.
 
+    Args:
+        seed: Of fractions and of images that are held out.
+        bad: Takes the files that cannot be decoded.
+
     Attributes:
         train: Datasets of the mixture, in order; empty until they are loaded.
         probe: Dataset and selected indices of each probe split, in the order of `splits`.
         splits: Descriptions of the probe splits.
     """
 
-    def __init__(self, seed: int, reading: Reading) -> None:
+    def __init__(self, seed: int, bad: BadFiles) -> None:
         self.seed = seed
-        self.reading = reading
-        self.train: list[Images | ShardImages] = []
-        self.probe: list[tuple[Images, Tensor]] = []
+        self.bad = bad
+        self.train: list[Images] = []
+        self.probe: list[tuple[IndexedImages, Tensor]] = []
         self.splits: list[ProbeSplit] = []
-        self._trees: dict[Hashable, Tree | None] = {}
-        self._loaded: dict[Hashable, Images] = {}
+        self._trees: dict[tuple[str, str | None, str, str | None], Tree | None] = {}
+        self._loaded: dict[Hashable, IndexedImages] = {}
 
     def load_mixture(self, datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig]) -> None:
         """Load the datasets of the mixture without the images that probes hold out."""
@@ -49,7 +53,7 @@ class LoadedSets:
             images = self._load(config.name, config.root, config.split, config.classes)
             tree = self._tree(config.name, config.root, config.split, config.classes)
             if tree is not None:
-                images = without_held_out(images, config, tree, holdouts, self.seed)
+                images = without_held_out(images, config, resolved(tree), holdouts, self.seed)
             self.train.append(_part(images, config.fraction, self.seed))
 
     def load_probes(self, probes: Sequence[ProbeConfig]) -> None:
@@ -64,17 +68,15 @@ class LoadedSets:
 
     def any_files(self) -> bool:
         """Return whether any loaded dataset is read from files while it is used."""
-        return any(
-            isinstance(s, FileImages | ShardImages) for s in [*self.train, *(images for images, _ in self.probe)]
-        )
+        return any(not s.in_memory for s in [*self.train, *(images for images, _ in self.probe)])
 
-    def all_images(self) -> list[tuple[Images, Tensor]]:
+    def all_images(self) -> list[tuple[IndexedImages, Tensor]]:
         """Return each dataset of the mixture with the indices of all its images.
 
         Raises:
             ConfigError: If one of them is `webdataset`.
         """
-        pairs = [(s, torch.arange(len(s))) for s in self.train if not isinstance(s, ShardImages)]
+        pairs = [(s, torch.arange(len(s))) for s in self.train if is_indexed(s)]
         if len(pairs) < len(self.train):
             raise ConfigError(
                 "invalid `datasets.name=webdataset`: prediction needs images by index; unpack the shards into a "
@@ -82,26 +84,27 @@ class LoadedSets:
             )
         return pairs
 
-    def _load(self, name: str, root: str | None, split: str, classes: str | None) -> Images:
+    def _load(self, name: str, root: str | None, split: str, classes: str | None) -> IndexedImages:
         """Load a dataset once; a probe often uses one of the mixture."""
-        key = self._tree(name, root, split, classes) or (name, root, split)
+        tree = self._tree(name, root, split, classes)
+        key = (name, root, split) if tree is None else resolved(tree)
         if key not in self._loaded:
-            self._loaded[key] = load_dataset(name, root, split, classes, self.reading)
+            self._loaded[key] = load_images(name, root, split, tree, self.bad)
         return self._loaded[key]
 
     def _tree(self, name: str, root: str | None, split: str, classes: str | None) -> Tree | None:
-        """Return the class folders that are read, by real path, None of a dataset without any; found once."""
+        """Return the class folders that are read, None of a dataset without any; found once."""
         key = (name, root, split, classes)
         if key not in self._trees:
-            tree = tree_of(*key)
-            self._trees[key] = None if tree is None else resolved(tree)
+            self._trees[key] = tree_of(*key)
         return self._trees[key]
 
     def _probe_tree(self, probe: ProbeConfig) -> Tree | None:
-        return self._tree(probe.name, probe.root, "train", probe.classes)
+        tree = self._tree(probe.name, probe.root, "train", probe.classes)
+        return None if tree is None else resolved(tree)
 
 
-def _part(images: Images, fraction: float, seed: int) -> Images:
+def _part(images: IndexedImages, fraction: float, seed: int) -> IndexedImages:
     """Return a fraction of the images, the same of every class."""
     if fraction == 1.0:
         return images

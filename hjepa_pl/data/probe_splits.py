@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hjepa_pl.data.config import ProbeConfig
 from hjepa_pl.data.holdout import split_held_out
-from hjepa_pl.data.sources.images import Images
+from hjepa_pl.data.sources.images import IndexedImages
 from hjepa_pl.data.sources.registry import num_classes
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.stratify import stratified
@@ -27,8 +27,8 @@ class ProbeSplit(NamedTuple):
 
 
 def load_probe(
-    config: ProbeConfig, seed: int, load: Callable[[str, str | None, str, str | None], Images]
-) -> list[tuple[ProbeSplit, Images, Tensor]]:
+    config: ProbeConfig, seed: int, load: Callable[[str, str | None, str, str | None], IndexedImages]
+) -> list[tuple[ProbeSplit, IndexedImages, Tensor]]:
     """Load the train and test split of a probe, and select their images.
 
     Args:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Make tar shards, for the dataset name webdataset, from a folder of images.
 
-Each file is copied byte by byte, as KEY.<its ending>; the number of its class (the first folder below FOLDER, in
-alphabetical order) goes beside it as KEY.cls, unless the file lies directly in FOLDER. The images are shuffled by the
-seed, so the same folder gives the same shards, byte for byte. Beside the shards, a small .json holds the names of the
-classes and each shard's number of samples. Nothing is overwritten; a shard appears under its name when it is whole."""
+Each file is copied byte by byte as KEY.<its extension>. The index of its class (the first folder below FOLDER, in
+alphabetical order) is stored as KEY.cls, unless the file is directly in FOLDER. The images are shuffled by the seed:
+the same folder gives the same shards, byte for byte. A .json file in the folder of the shards lists the names of the
+classes and the number of samples of each shard. Nothing is overwritten; a shard is renamed into place when it is
+complete."""
 
 _EXAMPLE = """example:
   hjepa shards photographs shards/train-%06d.tar --per-shard 1000
@@ -39,18 +40,18 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="FOLDER", help="any tree of images that Pillow reads")
-    parser.add_argument("pattern", metavar="OUT_PATTERN", help="names of the shards, as out/train-%%06d.tar")
-    parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images of a shard (default 1000)")
-    parser.add_argument("--split", default="train", help="which of FOLDER's splits, if it has any (default train)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the images (default 0)")
+    parser.add_argument("pattern", metavar="OUT_PATTERN", help="paths of the shards, as out/train-%%06d.tar")
+    parser.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images per shard (default 1000)")
+    parser.add_argument("--split", default="train", help="split of FOLDER to read, if it has any (default train)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of the images (default 0)")
     return parser
 
 
 def run(args: Sequence[str]) -> int:
-    """Make the shards; return 0, or 2 if that was refused."""
-    given = _parser().parse_args(list(args))
+    """Make the shards; return 0, or 2 on an error."""
+    options = _parser().parse_args(list(args))
     try:
-        root = make_shards(given.folder, given.pattern, given.per_shard, split=given.split, seed=given.seed)
+        root = make_shards(options.folder, options.pattern, options.per_shard, split=options.split, seed=options.seed)
     except (ConfigError, OSError) as error:
         print(f"hjepa: error: {refusal(error) or error}", file=sys.stderr)
         return 2
@@ -63,33 +64,33 @@ def make_shards(folder: str, pattern: str, per_shard: int = 1000, *, split: str 
 
     Args:
         folder: A tree of images, as for the dataset `folder`.
-        pattern: Path of the shards, with one place for their number, as `%06d`.
-        per_shard: Images of a shard; the last may have fewer.
-        split: Which split, if the folder has any.
+        pattern: Path of the shards with one number, as `train-%06d.tar`.
+        per_shard: Images per shard; the last may have fewer.
+        split: Split to read, if the folder has any.
         seed: Of the order of the images.
 
     Returns:
         The brace pattern of all shards.
 
     Raises:
-        ConfigError: The pattern is none, a shard is there already, or an image cannot be read.
+        ConfigError: If an argument is invalid, a shard exists, or an image cannot be read.
     """
-    # Not at the top: --help shall not wait for Lightning.
+    # Imported here, so that --help does not wait for Lightning.
     import numpy as np
 
     from hjepa_pl.data.sources.class_folders import find_tree
-    from hjepa_pl.data.sources.image_folder import scan
+    from hjepa_pl.data.sources.image_folder import scan_folder
     from hjepa_pl.data.sources.shards import info_path
 
     _check(pattern, per_shard, seed)
-    images = scan("folder", find_tree("folder", folder, split))
+    images = scan_folder("folder", find_tree("folder", folder, split))
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images)).tolist()
     parts = [order[i : i + per_shard] for i in range(0, len(order), per_shard)]
     paths = [pattern % i for i in range(len(parts))]
     info = info_path(paths[0])
     for path in (*paths, info):
         if os.path.exists(path):
-            raise ConfigError(f"{path} is there already: remove it, or give another OUT_PATTERN.")
+            raise ConfigError(f"{path} exists; remove it, or set another OUT_PATTERN.")
     os.makedirs(os.path.dirname(pattern) or ".", exist_ok=True)
     listed = {}
     for number, (path, part) in enumerate(zip(paths, parts, strict=True)):
@@ -103,18 +104,16 @@ def make_shards(folder: str, pattern: str, per_shard: int = 1000, *, split: str 
 
 def _check(pattern: str, per_shard: int, seed: int) -> None:
     if len(re.findall(r"%0?\d*d", os.path.basename(pattern))) != 1 or pattern.count("%") != 1:
-        raise ConfigError(
-            f"OUT_PATTERN {pattern} has no place for the number of a shard: write the file's name as train-%06d.tar."
-        )
+        raise ConfigError(f"OUT_PATTERN {pattern} has no number; name the shards as train-%06d.tar.")
     if not pattern.endswith(".tar"):
-        raise ConfigError(f"OUT_PATTERN {pattern} does not end in .tar: shards are not compressed, images are.")
-    for key, value, least in (("--per-shard", per_shard, 1), ("--seed", seed, 0)):
-        if value < least:
-            raise ConfigError(f"{key} {value} is refused: give a whole number of at least {least}.")
+        raise ConfigError(f"OUT_PATTERN {pattern} does not end in .tar; shards are not compressed, as images are.")
+    for key, value, minimum in (("--per-shard", per_shard, 1), ("--seed", seed, 0)):
+        if value < minimum:
+            raise ConfigError(f"{key} {value} is invalid: must be a whole number >= {minimum}.")
 
 
 def _write_shard(path: str, images: "FileImages", part: Sequence[int], *, first: int) -> None:
-    """Write the images of one shard; the first has the number `first`."""
+    """Write one shard; `first` is the key of its first image."""
 
     def write(temporary: str) -> None:
         # Neither times nor owners are written, so that the same images give the same bytes.
@@ -133,7 +132,7 @@ def _read(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): mend or remove it.") from None
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); fix or remove it.") from None
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -171,7 +170,7 @@ def _braces(pattern: str, number: int) -> str:
     """Return the pattern with {first..last} in place of the number."""
     if number == 1:
         return pattern % 0
-    place = re.search(r"%0?\d*d", pattern)
-    assert place is not None
-    braces = f"{{{place[0] % 0}..{place[0] % (number - 1)}}}"
-    return pattern[: place.start()] + braces + pattern[place.end() :]
+    field = re.search(r"%0?\d*d", pattern)
+    assert field is not None
+    braces = f"{{{field[0] % 0}..{field[0] % (number - 1)}}}"
+    return pattern[: field.start()] + braces + pattern[field.end() :]

@@ -80,7 +80,7 @@ def run(where: Path, workers: int, method: str) -> str:
             *({"name": name, "root": root, "split": splits.get(name, "train")} for name in names),
             {"name": "folder", "root": str(where / "photographs"), "weight": 3.0},
         ],
-        batch_size=64, num_workers=workers, img_size=32, in_chans=3, index_cache=None,
+        batch_size=64, num_workers=workers, img_size=32, in_chans=3,
         probe=[{"name": name, "root": root} for name in names],
     )  # fmt: skip
     empty = measured(os.getpid())

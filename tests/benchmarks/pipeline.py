@@ -31,7 +31,7 @@ from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.augment.multicrop import Augmenters, ViewPlan
 from hjepa_pl.data.loading.batches import Draw, RawBatch, RawGroup
-from hjepa_pl.data.loading.reader import FileReader
+from hjepa_pl.data.loading.reader import FileReader, IndexedSource
 from hjepa_pl.data.loading.views import make_views
 from hjepa_pl.data.sources.images import FileImages
 from hjepa_pl.types import Counters
@@ -105,7 +105,7 @@ def photographs(a: argparse.Namespace) -> dict[str, Callable[[], int]]:
     paths = (paths * (a.batch // len(paths) + 1))[: a.batch]
     theirs, ours = transform(a.size, False), plan(a.size, False)
     label = torch.zeros(a.batch, dtype=torch.int64)
-    reader = FileReader([FileImages(paths, label, ["all"])], ours, 3)
+    reader = FileReader([IndexedSource(FileImages(paths, label, ["all"]), 0)], ["all"], ours, 3)
     folder = ImageFolder(a.folder, theirs)
     usual = ImageFolder(a.folder)
     usual.transform = create_transform(

@@ -1,7 +1,6 @@
 """The command line as a person meets it: outputs, refusals in one sentence, resume."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -304,7 +303,7 @@ def test_a_folder_of_mostly_broken_images_is_refused(config, capsys, side) -> No
     assert "pictures" in message
     assert "Traceback" not in message
     assert len(message) < 400
-    assert "all in results/tiny/bad_files.txt" in message
+    assert "all are listed in results/tiny/bad_files.txt" in message
     named = Path("results/tiny/bad_files.txt").read_text().splitlines()  # the refused run leaves it
     assert len(named) >= 4
     assert all(line.split("\t")[:2] == [f"pictures/{line[9:11]}.png", "folder"] for line in named)
@@ -313,16 +312,13 @@ def test_a_folder_of_mostly_broken_images_is_refused(config, capsys, side) -> No
     assert "empty" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_bad_files_are_counted_and_listings_lie_beside_the_results(config, monkeypatch) -> None:
-    monkeypatch.setattr("hjepa_pl.data.sources.file_index._KEPT_FROM", 1)
+def test_bad_files_are_counted(config) -> None:
     for i in range(128):
         path = Path(f"pictures/{'ab'[i % 2]}/{i:03d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((20, 20 + i % 3), 60).save(path)
         if i in (5, 70):
             path.write_bytes(path.read_bytes()[:80])
-    for folder in ("pictures", "pictures/a", "pictures/b"):
-        os.utime(folder, (1e9, 1e9))
     sets = "[{name: folder, root: pictures}]"
     held = "[{name: folder, root: pictures, holdout: 0.2, title: own}]"
     more = [f"--data.init_args.datasets={sets}", f"--data.init_args.probe={held}", "--results_dir=elsewhere"]
@@ -332,7 +328,6 @@ def test_bad_files_are_counted_and_listings_lie_beside_the_results(config, monke
     summary = json.loads(Path("elsewhere/tiny/summary.json").read_text())
     assert summary["bad_files"] == 2
     assert "probe/own/linear" in summary["metrics"]
-    assert len(list(Path("elsewhere/.index").iterdir())) == 1
     assert not Path("results").exists()
 
 
@@ -360,7 +355,7 @@ def test_a_run_that_loses_its_files_keeps_what_it_has_learned(config, capsys) ->
     summary = json.loads(Path("results/tiny/summary.json").read_text())
     assert summary["status"] == "failed"
     assert "max_bad_fraction" in summary["error"]
-    assert "it is gone" in Path("results/tiny/bad_files.txt").read_text()
+    assert "not found" in Path("results/tiny/bad_files.txt").read_text()
 
 
 def test_augmentation_is_a_word_or_a_preset_with_parts_of_ones_own(config, capsys) -> None:
@@ -402,7 +397,7 @@ REFUSED = [
     (["--model.init_args.encoder.size=giant"], "model.encoder.size must be 'tiny' or 'small'"),
     (
         ["--model.init_args.encoder.in_chans=4"],
-        "`in_chans=4` is refused: images have 1 or 3 channels, so set encoder.i",
+        "invalid `in_chans=4`: must be 1 or 3, the channels of images (encoder.in_chans).",
     ),
     (["--model.init_args.encoder.in_chans=0"], "encoder.in_chans must be at least 1, got 0"),
     (["--model.init_args.encoder.img_size=[8,9]"], "encoder.img_size [8, 9] is not a multiple of encoder.patch_size 2"),
@@ -436,10 +431,19 @@ REFUSED = [
     (["--data.init_args.datasets=[{name: digits, weight: -1}]"], "weight"),
     (["--data.init_args.datasets=[{name: folder, root: nowhere}]"], "nowhere"),
     (["--data.init_args.datasets=[{name: cifar10, root: nowhere}]"], "nowhere"),
-    (["--data.init_args.datasets=[{name: digits}, {name: photos, weight: 2}]"], "`name=photos` is not a dataset"),
+    (
+        ["--data.init_args.datasets=[{name: digits}, {name: photos, weight: 2}]"],
+        "invalid `datasets.name=photos`: must be digits, digits_canvas",
+    ),
     (["--data.init_args.datasets=[{name: digits}, {weight: 2}]"], "lacks the key 'name'"),
-    (["--data.init_args.datasets=[{name: digits, classes: x}]"], "`classes=x` (of digits) would do nothing"),
-    (["--data.init_args.datasets=[{name: folder, root: ., classes: x}]"], "`classes=x` cannot be read"),
+    (
+        ["--data.init_args.datasets=[{name: digits, classes: x}]"],
+        "invalid `datasets.classes=x`: has no effect but with name=imagenet100,",
+    ),
+    (
+        ["--data.init_args.datasets=[{name: folder, root: ., classes: x}]"],
+        "invalid `classes=x`: cannot be read as a text file",
+    ),
     (["--data.init_args.datasets=[{name: folder, root: .}]"], "holds no image"),
     (["--data.init_args.probe=[{name: folder, root: ., holdout: 0.1}]"], "holds no image"),
     (

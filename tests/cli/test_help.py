@@ -16,7 +16,7 @@ from hjepa_pl.cli.arguments import read_words
 from hjepa_pl.cli.cli import HJEPACLI
 from hjepa_pl.cli.main import start
 from hjepa_pl.cli.unknown_keys import refuse_unknown
-from hjepa_pl.data.sources.registry import NAMES
+from hjepa_pl.data.sources.registry import DATASETS
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import to_plain
 
@@ -129,7 +129,7 @@ def options() -> set[str]:
             return {str(a) for a in get_args(hint)}
         return set().union(*map(words, get_args(hint)), set())
 
-    return set(NAMES) | set().union(*(words(key.hint) for key in all_keys()))
+    return set(DATASETS) | set().union(*(words(key.hint) for key in all_keys()))
 
 
 def spans(text: str) -> list[str]:

@@ -43,9 +43,9 @@ def shards(*numbers):
 
 FOLDER = "{name: folder, root: pictures}"
 CASES = {
-    "no images": (empty, f"datasets=[{FOLDER}]", "`root` (of folder) leads to pictures, which holds no image: "
-                  "point it at a folder with images."),
-    "too many bad files": (junk, f"datasets=[{FOLDER}]", "files cannot be decoded, more than max_bad_fraction=0.1: mend"
+    "no images": (empty, f"datasets=[{FOLDER}]", "pictures holds no image; set root to a folder with images "
+                  "(dataset folder)."),
+    "too many bad files": (junk, f"datasets=[{FOLDER}]", "files cannot be decoded, more than max_bad_fraction=0.1; fix"
                            " or remove pictures/train/"),
     "one class": (lambda: tree("cat"), f"probe=[{FOLDER}]", "The probe folder has images of a single class; use a "
                   "dataset with at least two."),
@@ -63,14 +63,15 @@ CASES = {
     "a weight of nothing": (None, "datasets=[{name: digits}, {name: fake, weight: 0}]",
                             "invalid `datasets.weight=0`: must be a number > 0 (dataset fake)."),
     "a weight too small": (None, "datasets=[{name: digits}, {name: digits_canvas, weight: 1.0e-6}]",
-                           "`datasets.weight` of dataset number 2 is 1e-06 of the mixture, which is not one image "
-                           "in an epoch of 128: raise the weight or epoch_size, or remove the dataset."),
-    "an unknown set": (None, "datasets=[{name: digits}, {name: stl11, weight: 2}]", "`name=stl11` is not a dataset:"),
+                           "the weight of dataset number 2 is 1e-06 of the mixture, less than one image in an epoch "
+                           "of 128; raise datasets.weight or epoch_size, or remove the dataset."),
+    "an unknown set": (None, "datasets=[{name: digits}, {name: stl11, weight: 2}]",
+                       "invalid `datasets.name=stl11`: must be digits, digits_canvas, fake, cifar10, "),
     "no shards": (lambda: Path("none").mkdir(), "datasets=[{name: webdataset, root: none}]",
-                  "`root=none` (of webdataset) leads to no shard: give tar files as"),
+                  "invalid `datasets.root=none`: there is no such shard; set it to a path,"),
     "fewer shards than workers": (lambda: shards(2), "datasets=[{name: webdataset, root: shards2}]",
-                                  "`datasets` (webdataset) has 2 shard(s), fewer than num_workers=3 x 1 process(es), "
-                                  "each of which reads shards of its own: lower num_workers to 2, or make more"),
+                                  "a dataset has 2 shard(s), fewer than num_workers=3 x 1 process(es), each of which "
+                                  "reads shards of its own; lower num_workers to 2, or make more"),
 }  # fmt: skip
 
 
@@ -118,4 +119,4 @@ def test_a_folder_that_may_not_be_read(run) -> None:
         finally:
             if root:
                 os.seteuid(0)
-        assert "the folder pictures/train/closed may not be read: change its permissions, or move it away." in sentence
+        assert "the folder pictures/train/closed cannot be read; change its permissions, or move it away." in sentence

@@ -56,13 +56,15 @@ def test_datasets_by_name_by_mapping_and_by_path(tmp_path: Path) -> None:
         data = MultiDatasetDataModule(given, probe="digits", img_size=8, in_chans=1, augmentation="jepa")
         assert [d.name for d in data.datasets] == [p.name for p in data.probe] == ["digits"]
     for entry in ({"name": "folder", "root": tmp_path}, DatasetConfig(name="folder", root=tmp_path)):  # type: ignore
-        data = MultiDatasetDataModule([entry], img_size=8, in_chans=1, augmentation="jepa", index_cache=None)
+        data = MultiDatasetDataModule([entry], img_size=8, in_chans=1, augmentation="jepa")
         assert data.datasets[0].root == str(tmp_path)
         data.setup("predict")
         assert len(data.sets.train[0]) == 1
         torch.save(data.settings(), tmp_path / "settings.pt")
         torch.load(tmp_path / "settings.pt", weights_only=True)
-    with pytest.raises(ConfigError, match=r"root=None.*of folder"):
+    with pytest.raises(
+        ConfigError, match=r"invalid `datasets.root=null`: must be the folder that holds the images \(dataset folder\)"
+    ):
         MultiDatasetDataModule("folder", img_size=8).setup("fit")
 
 

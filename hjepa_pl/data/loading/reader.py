@@ -1,6 +1,7 @@
-"""How files are read into a batch: decoded, cropped and let go, one after the other."""
+"""Reading of the files of a batch: each is decoded, cropped to its views, and freed before the next."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,38 +11,67 @@ from torch.utils.data import Dataset
 from hjepa_pl.data.augment.augmenter import Augmenter, Crop
 from hjepa_pl.data.augment.crop_resize import clean_resize
 from hjepa_pl.data.augment.multicrop import ViewPlan
-from hjepa_pl.data.loading.batches import AT_ONCE, Broken, Draw, FileRows, RawGroup
-from hjepa_pl.data.loading.shard_stream import ShardStream
-from hjepa_pl.data.sources.bad_files import ATTEMPTS, reason
+from hjepa_pl.data.loading.batches import AT_ONCE, Draw, FileRows, RawGroup
+from hjepa_pl.data.sources.bad_files import ATTEMPTS, BadFile, reason
 from hjepa_pl.data.sources.decode import SHRINKS, ImageFile
-from hjepa_pl.data.sources.images import FileImages
+from hjepa_pl.data.sources.images import EncodedImages, Item
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.types import Counters
 
 _GAP = 2
-"""How much smaller than decoded a view must be for the decoder to leave out the rest: then the result is "very close"
-to that of the whole image (Pillow, on `reducing_gap`), here by under a level of 255 in the mean."""
+"""How much larger than the view a shrunk image must be: then the result is "very close" to that of the whole image
+(Pillow, on `reducing_gap`), here by less than one level of 255 in the mean."""
+
+
+class Source(Protocol):
+    """A dataset as the reader sees it: `IndexedSource` or `ShardStream`."""
+
+    def item(self, counters: Counters, row: int, index: int, attempt: int) -> Item:
+        """Return the image of a row of a batch.
+
+        Args:
+            counters: Of the batch.
+            row: Of the batch.
+            index: Drawn for the row (`Draw.indices`).
+            attempt: 0, or the number of its images that could not be decoded; then another image is returned.
+        """
+
+
+class IndexedSource:
+    """Images by index. A bad one is replaced by a random one of the set, drawn by the counters of its position."""
+
+    def __init__(self, images: EncodedImages, seed: int) -> None:
+        self.images = images
+        self.seed = seed
+
+    def item(self, counters: Counters, row: int, index: int, attempt: int) -> Item:
+        """Return the image of a row (see `Source`)."""
+        if attempt:
+            position = int(counters.position[row])
+            key = hash_int(self.seed, counters.epoch, Stream.REPLACE, position, attempt - 1)
+            index = key % len(self.images)
+        return self.images.item(index)
 
 
 class _Opened(NamedTuple):
-    """A file that may stand in a row of the batch."""
+    """A file that fills a row of the batch, if it can be decoded."""
 
     image: ImageFile
     label: int
     path: str
     attempt: int
-    """Files that were broken before it."""
+    """Number of bad files before it."""
 
 
-class _Hopeless(Exception):
-    """Too many files in a row were broken."""
+class _TooManyBadFiles(Exception):
+    """Too many consecutive files could not be decoded."""
 
 
-class _Cuts(NamedTuple):
-    """The rows of a batch that are augmented in one way, as they fill."""
+class _ViewBuffers(NamedTuple):
+    """The rows of a batch that are augmented alike, filled one after the other."""
 
     rows: Tensor
-    """(n,) int64: their places in the batch."""
+    """(n,) int64: their rows in the batch."""
     views: list[tuple[Augmenter, int]]
     images: tuple[Tensor, ...]
     """For each view, (n, C, H, W) uint8."""
@@ -52,151 +82,149 @@ class _Cuts(NamedTuple):
 
 
 class FileReader:
-    """Decodes the files of a batch and cuts the views out of them. Lives in the workers."""
+    """Decodes the files of a batch and crops the views from them. Workers get a copy of it.
 
-    def __init__(self, sets: list[FileImages | ShardStream | None], plan: ViewPlan, channels: int) -> None:
-        self.sets = sets
+    Args:
+        sources: For each dataset of the mixture, what is read; None if it is in memory.
+        names: Of the datasets, for bad files.
+        plan: The views of each step.
+        channels: Of the result.
+    """
+
+    def __init__(self, sources: Sequence[Source | None], names: Sequence[str], plan: ViewPlan, channels: int) -> None:
+        self.sources = sources
+        self.names = names
         self.plan = plan
         self.channels = channels
 
     def read(self, draw: Draw) -> FileRows:
         """Read the rows of a draw that are in files."""
-        of_files = torch.tensor([s is not None for s in self.sets])
-        rows = torch.nonzero(of_files[draw.source])[:, 0]
-        way_of = torch.tensor([self.plan.index(i) for i in range(len(self.sets))])[draw.source[rows]]
+        in_files = torch.tensor([s is not None for s in self.sources])
+        rows = torch.nonzero(in_files[draw.source])[:, 0]
+        pairs = torch.tensor([self.plan.index(i) for i in range(len(self.sources))])[draw.source[rows]]
         label = torch.full((len(rows),), -1)
-        groups, broken = [], list[Broken]()
-        for way in range(len(self.plan.augmenters)):
-            chosen = torch.nonzero(way_of == way)[:, 0]
+        groups, broken = [], list[BadFile]()
+        for pair in range(len(self.plan.augmenters)):
+            chosen = torch.nonzero(pairs == pair)[:, 0]
             if len(chosen):
-                cuts = self._empty(rows[chosen], self.plan.at(draw.counters.step, way))
+                buffers = self._empty(rows[chosen], self.plan.at(draw.counters.step, pair))
                 try:
-                    for places in torch.arange(len(chosen)).split(AT_ONCE):
-                        self._fill(cuts, places, draw, broken)
-                except _Hopeless:
-                    return FileRows(rows, (), label, tuple(broken), hopeless=True)
-                label[chosen] = cuts.labels
-                groups.append(RawGroup(cuts.rows, cuts.images, cuts.boxes, way))
+                    for index in torch.arange(len(chosen)).split(AT_ONCE):
+                        self._fill(buffers, index, draw, broken)
+                except _TooManyBadFiles:
+                    return FileRows(rows, (), label, tuple(broken), exhausted=True)
+                label[chosen] = buffers.labels
+                groups.append(RawGroup(buffers.rows, buffers.images, buffers.boxes, pair))
         return FileRows(rows, tuple(groups), label, tuple(broken))
 
-    def _empty(self, rows: Tensor, views: list[tuple[Augmenter, int]]) -> _Cuts:
+    def _empty(self, rows: Tensor, views: list[tuple[Augmenter, int]]) -> _ViewBuffers:
         n = len(rows)
         images = tuple(torch.empty(n, self.channels, *a.img_size, dtype=torch.uint8) for a, _ in views)
-        return _Cuts(rows, views, images, torch.empty(len(views), n, 4), torch.empty(n, dtype=torch.int64))
+        return _ViewBuffers(rows, views, images, torch.empty(len(views), n, 4), torch.empty(n, dtype=torch.int64))
 
-    def _fill(self, cuts: _Cuts, places: Tensor, draw: Draw, broken: list[Broken], attempt: int = 0) -> None:
-        """Cut the views of some rows out of their files; what turns out broken is replaced, as in `_open`."""
-        rows = cuts.rows[places]
+    def _fill(self, buffers: _ViewBuffers, index: Tensor, draw: Draw, broken: list[BadFile], attempt: int = 0) -> None:
+        """Fill some rows of the buffers, at `index`, from their files; bad files are replaced (see `_open`)."""
+        rows = buffers.rows[index]
         opened = [self._open(draw, row, broken, attempt) for row in rows.tolist()]
-        cuts.labels[places] = torch.tensor([o.label for o in opened])
+        buffers.labels[index] = torch.tensor([o.label for o in opened])
         sizes = [(o.image.height, o.image.width) for o in opened]
         height, width = torch.tensor(sizes).T
-        crops = _crops(cuts, places, draw.counters, height, width)
-        shrink = _shrinks(cuts.views, crops, opened)
-        parts = _parts(cuts, places, crops, shrink, height, width)
-        for i, (place, by) in enumerate(zip(places.tolist(), shrink.tolist(), strict=True)):
-            here = places[i : i + 1]
+        crops = _crops(buffers, index, draw.counters, height, width)
+        shrink = _shrinks(buffers.views, crops, opened)
+        parts = _parts(buffers, index, crops, shrink, height, width)
+        for i, (at, factor) in enumerate(zip(index.tolist(), shrink.tolist(), strict=True)):
+            one = index[i : i + 1]
             try:
-                image = opened[i].image.pixels(self.channels, by)
+                image = opened[i].image.pixels(self.channels, factor)
             except OSError as error:
-                broken.append(Broken(int(draw.source[rows[i]]), opened[i].path, reason(error)))
-                self._fill(cuts, here, draw, broken, opened[i].attempt + 1)
+                broken.append(BadFile(opened[i].path, self._name(draw, int(rows[i])), reason(error)))
+                self._fill(buffers, one, draw, broken, opened[i].attempt + 1)
                 continue
             part = [p[i] for p in parts]
-            if by == 1 and image.shape[1:] != sizes[i]:  # turned, and the header did not tell
-                sides = torch.tensor(image.shape[1:])[:, None]
-                part = [p[0] for p in _parts(cuts, here, _crops(cuts, here, draw.counters, *sides), None, *sides)]
-            for (augmenter, _), images, (box, flip) in zip(cuts.views, cuts.images, part, strict=True):
+            if factor == 1 and image.shape[1:] != sizes[i]:  # rotated, which its header did not tell
+                size = torch.tensor(image.shape[1:])[:, None]
+                part = [p[0] for p in _parts(buffers, one, _crops(buffers, one, draw.counters, *size), None, *size)]
+            for (augmenter, _), images, (box, flip) in zip(buffers.views, buffers.images, part, strict=True):
                 view = _cut(image, box, augmenter)
-                images[place] = view.flip(-1) if flip else view
+                images[at] = view.flip(-1) if flip else view
 
-    def _open(self, draw: Draw, row: int, broken: list[Broken], attempt: int) -> _Opened:
-        """Read one file; a broken one is replaced by the next draw of its own position.
+    def _name(self, draw: Draw, row: int) -> str:
+        return self.names[int(draw.source[row])]
+
+    def _open(self, draw: Draw, row: int, broken: list[BadFile], attempt: int) -> _Opened:
+        """Read the file of a row, from an attempt on; a bad file is replaced by that of the next attempt.
 
         Raises:
-            _Hopeless: After too many.
+            _TooManyBadFiles: After `ATTEMPTS`.
         """
-        source, place = int(draw.source[row]), int(draw.place[row])
-        files = self.sets[source]
-        assert files is not None
-        for tried in range(attempt, ATTEMPTS):
-            path = ""
+        source = self.sources[int(draw.source[row])]
+        assert source is not None
+        for number in range(attempt, ATTEMPTS):
+            item = source.item(draw.counters, row, int(draw.indices[row]), number)
             try:
-                if isinstance(files, ShardStream):
-                    sample = files.sample(draw.counters.step, place, tried)
-                    path = sample.path
-                    return _Opened(sample.open(), sample.label, path, tried)
-                index = place if tried == 0 else self._other(draw, row, tried, len(files))
-                path = files.path(index)
-                return _Opened(files.open(index), int(files.labels[index]), path, tried)
+                return _Opened(item.open(), item.label, item.path, number)
             except OSError as error:
-                broken.append(Broken(source, path, reason(error)))
-        raise _Hopeless
-
-    def _other(self, draw: Draw, row: int, tried: int, count: int) -> int:
-        """Draw the image that stands in for a broken one."""
-        seed, position = self.plan.augmenters[0].views.seed, int(draw.counters.position[row])
-        return hash_int(seed, draw.counters.epoch, Stream.REPLACE, position, tried - 1) % count
+                broken.append(BadFile(item.path, self._name(draw, row), reason(error)))
+        raise _TooManyBadFiles
 
 
-def _crops(cuts: _Cuts, places: Tensor, counters: Counters, height: Tensor, width: Tensor) -> list[Crop]:
-    """Draw the crops of some rows, in images of these sizes, for each view."""
-    position = counters.position[cuts.rows[places]]
-    return [augmenter.boxes(height, width, counters.epoch, position, view) for augmenter, view in cuts.views]
+def _crops(buffers: _ViewBuffers, index: Tensor, counters: Counters, height: Tensor, width: Tensor) -> list[Crop]:
+    """Draw the crops of some rows, of images of these sizes, for each view."""
+    position = counters.position[buffers.rows[index]]
+    return [augmenter.boxes(height, width, counters.epoch, position, view) for augmenter, view in buffers.views]
 
 
 def _shrinks(views: list[tuple[Augmenter, int]], crops: list[Crop], opened: list[_Opened]) -> Tensor:
-    """Return (n,) int64: by how much each image can be smaller than it is, for all of its views."""
-    room = torch.tensor([float(o.image.most_shrink) for o in opened]) * _GAP
+    """Return the factor by which each image is shrunk when it is decoded, the same for all of its views: (n,) int64."""
+    ratio = torch.tensor([float(o.image.max_shrink) for o in opened]) * _GAP
     for (augmenter, _), crop in zip(views, crops, strict=True):
         if augmenter.config.whole:
-            room.zero_()
-        sides = torch.tensor(augmenter.img_size)
-        room = torch.minimum(room, (crop.box[:, 2:] / sides).amin(dim=1))
-    shrink = torch.ones(len(room), dtype=torch.int64)
-    for by in reversed(SHRINKS):
-        shrink[room >= by * _GAP] = by
+            ratio.zero_()
+        ratio = torch.minimum(ratio, (crop.box[:, 2:] / torch.tensor(augmenter.img_size)).amin(dim=1))
+    shrink = torch.ones(len(ratio), dtype=torch.int64)
+    for factor in reversed(SHRINKS):
+        shrink[ratio >= factor * _GAP] = factor
     return shrink
 
 
 def _parts(
-    cuts: _Cuts, places: Tensor, crops: list[Crop], shrink: Tensor | None, height: Tensor, width: Tensor
+    buffers: _ViewBuffers, index: Tensor, crops: list[Crop], shrink: Tensor | None, height: Tensor, width: Tensor
 ) -> list[list[tuple[list[int], bool]]]:
-    """Note where the crops of some rows lie, and return for each view and row its box in the decoded image, and flip.
+    """Store the boxes of some rows, and return for each view and row its box in the decoded image and its flip.
 
-    In images that are decoded smaller, edges move to whole pixels: by half of one at most, a quarter in the view.
+    In shrunk images edges are rounded to whole pixels, which moves them by at most a quarter of a pixel of the view.
     """
-    found = []
-    for boxes, crop in zip(cuts.boxes, crops, strict=True):
+    parts = []
+    for boxes, crop in zip(buffers.boxes, crops, strict=True):
         box = crop.box
         if shrink is not None and int(shrink.max()) > 1:
             by = shrink[:, None]
             near = torch.round(box[:, :2] / by)
             size = torch.round((box[:, :2] + box[:, 2:]) / by) - near
-            # The last pixel of a side may stand for fewer than the others.
+            # The last pixel of a row or column may cover fewer pixels than the others.
             far = torch.minimum((near + size) * by, torch.stack([height, width], dim=1))
             crop = Crop(torch.cat([near * by, far - near * by], dim=1), crop.flip)
             box = torch.cat([near, size], dim=1)
-        boxes[places] = crop.relative(height, width)
-        found.append(list(zip(box.int().tolist(), crop.flip.tolist(), strict=True)))
-    return found
+        boxes[index] = crop.relative(height, width)
+        parts.append(list(zip(box.int().tolist(), crop.flip.tolist(), strict=True)))
+    return parts
 
 
 def _cut(image: Tensor, box: list[int], augmenter: Augmenter) -> Tensor:
-    """Cut a view out of an image (C, H, W) uint8, at the view's size."""
+    """Crop a view from an image (C, H, W) uint8 and resize it to the view's size."""
     if augmenter.config.whole:
         return clean_resize(image[None], augmenter.img_size)[0]
     cut = image[None, :, box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
-    # On one large photograph torch's uint8 kernel is faster than the matrix products, and the same filter.
+    # For one large photograph torch's uint8 kernel is faster than matrix products, with the same filter.
     return F.interpolate(cut, size=augmenter.img_size, mode="bilinear", antialias=True)[0]
 
 
 class FileDraws(Dataset[FileRows]):
-    """The draws of an epoch as a dataset of whole batches, for a `DataLoader` with workers."""
+    """The batches of an epoch by number, for a `DataLoader` with workers."""
 
-    def __init__(self, reader: FileReader, draws: Any) -> None:
+    def __init__(self, reader: FileReader, draw: Callable[[int], Draw]) -> None:
         self.reader = reader
-        self.draws = draws
+        self.draw = draw
 
     def __getitem__(self, number: int) -> FileRows:
-        return self.reader.read(self.draws(number))
+        return self.reader.read(self.draw(number))

@@ -1,26 +1,23 @@
-"""Reading shards: each lane of each process has shards of its own, and gives its samples in an order by counters.
+"""Reading of tar shards in an order that is a function of counters.
 
-A lane is what one worker reads: batch n of an epoch comes from lane n % lanes, whichever worker makes it. So what
-stands at a position is a function of (seed, epoch, position), of the shards, and of the numbers of processes and lanes
-(of workers), and of nothing else. A resumed run finds its place by reading past the samples before it, undecoded.
+Each worker slot of each process has shards of its own (see `worker_slots`). A resumed run reads the samples before its
+position again, without decoding them.
 """
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, count
 
 import numpy as np
-import torch
 import webdataset
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from hjepa_pl.data.loading.batches import AT_ONCE
 from hjepa_pl.data.sources.shards import ShardImages
 from hjepa_pl.data.sources.tar import Sample, read_shard
 from hjepa_pl.functional.counters import Stream, hash_int
-from hjepa_pl.types import ConfigError
+from hjepa_pl.types import ConfigError, Counters
 
 
 class ShardStream:
@@ -28,13 +25,13 @@ class ShardStream:
 
     Args:
         shards: The set.
-        dataset: Number of the set in the mixture.
-        drawn: Images that it gives to an epoch, over all processes.
+        dataset: Index of the set in the mixture.
+        drawn: Images drawn from it in an epoch, over all processes.
         batches: Global batches of an epoch.
         seed: Of all orders.
-        rank: Number of this process.
+        rank: Index of this process.
         world_size: Number of processes.
-        lanes: Lanes of each process.
+        slots: Worker slots of each process.
     """
 
     def __init__(
@@ -47,157 +44,104 @@ class ShardStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        lanes: int = 1,
+        slots: int = 1,
     ) -> None:
         self.shards = shards
         self.dataset = dataset
         self.drawn, self.batches = drawn, batches
         self.seed = seed
-        self.rank, self.world_size, self.lanes = rank, world_size, lanes
-        self._open: dict[int, _Lane] = {}
+        self.rank, self.world_size, self.slots = rank, world_size, slots
+        self._open: dict[int, _Slot] = {}
 
-    def __len__(self) -> int:
-        return len(self.shards)
+    def item(self, counters: Counters, row: int, index: int, attempt: int) -> Sample:
+        """Return a row of a batch (see `reader.Source`): a broken sample is replaced by the next ones."""
+        return self.sample(counters.step, index, attempt)
 
-    def sample(self, step: int, place: int, ahead: int = 0) -> Sample:
-        """Return the sample at a place of a lane, or, `ahead` of it, one that stands in for a broken one.
+    def sample(self, step: int, position: int, ahead: int = 0) -> Sample:
+        """Return a sample of a worker slot.
 
-        A stand-in is read again at its own place, so that broken samples shift no other.
+        A sample that replaces a broken one is read again at its own position, so that no other sample is shifted.
 
         Args:
             step: Number of the global batch since the start of the run.
-            place: See `lane_places`; quick if places are asked for in ascending order, up to `AT_ONCE` to and fro.
-            ahead: How many samples further on.
+            position: In the slot (`slot_positions`). Positions must ascend, but for steps back of up to `AT_ONCE`.
+            ahead: Number of samples after the position.
         """
-        epoch, number = divmod(step, self.batches)
-        which = number % self.lanes
-        lane = self._open.get(which)
-        if lane is None or lane.epoch != epoch or lane.first > place:
-            lane = self._open[which] = _Lane(epoch, self._samples(epoch, which))
-        return lane.sample(place, ahead)
+        epoch, batch = divmod(step, self.batches)
+        number = batch % self.slots
+        slot = self._open.get(number)
+        if slot is None or slot.epoch != epoch or slot.first > position:
+            slot = self._open[number] = _Slot(epoch, self._samples(epoch, number))
+        return slot.sample(position, ahead)
 
     def order(self, epoch: int) -> list[str]:
         """Return the order of all shards in an epoch.
 
-        An epoch shorter than a pass goes on about where the one before it ended, so that all shards get their turn.
+        An epoch that is shorter than a pass continues where the one before it ended, up to a shard.
         """
         n, size = len(self.shards.shards), self.shards.samples
-        lap, rest = divmod(epoch * self.drawn, size) if size is not None else (epoch, 0)
-        first = self._permutation(lap)[rest * n // size :] if size is not None else self._permutation(lap)
-        later = self._permutation(lap + 1)
+        number, rest = divmod(epoch * self.drawn, size) if size is not None else (epoch, 0)
+        first = self._permutation(number)[rest * n // size :] if size is not None else self._permutation(number)
+        later = self._permutation(number + 1)
         return [self.shards.shards[i] for i in [*first, *later[~np.isin(later, first)]]]
 
-    def _permutation(self, lap: int) -> np.ndarray:
-        key = hash_int(self.seed, Stream.ORDER, self.dataset, lap)
+    def _permutation(self, number: int) -> np.ndarray:
+        """Return the order of the shards in a pass."""
+        key = hash_int(self.seed, Stream.ORDER, self.dataset, number)
         return np.random.Generator(np.random.PCG64(key)).permutation(len(self.shards.shards))
 
-    def _samples(self, epoch: int, lane: int) -> Iterator[Sample]:
-        """Yield the samples of a lane's shards, pass after pass; each pass has every one of them once."""
-        number = lane * self.world_size + self.rank
-        own = self.order(epoch)[number :: self.lanes * self.world_size]
-        for lap in count():
-            key = hash_int(self.seed, Stream.SHUFFLE_BUFFER, self.dataset, epoch, number, lap)
-            draws = random.Random(key)
-            raw = chain.from_iterable(map(read_shard, own if lap == 0 else draws.sample(own, len(own))))
+    def _samples(self, epoch: int, slot: int) -> Iterator[Sample]:
+        """Yield the samples of a slot's shards, pass after pass; each pass has every sample once."""
+        number = slot * self.world_size + self.rank
+        own = self.order(epoch)[number :: self.slots * self.world_size]
+        for pass_ in count():
+            rng = random.Random(hash_int(self.seed, Stream.SHUFFLE_BUFFER, self.dataset, epoch, number, pass_))
+            raw = chain.from_iterable(map(read_shard, own if pass_ == 0 else rng.sample(own, len(own))))
             size = self.shards.shuffle_buffer
             # Filled before the first draw: shards are often sorted by class.
             empty = True
-            for sample in webdataset.filters.shuffle(size, initial=size, rng=draws)(raw):
+            for sample in webdataset.filters.shuffle(size, initial=size, rng=rng)(raw):
                 empty = False
                 yield sample
             if empty:
-                raise ConfigError(f"the shards {', '.join(own[:3])} hold no image: remove them from datasets.root.")
+                raise ConfigError(f"the shards {', '.join(own[:3])} hold no image; remove them from datasets.root.")
+
+    def log(self, name: str) -> None:
+        """Log what is read of the set; warn if an epoch is too short to reach the end of a shard."""
+        samples, shards = self.shards.samples, len(self.shards.shards)
+        per_slot = self.drawn // (self.world_size * self.slots)
+        if samples is not None and per_slot + self.shards.shuffle_buffer < samples // shards:
+            rank_zero_warn(
+                f"{name}: each worker draws {per_slot} samples an epoch and starts with a new shard, so the ends of "
+                f"shards of {samples // shards} samples are never read; raise epoch_size or shuffle_buffer, or make "
+                "smaller shards."
+            )
+        rank_zero_info(
+            f"{name}: {shards} shards of {'unknown' if samples is None else samples} samples, {self.drawn} drawn an "
+            f"epoch by {self.world_size} process(es) x {self.slots} worker(s). A run resumed with the same numbers of "
+            "processes and workers sees the same images; with others the order changes."
+        )
 
 
-class _Lane:
-    """A stream of samples that knows its place, and can look ahead of it and a little back."""
+class _Slot:
+    """The samples of a worker slot by position, with a window behind it and ahead of it."""
 
     def __init__(self, epoch: int, samples: Iterator[Sample]) -> None:
         self.epoch = epoch
         self.first = 0
-        """Place of the first sample that is still held."""
+        """Position of the first sample in the window."""
         self._samples = samples
-        self._held: deque[Sample] = deque()
+        self._window: deque[Sample] = deque()
 
-    def sample(self, place: int, ahead: int) -> Sample:
-        # A reader has as many samples open before it decodes the first, which may then want a stand-in.
-        while self.first <= place - AT_ONCE:
-            if self._held:
-                self._held.popleft()
+    def sample(self, position: int, ahead: int) -> Sample:
+        # A reader opens up to AT_ONCE samples before it decodes the first, which may then have to be replaced.
+        while self.first <= position - AT_ONCE:
+            if self._window:
+                self._window.popleft()
             else:
                 next(self._samples)
             self.first += 1
-        wanted = place - self.first + ahead
-        while len(self._held) <= wanted:
-            self._held.append(next(self._samples))
-        return self._held[wanted]
-
-
-def lane_places(source: Tensor, dataset: int, batch_size: int, world_size: int, lanes: int) -> Tensor:
-    """Return at which place of its lane each sample of a streamed set stands.
-
-    Args:
-        source: (epoch_size,) dataset of every position of an epoch of whole global batches.
-        dataset: Number of the set.
-        batch_size: Images per process.
-        world_size: Number of processes.
-        lanes: Lanes of each process.
-
-    Returns:
-        int64, one for each position of the set, in order.
-    """
-    drawn = (source == dataset).view(-1, world_size, batch_size)
-    place = torch.empty(drawn.shape, dtype=torch.int64)
-    for lane in range(min(lanes, len(drawn))):
-        of_lane = drawn[lane::lanes].transpose(0, 1)  # processes x batches x images
-        running = of_lane.flatten(1).cumsum(1) - 1
-        place[lane::lanes] = running.view(of_lane.shape).transpose(0, 1)
-    return place[drawn]
-
-
-def lanes_of(num_workers: int) -> int:
-    """Return the number of lanes of a process; without workers it reads by itself, in one."""
-    return max(1, num_workers)
-
-
-def fitting_workers(sets: Sequence[object], given: int | None, free: int, world_size: int) -> int:
-    """Return the number of workers of a process, so that each of them, in every process, has a shard of every set.
-
-    Args:
-        sets: The mixture.
-        given: `num_workers` as given.
-        free: What is taken where it is not given, and there are shards enough.
-        world_size: Number of processes.
-    """
-    fewest = min((len(s.shards) for s in sets if isinstance(s, ShardImages)), default=None)
-    asked = free if given is None else given
-    if fewest is None:
-        return asked
-    if fewest < world_size * (1 if given is None else lanes_of(given)):
-        workers = "1 worker" if given is None else f"num_workers={given}"
-        lower = f"lower num_workers to {fewest // world_size}, or make" if fewest >= world_size else "make"
-        raise ConfigError(
-            f"`datasets` (webdataset) has {fewest} shard(s), fewer than {workers} x {world_size} process(es), each of "
-            f"which reads shards of its own: {lower} more and smaller shards (`hjepa shards --per-shard`)."
-        )
-    return min(asked, fewest // world_size) if given is None else given
-
-
-def tell_streams(names: Sequence[str], sets: Sequence[object]) -> None:
-    """Log what is streamed, and what a resumed run may rely on; warn of an epoch too short to reach a shard's end."""
-    for name, stream in zip(names, sets, strict=True):
-        if isinstance(stream, ShardStream):
-            size = stream.shards.samples
-            lane = stream.drawn // (stream.world_size * stream.lanes)
-            if size is not None and lane + stream.shards.shuffle_buffer < size // len(stream.shards.shards):
-                rank_zero_warn(
-                    f"{name}: each worker draws {lane} samples an epoch and begins with a new shard, so the ends of "
-                    f"shards of {size // len(stream.shards.shards)} samples are not seen: raise epoch_size or "
-                    "shuffle_buffer, or make smaller shards."
-                )
-            rank_zero_info(
-                f"{name}: {len(stream.shards.shards)} shards with {'unknown' if size is None else size} samples, "
-                f"{stream.drawn} of them an epoch, dealt to {stream.world_size} process(es) x {stream.lanes} "
-                "worker(s). A run resumed with the same numbers of both sees the same images: between epochs at no "
-                "cost, within one by reading past those before. With other numbers the order is another."
-            )
+        wanted = position - self.first + ahead
+        while len(self._window) <= wanted:
+            self._window.append(next(self._samples))
+        return self._window[wanted]

@@ -1,4 +1,4 @@
-"""The views of a raw batch, made on the device that it is on."""
+"""Augmentation of a raw batch to its views, on its device."""
 
 import math
 
@@ -13,13 +13,13 @@ from hjepa_pl.data.loading.batches import RawBatch, RawGroup
 from hjepa_pl.types import Counters, ViewBatch
 
 _AT_ONCE = 2**22
-"""Most pixels that are augmented at a time, unless a single view has more: 48 MB in three channels."""
+"""Pixels augmented at a time, unless a single view has more: 48 MB in three channels."""
 
 
 def view_batch(batch: RawBatch, plan: ViewPlan, channels: int) -> ViewBatch:
-    """Make what the module receives of a batch: its views, and where they are mixed, with what."""
+    """Return the batch that the module receives: views, boxes of multi-crop, and labels of mixed images."""
     views, boxes = make_views(batch, plan, channels)
-    mix, mixer = None, plan.augmenters[0].views  # mixup and cutmix are those of all datasets
+    mix, mixer = None, plan.augmenters[0].views  # mixup and cutmix are the same for all sets
     if mixer.config.mixes:
         views, mix = mix_views(views, batch.label, mixer.config, mixer.seed, batch.counters.step)
     seen, local = views[: plan.views], views[plan.views :]
@@ -31,27 +31,27 @@ def make_views(batch: RawBatch, plan: ViewPlan, channels: int) -> tuple[tuple[Te
 
     Args:
         batch: B images, whole or cropped by the workers.
-        plan: Which views its step has.
+        plan: The views of each step.
         channels: Of the result.
 
     Returns:
-        One (B, C, *size) float32, normalised, for each entry of the plan at the batch's step, and their boxes
+        For each view of the plan at the batch's step a normalized tensor (B, C, *size), float32; and their boxes
         (views, B, 4) as in `ViewBatch`, None without multi-crop.
     """
     step = batch.counters.step
     boxed = plan.multicrop is not None
-    parts = [_of_group(g, plan.at(step, g.way), batch.counters, channels, boxed) for g in batch.groups]
+    parts = [_of_group(g, plan.at(step, g.pair), batch.counters, channels, boxed) for g in batch.groups]
     views = tuple(_whole(batch, [p[0][i] for p in parts]) for i in range(len(plan.at(step))))
     if not boxed:
         return views, None
-    # The dimension of the images first, for `_whole`, and back.
+    # `_whole` needs the images in the first dimension.
     return views, _whole(batch, [torch.stack(p[1], 1) for p in parts]).transpose(0, 1).contiguous()
 
 
 def _of_group(
     group: RawGroup, crops: list[tuple[Augmenter, int]], counters: Counters, channels: int, boxed: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the views of the images of one group, and where `boxed` the box of each, (n, 4)."""
+    """Return the views of a group and, if `boxed`, the boxes of each view, (n, 4)."""
     counters = counters._replace(position=counters.position[group.rows])
     views, boxes = list[Tensor](), list[Tensor]()
     for augmenter, numbers in _together(crops, group):
@@ -68,9 +68,9 @@ def _of_group(
 
 
 def _together(crops: list[tuple[Augmenter, int]], group: RawGroup) -> list[tuple[Augmenter, list[int]]]:
-    """Return the numbers of the views that one call makes: those of one size, as many as `_AT_ONCE` allows.
+    """Group the views that one call makes: consecutive ones of one size, up to `_AT_ONCE` pixels.
 
-    What a call launches does not hang on how many views it makes, and small ones leave an accelerator waiting for that.
+    A call launches the same number of kernels for any number of views, and small kernels leave an accelerator idle.
     """
     whole = group.images[0].shape[2:].numel() if group.boxes is None else 0
     parts = list[tuple[Augmenter, list[int]]]()
@@ -88,7 +88,7 @@ def _floats(raw: Tensor, channels: int) -> Tensor:
 
 
 def _whole(batch: RawBatch, parts: list[Tensor]) -> Tensor:
-    """Put the rows of the groups in the order of the batch."""
+    """Return the rows of all groups in the order of the batch."""
     if len(parts) == 1:  # its rows are the whole batch, in order
         return parts[0]
     whole = parts[0].new_empty(len(batch.label), *parts[0].shape[1:])

@@ -1,1 +1,1 @@
-"""Where images come from: datasets, folders, shards, and how a file is decoded."""
+"""Sources of images: datasets by name, folders, tar shards, and the decoding of files."""

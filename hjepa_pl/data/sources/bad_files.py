@@ -1,51 +1,63 @@
-"""Files that cannot be read as images: each is named once, and too many of them stop the run."""
+"""Files that cannot be decoded: each is reported once, and too many of them stop the run."""
 
+import csv
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
+from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import UnidentifiedImageError
 
-from hjepa_pl.data.sources.locks import locked
 from hjepa_pl.types import ConfigError
 
 BAD_FILES = "bad_files.txt"
 ATTEMPTS = 20
-"""Files that are tried for one place of a batch."""
-_JUDGED_FROM, _SHOWN, _WARNED = 100, 3, 10
+"""Files tried for one position of a batch."""
+_MIN_TRIED = 100
+"""Files tried before their bad fraction counts."""
+_NAMED, _WARNED = 3, 10
 
 
 class BadFile(NamedTuple):
-    """A file that could not be decoded."""
+    """A file that could not be decoded, a row of `bad_files.txt`."""
 
-    dataset: str
     path: str
+    dataset: str
     reason: str
 
 
 def reason(error: OSError) -> str:
     """Return why a file could not be decoded, in a few words."""
     known = {
-        FileNotFoundError: "it is gone",
-        PermissionError: "it may not be read",
-        IsADirectoryError: "it is a folder",
-        UnidentifiedImageError: "it is no image",
+        FileNotFoundError: "not found",
+        PermissionError: "permission denied",
+        IsADirectoryError: "is a folder",
+        UnidentifiedImageError: "not an image",
     }
     text = next((t for kind, t in known.items() if isinstance(error, kind)), None)
     return text or " ".join(str(error).split())[:120] or type(error).__name__
 
 
-class BadFiles:
-    """Names the bad files of a run and judges whether there are too many.
+def read_bad_files(folder: str) -> list[BadFile]:
+    """Return the rows of a run folder's `bad_files.txt`; none if there is no such file."""
+    path = os.path.join(folder, BAD_FILES)
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return [BadFile(*row) for row in csv.reader(file, dialect="excel-tab")]
 
-    They are named by a warning (the first few of a dataset) and in `bad_files.txt` in the run's folder: a line for each
-    file, with its path, the dataset and the reason, between tabs. Every rank appends to it, and so does a resumed run.
+
+class BadFiles:
+    """Reports the bad files of a run, and stops it when there are too many.
+
+    The first few of a dataset are warned of. All are written to `bad_files.txt` in the run's folder, a tab-separated
+    row each (path, dataset, reason); other ranks and a resumed run append to the same file.
 
     Args:
-        allowed: Share of a dataset's files that may be bad.
-        folder: Tells the run's folder; None while there is none.
+        allowed: Fraction of a dataset's files that may be bad.
+        folder: Returns the run's folder, None while there is none.
     """
 
     def __init__(self, allowed: float = 0.1, folder: Callable[[], str | None] | None = None) -> None:
@@ -59,12 +71,12 @@ class BadFiles:
         """Return the paths of a dataset's bad files."""
         return self._of[dataset]
 
-    def add(self, files: Iterable[BadFile], what_happens: str) -> None:
-        """Name those that are new.
+    def add(self, files: Iterable[BadFile], action: str) -> None:
+        """Report the files that are new.
 
         Args:
-            files: Bad files, known ones among them.
-            what_happens: What is done instead, for the warning.
+            files: Bad files, which may include known ones.
+            action: What happens instead, for the warning ("is replaced by another draw").
         """
         for file in files:
             paths = self._of[file.dataset]
@@ -74,53 +86,50 @@ class BadFiles:
             if file.path not in self._written:
                 self._unwritten[file.path] = file
             if len(paths) <= _WARNED:
-                more = f"; {file.dataset}'s further ones are named in {BAD_FILES} only" if len(paths) == _WARNED else ""
+                more = f"; more of {file.dataset} are listed in {BAD_FILES} only" if len(paths) == _WARNED else ""
                 rank_zero_warn(
-                    f"{file.dataset}: {file.path} cannot be decoded ({file.reason}) and {what_happens} "
+                    f"{file.dataset}: {file.path} cannot be decoded ({file.reason}) and {action} "
                     f"({len(paths)} so far){more}."
                 )
         self._write()
 
     def _write(self) -> str | None:
-        """Append what the file does not name yet, and return its path; None if there is no folder to write to."""
+        """Append the new files to `bad_files.txt`, and return its path; None without a folder."""
         folder = self._folder() if self._folder is not None else None
         if folder is None:
             return None
         path = os.path.join(folder, BAD_FILES)
         if self._unwritten:
             os.makedirs(folder, exist_ok=True)
-            # The other ranks meet the same files.
-            with open(path, "a+", encoding="utf-8", errors="surrogateescape") as file, locked(path):
-                file.seek(0)
-                there = {line.split("\t", 1)[0] for line in file}
-                lines = ["\t".join(map(_one_field, (f.path, f.dataset, f.reason))) for f in self._unwritten.values()]
-                file.writelines(f"{line}\n" for line in lines if line.split("\t", 1)[0] not in there)
-                file.flush()
+            with FileLock(os.path.join(folder, f".{BAD_FILES}.lock")):  # other ranks find the same files
+                listed = {file.path for file in read_bad_files(folder)}
+                with open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                    rows = csv.writer(file, dialect="excel-tab", lineterminator="\n")
+                    rows.writerows(f for f in self._unwritten.values() if f.path not in listed)
             self._written |= self._unwritten.keys()
             self._unwritten.clear()
         return path
 
     def check(self, dataset: str, bad: Collection[str], tried: int, size: int) -> None:
-        """Stop the run when more files are bad than allowed.
+        """Stop the run if more files are bad than allowed.
 
         Args:
-            dataset: For the message.
+            dataset: Name, for the message.
             bad: Paths of its bad files.
-            tried: How many of its files were tried.
-            size: How many it has. A share of less than a hundred is not judged, but for a set as small as that.
+            tried: Number of its files that were read. Fewer than 100 count as 100, or as `size` if that is smaller.
+            size: Number of its files.
+
+        Raises:
+            ConfigError: If `len(bad)` is above `allowed` of the files that were read.
         """
-        judged = max(min(tried, size), min(_JUDGED_FROM, size))
-        if len(bad) <= self.allowed * judged:
+        read = max(min(tried, size), min(_MIN_TRIED, size))
+        if len(bad) <= self.allowed * read:
             return
-        shown = ", ".join(sorted(bad)[:_SHOWN])
+        named = ", ".join(sorted(bad)[:_NAMED])
         path = self._write()
-        where = f" (all in {path})" if path is not None else ""
-        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        listed = f" (all are listed in {path})" if path is not None else ""
+        more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise ConfigError(
-            f"`{dataset}`: {len(bad)} of {judged} files cannot be decoded, more than "
-            f"max_bad_fraction={self.allowed:g}: mend or remove {shown}{more}{where}, or raise it."
+            f"{dataset}: {len(bad)} of {read} files cannot be decoded, more than max_bad_fraction={self.allowed:g}; "
+            f"fix or remove {named}{more}{listed}, or raise max_bad_fraction."
         )
-
-
-def _one_field(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

@@ -1,9 +1,10 @@
-"""Image files, as bytes and as pixels."""
+"""Decoding of image files."""
 
 import io
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +14,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 SHRINKS = (8, 4, 2)
-"""By what a JPEG can be made smaller while it is decoded."""
+"""Factors by which a JPEG's height and width can be reduced while it is decoded."""
 _ORIENTATION = 0x0112
-_UPRIGHT, _LYING = 1, (5, 6, 7, 8)  # how the camera was held
+_UPRIGHT, _SIDEWAYS = 1, (5, 6, 7, 8)  # values of the EXIF tag; sideways ones swap height and width
+_STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow names but does not decode by itself
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """Return the file extensions (lower case, with the dot) that Pillow decodes."""
+    known = Image.registered_extensions()
+    return frozenset(ext for ext, kind in known.items() if kind in Image.OPEN and kind not in _STUBS)
 
 
 class _Header(NamedTuple):
-    """Of a JPEG that libjpeg decodes as it is meant to be seen: 8 bits, of sane size, not to be turned."""
+    """Header of a JPEG that libjpeg decodes correctly: 8 bits, of plausible size, without rotation."""
 
     components: int
     height: int
@@ -27,18 +36,18 @@ class _Header(NamedTuple):
 
 
 class ImageFile:
-    """The bytes of an image file, not decoded yet.
+    """An image file, not decoded yet.
 
     Args:
         content: The bytes of the file.
 
     Attributes:
-        height: Of the image in pixels, as far as its header tells; a turned one may have it as its width.
+        height: Of the image in pixels, from its header. An image that only its data say is rotated has it as width.
         width: Likewise.
-        most_shrink: By how much smaller it can be decoded: 1, or one of `SHRINKS`.
+        max_shrink: Largest factor for `pixels`: 1, or one of `SHRINKS`.
 
     Raises:
-        OSError: The bytes are no image.
+        OSError: If the bytes are no image.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -46,36 +55,37 @@ class ImageFile:
         self._plain = self._image = None
         with _only_os_errors():
             if not content:
-                raise OSError("it is empty")
+                raise OSError("is empty")
             self._plain = _plain_jpeg(content)
             if self._plain is not None:
-                self.height, self.width, self.most_shrink = self._plain.height, self._plain.width, max(SHRINKS)
+                self.height, self.width, self.max_shrink = self._plain.height, self._plain.width, max(SHRINKS)
                 return
             self._image = image = Image.open(io.BytesIO(content))
-            (self.width, self.height), self.most_shrink = image.size, 1
-            if image.format in ("JPEG", "MPO"):  # of others, not all tell how they are turned before they are decoded
-                held = image.getexif().get(_ORIENTATION, _UPRIGHT)
-                if held in _LYING:
+            (self.width, self.height), self.max_shrink = image.size, 1
+            if image.format in ("JPEG", "MPO"):  # other formats may tell their rotation only when decoded
+                orientation = image.getexif().get(_ORIENTATION, _UPRIGHT)
+                if orientation in _SIDEWAYS:
                     self.width, self.height = self.height, self.width
-                # What rounding adds to a side lies at its end in the file: where the image is turned, at its beginning.
-                exact = (s for s in SHRINKS if held == _UPRIGHT or (image.width % s == 0 and image.height % s == 0))
-                self.most_shrink = next(exact, 1)
+                # Rounding up pads the end of a row or column, which in a rotated image is its beginning.
+                upright = orientation == _UPRIGHT
+                exact = (s for s in SHRINKS if upright or (image.width % s == 0 and image.height % s == 0))
+                self.max_shrink = next(exact, 1)
 
     def pixels(self, channels: int | None, shrink: int = 1) -> Tensor:
-        """Decode it, once: the bytes are given up.
+        """Decode the image. It can be called once, since the bytes are freed.
 
         Args:
-            channels: 1 or 3; None keeps grey images at one channel.
-            shrink: 1, or one of `SHRINKS` up to `most_shrink`: the sides are made smaller by it, and rounded up; a
-                pixel is about the mean of a square. libjpeg leaves out what is lost: a photograph of 12 megapixels
-                takes half to three quarters of the time.
+            channels: 1 or 3; None keeps gray images at one channel.
+            shrink: 1, or one of `SHRINKS` up to `max_shrink`. Height and width are divided by it and rounded up; a
+                pixel is about the mean of a square. libjpeg skips what is not needed: a 12-megapixel photograph
+                decodes in a quarter to half of the time.
 
         Returns:
-            (C, H, W) uint8: turned as its EXIF tag says, transparent parts on white, 16 bits scaled to 8.
+            (C, H, W) uint8, rotated by the EXIF tag, transparent parts on white, 16 bits scaled to 8.
 
         Raises:
-            OSError: It cannot be decoded, be it only that its end is missing. (What no decoder tells: changed bytes
-                amid the data of a JPEG, which has no sums, and data that lack before its end marker.)
+            OSError: If it cannot be decoded or is truncated. JPEG has no checksums, so changed bytes within its data,
+                and data missing before its end marker, go unnoticed.
         """
         content, image, self._content, self._image = self._content, self._image, b"", None
         with _only_os_errors():
@@ -84,14 +94,14 @@ class ImageFile:
                 array = _slow(image or Image.open(io.BytesIO(content)), channels, shrink)
             expected = tuple(-(-side // shrink) for side in (self.height, self.width))
             if shrink > 1 and array.shape[:2] != expected:
-                raise OSError("its size is not that of its header")
-        # Colours stay beside each other in memory.
+                raise OSError("its size is not the one in its header")
+        # A view: the channels of a pixel stay adjacent in memory.
         return torch.from_numpy(array.transpose(2, 0, 1))
 
 
 @contextmanager
 def _only_os_errors() -> Iterator[None]:
-    """Turn what decoders raise on broken bytes, anything from SyntaxError to RuntimeError, into one kind."""
+    """Raise every error of a decoder as OSError: broken bytes raise anything from SyntaxError to RuntimeError."""
     try:
         yield
     except OSError:
@@ -101,53 +111,52 @@ def _only_os_errors() -> Iterator[None]:
 
 
 def _plain_jpeg(content: bytes) -> _Header | None:
-    """Return the header of a JPEG of one or three components; None for all else."""
+    """Return the header of a JPEG that `_fast` decodes, None of any other file."""
     if content[:2] != b"\xff\xd8":
         return None
     at = 2
     while at + 10 <= len(content) and content[at] == 0xFF:
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
-        # Most cameras write EXIF and hold the camera upright: only the tag itself tells. (XMP may have it too.)
+        # Most JPEGs with EXIF are upright: only the tag tells. (XMP may hold it too.)
         if marker == 0xE1 and (content[at + 4 : at + 8] == b"Exif" or b"Orientation" in content[at : at + 2 + length]):
             with Image.open(io.BytesIO(content)) as image:
                 if image.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT:
                     return None
         if marker in (0xC0, 0xC1, 0xC2):
             height, width = (int.from_bytes(content[at + i : at + i + 2], "big") for i in (5, 7))
-            # A header may promise gigabytes: above its limit Pillow takes over, and refuses them above twice that. One
-            # may name no height, and bring it after the data.
-            small = 0 < height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
+            # Above its limit Pillow takes over, and rejects twice as many pixels. A height of 0 follows after the data.
+            plausible = 0 < height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
             usual = content[at + 4] == 8 and content[at + 9] in (1, 3)
-            return _Header(content[at + 9], height, width) if usual and small else None
+            return _Header(content[at + 9], height, width) if usual and plausible else None
         at += 2 + length
     return None
 
 
 def _fast(content: bytes, header: _Header, channels: int | None, shrink: int) -> np.ndarray | None:
-    """Decode by libjpeg-turbo, faster than Pillow: (H, W, C), or None for what Pillow shall judge.
+    """Decode by libjpeg-turbo, which is faster than Pillow: (H, W, C), or None if Pillow has to decode it.
 
-    Colours are Pillow's to the bit; grey of a coloured file is to one level.
+    Color images are bitwise Pillow's; a color image decoded to gray differs by at most one level.
 
     Raises:
-        OSError: The end is missing.
+        OSError: If it is truncated.
     """
-    colours = "GRAY" if channels == 1 or (channels is None and header.components == 1) else "RGB"
-    least = {"min_height": -(-header.height // shrink), "min_width": -(-header.width // shrink)}
+    colorspace = "GRAY" if channels == 1 or (channels is None and header.components == 1) else "RGB"
+    minimum = {"min_height": -(-header.height // shrink), "min_width": -(-header.width // shrink)}
     try:
-        return simplejpeg.decode_jpeg(content, colours, min_factor=shrink, **least)
+        return simplejpeg.decode_jpeg(content, colorspace, min_factor=shrink, **minimum)
     except ValueError as error:
         if "Premature end" in str(error):
             raise OSError("image file is truncated") from None
-        return None  # a warning that others pass over, or an error that they explain better
+        return None  # a warning that Pillow ignores, or an error that it explains better
 
 
 def _slow(file: Any, channels: int | None, shrink: int) -> np.ndarray:
-    """Decode by Pillow: (H, W, C)."""
+    """Decode by Pillow: (H, W, C) uint8."""
     with file as image:
         if shrink > 1:
-            wide, high = image.size  # of the file, before it is turned
-            image.draft("L" if channels == 1 else image.mode, (wide // shrink, high // shrink))
-        ImageOps.exif_transpose(image, in_place=True)  # which copies nothing where nothing is turned
+            width, height = image.size  # of the file, before rotation
+            image.draft("L" if channels == 1 else image.mode, (width // shrink, height // shrink))
+        ImageOps.exif_transpose(image, in_place=True)  # copies nothing if there is no rotation
         array = _to_eight_bits(image, channels)
     return array[..., None] if array.ndim == 2 else array
 
@@ -168,7 +177,7 @@ def _to_eight_bits(image: Any, channels: int | None) -> np.ndarray:
 
 
 def _scale_deep(values: np.ndarray) -> np.ndarray:
-    """Scale 16-bit, 32-bit or float grey values to 0..255."""
+    """Scale 16-bit, 32-bit or float gray values to 0..255."""
     if values.dtype.kind == "f":
         top = 1.0 if values.max(initial=0) <= 1.0 else 255.0
         return np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)

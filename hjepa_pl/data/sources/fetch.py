@@ -1,4 +1,7 @@
-"""One file over HTTP: taken up where it broke off, and given its name only when its sum is right."""
+"""Download of one file over HTTP, resumed where it broke off and renamed into place when its checksum is right.
+
+torchvision's own download starts again from zero, which for STL-10 is 2.6 GB.
+"""
 
 import os
 import urllib.request
@@ -8,100 +11,84 @@ from urllib.error import HTTPError
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torchvision.datasets.utils import calculate_md5
 
-from hjepa_pl.data.sources.progress_bar import waiting
+from hjepa_pl.data.sources.progress_bar import progress_bar
 
-_CHUNK, _SILENCE = 2**18, 60.0
+_CHUNK, _TIMEOUT = 2**18, 60.0
 
 
 def fetch(url: str, path: str, md5: str) -> None:
-    """Bring a file here, unless it is here already.
+    """Download a file unless it exists with the right checksum.
 
-    Bytes are kept in `<path>.part`, from where any later call goes on, so that `path` is the whole file or not there. A
-    file of that name with another sum is taken for such a part (torchvision's own download writes under the name). One
-    process at a time (see `locked`).
+    The bytes are kept in `<path>.part`, which a later call appends to. Call it from one process at a time.
 
     Args:
-        url: Of the file; over http, the server need not know ranges.
-        path: Where it belongs.
-        md5: Its sum, in hexadecimal digits.
+        url: Of the file. The server may lack support for ranges; then each attempt starts from the first byte.
+        path: Where to put it.
+        md5: Its checksum, in hexadecimal digits.
 
     Raises:
-        OSError: The server cannot be reached, breaks off without a new byte, or sends another file.
-        HTTPException: It does not speak HTTP.
+        OSError: If the server cannot be reached, stops before the end, or sends another file.
+        HTTPException: If the server does not speak HTTP.
     """
+    part = f"{path}.part"
     if os.path.exists(path):
         if calculate_md5(path) == md5:
             return
-        os.replace(path, _part(path))
-    resumed = _length(_part(path)) > 0
-    _complete(url, path)
-    found = calculate_md5(_part(path))
-    if found == md5:
-        os.replace(_part(path), path)
+        os.replace(path, part)  # torchvision's download leaves an incomplete file under the final name
+    resumed = _size(part) > 0
+    _download(url, part)
+    checksum = calculate_md5(part)
+    if checksum == md5:
+        os.replace(part, path)
         return
-    os.remove(_part(path))
+    os.remove(part)
     if not resumed:
-        raise OSError(f"{url} sent another file, of md5 {found} where {md5} was expected, which has been removed")
-    # The part was of another file, or damaged.
-    fetch(url, path, md5)
+        raise OSError(f"{url} sent another file, of md5 {checksum} where {md5} was expected, which has been removed")
+    fetch(url, path, md5)  # the part was of another file, or damaged
 
 
-def _part(path: str) -> str:
-    return f"{path}.part"
-
-
-def _length(path: str) -> int:
+def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
-def _complete(url: str, path: str) -> None:
-    """Go on with the part until the server has no more, as long as every try brings something new."""
+def _download(url: str, part: str) -> None:
+    """Append to the part until it is complete, as long as each request adds bytes."""
     while True:
-        before = _length(_part(path))
-        broken: Exception | None = None
-        total = None
-        try:
-            total = _transfer(url, path)
-        except HTTPError:  # an answer, and no file
-            raise
-        except (OSError, HTTPException) as error:
-            if _length(_part(path)) <= before:
-                raise
-            broken = error
-        have = _length(_part(path))
-        if broken is None and (total is None or have >= total):
+        before = _size(part)
+        total = _append(url, part)
+        size = _size(part)
+        if total is None or size >= total:
             return
-        if have <= before:
-            raise OSError(
-                f"{url} broke off after {have:,} of {total:,} bytes; the next try goes on there if the server can"
-            )
+        if size <= before:
+            raise OSError(f"{url} broke off after {size:,} of {total:,} bytes; the next attempt resumes there")
 
 
-def _transfer(url: str, path: str) -> int | None:
-    """Append to the part what one answer brings, and return the length of the file as the server tells it."""
-    have = _length(_part(path))
-    headers = {"User-Agent": "hjepa_pl"} | ({"Range": f"bytes={have}-"} if have else {})
+def _append(url: str, part: str) -> int | None:
+    """Append the answer to one request, and return the size of the whole file if the server tells it."""
+    size = _size(part)
+    request = urllib.request.Request(url, headers={"User-Agent": "hjepa_pl", "Range": f"bytes={size}-"})
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_SILENCE)
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except HTTPError as error:
-        if error.code == 416 and have:  # nothing lies behind the part: the sum will tell
-            return have
+        if error.code == 416 and size:  # no byte after the part: the checksum decides
+            return size
         raise
     with answer:
-        continued = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if not continued and answer.status != 200:
-            raise OSError(f"{url} answered with status {answer.status}")
-        start = have if continued else 0
+        ranged = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {size}-")
+        start = size if ranged else 0
         total = None if answer.length is None else start + answer.length
-        size = "" if total is None else f", {total / 1e6:,.1f} MB"
-        rank_zero_info(f"fetching {url}{size}{f', from {start / 1e6:,.1f} MB on' if start else ''}.")
-        _save(answer, path, start, total)
+        rank_zero_info(f"fetching {url}{f', from byte {start:,}' if start else ''}.")
+        bar = progress_bar(f"Fetching {os.path.basename(url)}", total, completed=start, in_bytes=True)
+        with open(part, "ab" if start else "wb") as file, bar as advance:
+            while chunk := _read(answer):
+                file.write(chunk)
+                advance(len(chunk))
     return total
 
 
-def _save(answer: HTTPResponse, path: str, start: int, total: int | None) -> None:
-    bar = waiting(f"Fetching {os.path.basename(path)}", total, start=start, count_bytes=True)
-    with open(_part(path), "ab" if start else "wb") as file, bar as advance:
-        while chunk := answer.read1(_CHUNK):  # what has come, rather than wait for a whole chunk
-            file.write(chunk)
-            advance(len(chunk))
+def _read(answer: HTTPResponse) -> bytes:
+    """Return the next bytes, none at the end or when the connection breaks: the bytes before are kept."""
+    try:
+        return answer.read1(_CHUNK)
+    except (OSError, HTTPException):
+        return b""

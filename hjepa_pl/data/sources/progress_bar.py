@@ -1,7 +1,6 @@
-"""A bar for what makes a person wait before training: only on a terminal, and only if it takes long."""
+"""A progress bar for work before training, such as downloads and the reading of folders."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -15,44 +14,32 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
-
-_PATIENCE = 2.0
-"""Seconds without a bar."""
 
 
 @contextlib.contextmanager
-def waiting(
-    what: str, total: int | None = None, console: Console | None = None, *, start: int = 0, count_bytes: bool = False
+def progress_bar(
+    description: str,
+    total: int | None = None,
+    *,
+    completed: int = 0,
+    in_bytes: bool = False,
+    console: Console | None = None,
 ) -> Iterator[Callable[[int], None]]:
-    """Count towards `total` (None if it is not known) by calling what is yielded with how many more are done.
-
-    Nothing is shown on ranks other than 0, nor where standard error is no terminal.
+    """Yield a function that advances a bar by a count. Shown on rank 0 and on terminals only, and removed at the end.
 
     Args:
-        what: Is done, for the person who waits.
-        total: Of what is counted.
-        console: Where it is shown; standard error if not given.
-        start: How many were done before.
-        count_bytes: Whether bytes are counted: then they are shown as such, with the time left.
+        description: Shown before the bar.
+        total: Final count, None if unknown.
+        completed: Count at the start.
+        in_bytes: Whether bytes are counted.
+        console: Where to draw; standard error by default.
     """
     console = Console(stderr=True) if console is None else console
-    seen = console.is_terminal and getattr(rank_zero_only, "rank", 0) == 0
     counted: tuple[ProgressColumn, ...] = (MofNCompleteColumn(), TimeElapsedColumn())
-    if count_bytes:
-        counted = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), *counted, console=console, transient=True)
-    task = bar.add_task(what, total=total, completed=start)
-    began = time.monotonic()
-
-    def advance(count: int) -> None:
-        if seen and not bar.live.is_started and time.monotonic() - began > _PATIENCE:
-            bar.start()
-        bar.advance(task, count)
-
-    try:
-        yield advance
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+    columns = (DownloadColumn(), TimeRemainingColumn()) if in_bytes else counted
+    hidden = not console.is_terminal or getattr(rank_zero_only, "rank", 0) != 0
+    text = TextColumn("{task.description}")
+    with Progress(text, BarColumn(), *columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(description, total=total, completed=completed)
+        yield lambda count: bar.advance(task, count)

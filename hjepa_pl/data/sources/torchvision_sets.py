@@ -1,6 +1,5 @@
-"""The datasets whose official files torchvision fetches, verifies and reads."""
+"""The datasets whose official files torchvision verifies and reads: CIFAR-10, CIFAR-100 and STL-10."""
 
-import contextlib
 import errno
 import os
 from http.client import HTTPException
@@ -8,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torchvision import datasets as tv
 from torchvision.datasets.utils import extract_archive
 
 from hjepa_pl.data.sources.fetch import fetch
 from hjepa_pl.data.sources.images import ArrayImages, check_split
-from hjepa_pl.data.sources.locks import locked
 from hjepa_pl.types import ConfigError
 
 OFFICIAL: dict[str, Any] = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100, "stl10": tv.STL10}
@@ -22,7 +21,16 @@ _GIGABYTES = {"cifar10": "0.2", "cifar100": "0.2", "stl10": "2.6"}
 
 
 def load_official(name: str, root: str, split: str) -> ArrayImages:
-    """Read a dataset's official files; a file whose sum is wrong is refused like one that is missing."""
+    """Read a dataset's official files.
+
+    Args:
+        name: A key of `OFFICIAL`.
+        root: Folder of the files, as torchvision's `root`.
+        split: `train` or `test`; for `stl10` also `unlabeled` and `train+unlabeled`.
+
+    Raises:
+        ConfigError: If a file is missing or its checksum is wrong.
+    """
     splits = tv.STL10.splits if name == "stl10" else ("train", "test")
     check_split(name, split, splits)
     kwargs: dict[str, Any] = {"split": split} if name == "stl10" else {"train": split == "train"}
@@ -30,7 +38,7 @@ def load_official(name: str, root: str, split: str) -> ArrayImages:
         data = OFFICIAL[name](root, **kwargs)
     except (RuntimeError, OSError) as error:
         raise ConfigError(
-            f"`root={root}` (of {name}) does not hold the complete official files: get them with "
+            f"{root} does not hold the complete official files of {name}; get them with "
             f"`{_download_command(name, root)}` ({_GIGABYTES[name]} GB)."
         ) from error
     images = torch.from_numpy(np.ascontiguousarray(data.data))
@@ -41,32 +49,42 @@ def load_official(name: str, root: str, split: str) -> ArrayImages:
 
 
 def download_official(name: str, folder: str) -> None:
-    """Fetch, verify and unpack a dataset, if it is not there already.
+    """Download, verify and extract a dataset, unless its files are there.
 
-    A download that was killed goes on where it ended (`fetch`), and what was unpacked in part is unpacked again, since
-    its sums are wrong. Of several processes one fetches, and the others wait for it.
+    An interrupted download is resumed (`fetch`). Of several processes one downloads, and the others wait for it.
+
+    Raises:
+        ConfigError: If the download fails.
     """
-    kind = OFFICIAL[name]
-    with contextlib.suppress(OSError):  # said below, if something must be written there
-        os.makedirs(folder, exist_ok=True)
+    dataset = OFFICIAL[name]
+    if _is_complete(name, folder):
+        return
     try:
-        with locked(os.path.join(folder, f".{name}.lock")):
-            try:
-                kind(folder)
-            except RuntimeError:  # a file is missing, or its sum is wrong
-                archive = os.path.join(folder, kind.filename)
-                fetch(kind.url, archive, kind.tgz_md5)
+        os.makedirs(folder, exist_ok=True)
+        with FileLock(os.path.join(folder, f".{name}.lock")):
+            if not _is_complete(name, folder):  # another process may have downloaded it
+                archive = os.path.join(folder, dataset.filename)
+                fetch(dataset.url, archive, dataset.tgz_md5)
                 extract_archive(archive, folder)
-                kind(folder)
+                dataset(folder)
     except (RuntimeError, OSError, HTTPException) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # no matter of the network
+            raise  # has a message of its own
         raise ConfigError(
-            f"`root={folder}` (of {name}) lacks official files and fetching them failed ({error}): "
+            f"{folder} lacks official files of {name} and their download failed ({error}); "
             f"run `{_download_command(name, folder)}` where there is a network."
         ) from error
 
 
+def _is_complete(name: str, folder: str) -> bool:
+    """Return whether all files are there with the right checksums."""
+    try:
+        OFFICIAL[name](folder)
+    except (RuntimeError, OSError):
+        return False
+    return True
+
+
 def _download_command(name: str, root: str) -> str:
-    kind = OFFICIAL[name].__name__
-    return f"python -c \"from torchvision.datasets import {kind}; {kind}('{root}', download=True)\""
+    dataset = OFFICIAL[name].__name__
+    return f"python -c \"from torchvision.datasets import {dataset}; {dataset}('{root}', download=True)\""

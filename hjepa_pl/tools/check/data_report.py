@@ -3,16 +3,15 @@
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hjepa_pl.data import MultiDatasetDataModule
-from hjepa_pl.data.sources.bad_files import BAD_FILES, reason
-from hjepa_pl.data.sources.images import ArrayImages, FileImages, Images
-from hjepa_pl.data.sources.shards import ShardImages, local_path
+from hjepa_pl.data.sources.bad_files import read_bad_files, reason
+from hjepa_pl.data.sources.images import EncodedImages, Images, is_encoded, is_in_memory, is_indexed
+from hjepa_pl.data.sources.shards import ShardImages, is_streamed, local_path
 from hjepa_pl.data.sources.tar import read_shard
 from hjepa_pl.tools.dry_run import DryCLI
 from hjepa_pl.tools.format import duration, row
@@ -42,24 +41,19 @@ def look(cli: DryCLI, scratch: str) -> list[str]:
         said = f"{split.name}, {split.split}: {len(index):,} images of {classes} classes, {_native(images, broken)}"
         lines.append(row("probe", said))
     lines.append(row("loader", _rate(cli, data)))
-    named = [line.split("\t") for line in _read(Path(cli.folder) / BAD_FILES)]
-    broken |= {path: why for path, _, why in named}
+    broken |= {file.path: file.reason for file in read_bad_files(str(cli.folder))}
     return [*lines, *(row("bad file", f"{path}: {why}") for path, why in sorted(broken.items()))]
 
 
-def _read(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
-
-
-def _size(images: Images | ShardImages) -> str:
-    if isinstance(images, ShardImages):
+def _size(images: Images) -> str:
+    if is_streamed(images):
         count = "unknown numbers of" if images.samples is None else f"{images.samples:,}"
         return f"{count} images in {len(images.shards):,} shards"
     return f"{len(images):,} images"
 
 
-def _labels(images: Images | ShardImages) -> str:
-    if isinstance(images, ShardImages):
+def _labels(images: Images) -> str:
+    if not is_indexed(images):
         return "labels where a sample has a .cls"
     known = int((images.labels >= 0).sum())
     if not known:
@@ -68,12 +62,16 @@ def _labels(images: Images | ShardImages) -> str:
     return f"{classes} classes" if known == len(images) else f"{classes} classes, {len(images) - known:,} unlabelled"
 
 
-def _native(images: Images | ShardImages, broken: dict[str, str]) -> str:
+def _native(images: Images, broken: dict[str, str]) -> str:
     """Return the sizes of the images as height x width: of all in memory, or of some of the files, evenly spread."""
-    if isinstance(images, ArrayImages):
+    if is_in_memory(images):
         channels, height, width = images.images.shape[1:]
         return f"{'grey' if channels == 1 else 'colour'} of {height} x {width} in memory"
-    seen = _of_shards(images, broken) if isinstance(images, ShardImages) else _of_files(images, broken)
+    seen: list[Tensor] = []
+    if is_streamed(images):
+        seen = _of_shards(images, broken)
+    elif is_encoded(images):
+        seen = _of_files(images, broken)
     if not seen:
         return "none of those sampled can be read"
     sizes = sorted((tuple(image.shape[1:]) for image in seen), key=lambda s: s[0] * s[1])
@@ -82,14 +80,14 @@ def _native(images: Images | ShardImages, broken: dict[str, str]) -> str:
     return f"{spread}, {len(sizes)} sampled"
 
 
-def _of_files(images: FileImages, broken: dict[str, str]) -> list[Tensor]:
+def _of_files(images: EncodedImages, broken: dict[str, str]) -> list[Tensor]:
     found, count = [], min(_FILES, len(images))
     for i in range(count):
-        index = i * len(images) // count
+        item = images.item(i * len(images) // count)
         try:
-            found.append(images.read(index, None)[:1])
+            found.append(item.open().pixels(None)[:1])
         except OSError as error:
-            broken[images.path(index)] = reason(error)
+            broken[item.path] = reason(error)
     return found
 
 

@@ -13,8 +13,9 @@ from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.augment.multicrop import view_plan
 from hjepa_pl.data.loading.mixture import EpochPlan
-from hjepa_pl.data.loading.reader import FileReader
-from hjepa_pl.data.loading.train_loader import TrainLoader, file_sets
+from hjepa_pl.data.loading.train_data import TrainData
+from hjepa_pl.data.loading.train_loader import TrainLoader
+from hjepa_pl.data.loading.trainer_info import TrainerInfo
 from hjepa_pl.data.loading.views import make_views
 from hjepa_pl.data.sources.images import ArrayImages, FileImages
 from hjepa_pl.types import ConfigError
@@ -52,12 +53,10 @@ def crops(size=32, augmentation=PLAIN, **multicrop):
     return view_plan(config, augmenter, 2, None)
 
 
-def loader(sets, plan, batch=24, **kwargs):
-    size = 48
-    order = EpochPlan([len(s) for s in sets], [1.0] * len(sets), size, seed=1)
-    files = file_sets(sets, order, size // batch)
-    reader = FileReader(files, plan, 3) if any(isinstance(s, FileImages) for s in sets) else None
-    return TrainLoader(sets, [f"set{i}" for i in range(len(sets))], order, reader, batch_size=batch, **kwargs)
+def loader(sets, plan, batch=24, num_workers=0, **trainer):
+    order = EpochPlan([len(s) for s in sets], [1.0] * len(sets), 48, seed=1)
+    data = TrainData(sets, [f"set{i}" for i in range(len(sets))], order, plan, 3)
+    return TrainLoader(data, batch_size=batch, num_workers=num_workers, trainer=TrainerInfo(**trainer))
 
 
 @pytest.mark.parametrize("sides", [(32,), (96,), (), (32, 96, None)], ids=["upscaled", "memory", "files", "mixed"])

@@ -55,15 +55,15 @@ def test_samplings():
 @pytest.mark.parametrize(
     ("sampling", "weights", "temperature", "message"),
     [
-        ("even", [1, 1], None, "`sampling=even` is refused"),
-        ("temperature", [1, 1], None, "needs a number above 0"),
-        ("temperature", [1, 1], float("nan"), "needs a number above 0"),
-        ("weighted", [1, 1], 2.0, "would do nothing with sampling=weighted"),
-        ("balanced", [1, 2], None, "would do nothing with sampling=balanced"),
-        ("concat", [1, 2], None, "would do nothing with sampling=concat"),
-        ("weighted", [1, 0], None, "give numbers above 0"),
-        ("weighted", [1, -1], None, "give numbers above 0"),
-        ("weighted", [1, float("nan")], None, "give numbers above 0"),
+        ("even", [1, 1], None, "invalid `data.sampling=even`: must be weighted, balanced, concat or temperature"),
+        ("temperature", [1, 1], None, "must be a number > 0 with sampling=temperature"),
+        ("temperature", [1, 1], float("nan"), "must be a number > 0 with sampling=temperature"),
+        ("weighted", [1, 1], 2.0, "has no effect with sampling=weighted"),
+        ("balanced", [1, 2], None, "has no effect with sampling=balanced"),
+        ("concat", [1, 2], None, "has no effect with sampling=concat"),
+        ("weighted", [1, 0], None, "invalid `datasets.weight=.*`: must be a number > 0"),
+        ("weighted", [1, -1], None, "invalid `datasets.weight=.*`: must be a number > 0"),
+        ("weighted", [1, float("nan")], None, "invalid `datasets.weight=.*`: must be a number > 0"),
     ],
 )
 def test_refusals(sampling, weights, temperature, message):
@@ -73,6 +73,6 @@ def test_refusals(sampling, weights, temperature, message):
 
 def test_a_weight_too_small_to_be_drawn_is_refused():
     with pytest.raises(
-        ConfigError, match=r"number 2 is 0\.001 of the mixture, .* not one image in an epoch of 10: raise"
+        ConfigError, match=r"number 2 is 0\.001 of the mixture, less than one image in an epoch of 10; raise"
     ):
         EpochPlan([5, 5], [1000, 1], 10, seed=0)

@@ -14,16 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from hjepa_pl.data import streams
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.augment.multicrop import Augmenters, ViewPlan
 from hjepa_pl.data.config import DatasetConfig
+from hjepa_pl.data.loading import shard_stream
 from hjepa_pl.data.loading.mixture import EpochPlan
-from hjepa_pl.data.loading.reader import FileReader
-from hjepa_pl.data.loading.shard_stream import ShardStream, lane_places
-from hjepa_pl.data.loading.train_loader import TrainLoader, file_sets
+from hjepa_pl.data.loading.shard_stream import ShardStream
+from hjepa_pl.data.loading.train_data import TrainData
+from hjepa_pl.data.loading.train_loader import TrainLoader
+from hjepa_pl.data.loading.trainer_info import TrainerInfo
 from hjepa_pl.data.loading.views import make_views
+from hjepa_pl.data.loading.worker_slots import slot_positions
 from hjepa_pl.data.sources.images import ArrayImages, FileImages
 from hjepa_pl.data.sources.shards import ShardImages, count_samples, list_shards, open_shards
 from hjepa_pl.data.sources.tar import read_shard
@@ -59,23 +61,22 @@ def write_shards(folder, shards=8, per_shard=6, broken=()):
     return sorted(str(p) for p in folder.glob("*.tar"))
 
 
-def labels_of(stream, epoch, lane, n):
-    return [stream.sample(epoch * stream.batches + lane, place).label for place in range(n)]
+def labels_of(stream, epoch, slot, n):
+    return [stream.sample(epoch * stream.batches + slot, place).label for place in range(n)]
 
 
-def stream_of(shards, samples, *, seed=1, buffer=1000, drawn=48, rank=0, world_size=1, lanes=1):
+def stream_of(shards, samples, *, seed=1, buffer=1000, drawn=48, rank=0, world_size=1, slots=1):
     images = ShardImages(shards, samples, buffer)
     return ShardStream(
-        images, 0, drawn=drawn, batches=100, seed=seed, rank=rank, world_size=world_size, lanes=lanes
+        images, 0, drawn=drawn, batches=100, seed=seed, rank=rank, world_size=world_size, slots=slots
     )  # fmt: skip
 
 
 def loader(sets, size, batch=4, position=0, weights=None, world_size=1, rank=0, num_workers=0):
     plan = EpochPlan([min(len(s), size) for s in sets], weights or [1.0] * len(sets), size, seed=1)
-    ours = {"world_size": world_size, "rank": rank, "num_workers": num_workers}
-    reader = FileReader(file_sets(sets, plan, size // (batch * world_size), **ours), VIEWS, 3)
-    names = [f"set{i}" for i in range(len(sets))]
-    return TrainLoader(sets, names, plan, reader, batch_size=batch, position=lambda: position, **ours)
+    data = TrainData(sets, [f"set{i}" for i in range(len(sets))], plan, VIEWS, 3)
+    trainer = TrainerInfo(rank, world_size, position=lambda: position)
+    return TrainLoader(data, batch_size=batch, num_workers=num_workers, trainer=trainer)
 
 
 def same(a, b):
@@ -124,9 +125,9 @@ def test_ranks_and_workers_read_shards_of_their_own(tmp_path):
     shards = write_shards(tmp_path)
     seen = []
     for rank in range(4):
-        stream = stream_of(shards, 48, rank=rank, world_size=4, lanes=2)
-        for lane in (0, 1):
-            own = labels_of(stream, 1, lane, 12)
+        stream = stream_of(shards, 48, rank=rank, world_size=4, slots=2)
+        for slot in (0, 1):
+            own = labels_of(stream, 1, slot, 12)
             assert sorted(own[:6]) == sorted(own[6:])  # one shard each: the second pass is the same shard
             seen += own[:6]
     assert sorted(seen) == list(range(48))
@@ -142,15 +143,15 @@ def test_a_short_epoch_goes_on_through_the_shards(tmp_path):
     assert all(sorted(stream.order(epoch)) == sorted(shards) for epoch in range(5))
 
 
-def test_places_run_through_each_lane(tmp_path):
+def test_places_run_through_each_slot(tmp_path):
     source = torch.from_numpy(EpochPlan([99, 99], [1, 1], 48, seed=5).draw(0)[0])
     places = torch.full((48,), -1)
-    places[source == 1] = lane_places(source, 1, 4, 2, 3)
+    places[source == 1] = slot_positions(source, 1, 4, 2, 3)
     for rank in (0, 1):
-        for lane in range(3):
-            own = places.view(6, 2, 4)[lane::3, rank].flatten()
+        for slot in range(3):
+            own = places.view(6, 2, 4)[slot::3, rank].flatten()
             assert own[own >= 0].tolist() == list(range(int((own >= 0).sum())))
-    assert (lane_places(source, 1, 4, 2, 3) < 0).sum() == 0
+    assert (slot_positions(source, 1, 4, 2, 3) < 0).sum() == 0
 
 
 # --------------------------------------------------------------------------------------------------------- the loader
@@ -166,7 +167,7 @@ def test_shares_of_a_mixture_are_exact_and_the_stream_fills_its_positions(tmp_pa
     assert len(batches) == 24
     counts = Counter(label[source == 1].tolist())
     assert sum(counts.values()) == 48
-    assert len(counts) > 36  # but for what one lane has left over and the other has twice
+    assert len(counts) > 36  # but for what one slot has left over and the other has twice
 
 
 def test_an_epoch_over_4_ranks_and_2_workers_is_one_pass(tmp_path):
@@ -212,8 +213,8 @@ def test_members_that_break_off_while_they_are_decoded_cost_no_second_reading(tm
         tmp_path / "x.tar", [(f"{n:02}.jpg", c[: len(c) // 2] if n % 15 == 14 else c) for n, c in enumerate(whole)]
     )
     readings = []
-    plain = streams.read_shard
-    monkeypatch.setattr(streams, "read_shard", lambda shard: readings.append(shard) or plain(shard))
+    plain = shard_stream.read_shard
+    monkeypatch.setattr(shard_stream, "read_shard", lambda shard: readings.append(shard) or plain(shard))
     images = ShardImages([str(tmp_path / "x.tar")], 60)
     with pytest.warns(UserWarning, match="cannot be decoded"):
         batches = list(loader([images], 60, batch=20))
@@ -223,7 +224,7 @@ def test_members_that_break_off_while_they_are_decoded_cost_no_second_reading(tm
 
 def test_too_many_broken_members_stop_the_run(tmp_path):
     shards = ShardImages(write_shards(tmp_path, broken=range(0, 48, 4)), 48)
-    with pytest.warns(UserWarning, match="cannot be decoded"), pytest.raises(ConfigError, match=r"`set0`: \d+ of 48"):
+    with pytest.warns(UserWarning, match="cannot be decoded"), pytest.raises(ConfigError, match=r"set0: \d+ of 48"):
         list(loader([shards], 480))
 
 
@@ -231,7 +232,7 @@ def test_a_shard_that_breaks_off_counts_as_one_broken_member(tmp_path):
     shards = write_shards(tmp_path)
     whole = (tmp_path / "003.tar").read_bytes()
     (tmp_path / "003.tar").write_bytes(whole[: 3 * 2560 + 800])
-    with pytest.warns(UserWarning, match=r"003.tar \(breaks off: unexpected end of data\) cannot be decoded"):
+    with pytest.warns(UserWarning, match=r"003.tar \(truncated: unexpected end of data\) cannot be decoded"):
         labels = torch.cat([b.label for b in loader([ShardImages(shards, 48)], 48)]).tolist()
     assert len(labels) == 48
     assert set(range(48)) - set(labels) <= set(range(18, 24))
@@ -312,7 +313,7 @@ def test_a_url_and_a_pipe_give_what_the_files_do(tmp_path, server):
         assert sorted(labels.tolist()) == list(range(12))
     failing = list(read_shard(f"pipe:cat {shards[0]}; exit 3"))
     assert [s.content for s in failing] == [*plain[:6], b""]
-    assert "breaks off" in failing[-1].path
+    assert "truncated" in failing[-1].path
     assert "status 3" in failing[-1].path
     with pytest.raises(ConfigError, match=r"/missing.tar cannot be read as a tar"):
         list(read_shard(f"{server}/missing.tar"))
@@ -323,11 +324,11 @@ def test_the_refusals_of_a_shard_list(tmp_path):
     (tmp_path / "not.tar").write_bytes(b"x" * 2048)
     write_tar(tmp_path / "empty.tar", [("a.txt", b"text")])
     for root, message in (
-        (f"{tmp_path}/none/*.tar", r"leads to no shard: give tar files as"),
-        (f"{tmp_path}/s/{{000..004}}.tar", r"names 5 shards and 3 of them are not there, the first is .*002.tar"),
+        (f"{tmp_path}/none/*.tar", r"invalid `datasets.root=.*`: there is no such shard; set it to a path"),
+        (f"{tmp_path}/s/{{000..004}}.tar", r"3 of the 5 shards of .* do not exist, the first is .*002.tar"),
         (f"{tmp_path}/not.tar", r"the shard .*not.tar cannot be read as a tar"),
-        (f"{tmp_path}/empty.tar", r"no shard holds an image"),
-        ("${NO_SUCH}/x.tar", r"cannot be expanded: missing environment variable wds_WDS_NO_SUCH"),
+        (f"{tmp_path}/empty.tar", r"no shard of .*empty.tar holds an image"),
+        ("${NO_SUCH}/x.tar", r"cannot be expanded \(missing environment variable wds_WDS_NO_SUCH"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_shards(root)

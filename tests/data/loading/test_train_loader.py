@@ -8,9 +8,10 @@ from PIL import Image
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.augment.multicrop import Augmenters, ViewPlan
-from hjepa_pl.data.loading.mixture import EpochPlan, usable_size
-from hjepa_pl.data.loading.reader import FileReader
-from hjepa_pl.data.loading.train_loader import TrainLoader, file_sets
+from hjepa_pl.data.loading.mixture import EpochPlan
+from hjepa_pl.data.loading.train_data import TrainData, usable_size
+from hjepa_pl.data.loading.train_loader import TrainLoader
+from hjepa_pl.data.loading.trainer_info import TrainerInfo
 from hjepa_pl.data.loading.views import make_views
 from hjepa_pl.data.sources.images import ArrayImages, FileImages
 from hjepa_pl.types import ConfigError
@@ -34,13 +35,11 @@ def files(tmp_path):
     return FileImages([str(tmp_path / f"{i:02}.jpg") for i in range(12)], torch.arange(12) + 500, ["x"])
 
 
-def make(sets, size, batch=4, position=0, **kwargs):
+def make(sets, size, batch=4, position=lambda: 0, num_workers=0, keep_on=None, **trainer):
     plan = EpochPlan([len(s) for s in sets], [1.0] * len(sets), size, seed=1)
-    reader = None
-    if any(isinstance(s, FileImages) for s in sets):
-        reader = FileReader(file_sets(sets, plan, size // batch), VIEWS, 3)
-    names = [f"set{i}" for i in range(len(sets))]
-    return TrainLoader(sets, names, plan, reader, batch_size=batch, position=lambda: position, **kwargs)
+    data = TrainData(sets, [f"set{i}" for i in range(len(sets))], plan, VIEWS, 3)
+    trainer = TrainerInfo(position=position, **trainer)
+    return TrainLoader(data, batch_size=batch, num_workers=num_workers, trainer=trainer, device=keep_on)
 
 
 def same(a, b):
@@ -68,7 +67,7 @@ def test_labels_images_and_counters_belong_together():
 def test_images_kept_on_a_device_are_gathered_there(files):
     """No second real device is here: `meta` shows where and of what shape, the host that they are the same."""
     sets = [memory(20), memory(30, label=100), memory(10, side=24), files]
-    on_host, on_meta = (list(make(sets, 24, device=torch.device(d))) for d in ("cpu", "meta"))
+    on_host, on_meta = (list(make(sets, 24, keep_on=torch.device(d))) for d in ("cpu", "meta"))
     for plain, host, meta in zip(make(sets, 24), on_host, on_meta, strict=True):
         same(plain, host)
         assert torch.equal(plain.label, meta.label)
@@ -81,7 +80,9 @@ def test_images_kept_on_a_device_are_gathered_there(files):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_images_kept_on_a_gpu_are_those_of_the_host(files):
     sets = [memory(20), memory(30, label=100), files]
-    for plain, kept in zip(make(sets, 24), make(sets, 24, device=torch.device("cuda"), pin_memory=True), strict=True):
+    for plain, kept in zip(
+        make(sets, 24), make(sets, 24, keep_on=torch.device("cuda"), device=torch.device("cuda")), strict=True
+    ):
         for a, b in zip(plain.groups, kept.groups, strict=True):
             assert torch.equal(a.rows, b.rows)
             assert all(torch.equal(x, y.cpu()) for x, y in zip(a.images, b.images, strict=True))
@@ -90,12 +91,8 @@ def test_images_kept_on_a_gpu_are_those_of_the_host(files):
 @pytest.mark.parametrize("position", [0, 2, 5, 6, 15])
 def test_from_a_position_it_is_the_tail_of_a_whole_run(files, position):
     sets = [memory(20), files]
-    loader = make(sets, 24)
-    whole = []
-    for epoch in range(3):
-        loader.position = lambda epoch=epoch: epoch * 6
-        whole.extend(loader)
-    resumed = list(make(sets, 24, position=position))
+    whole = [batch for epoch in range(3) for batch in make(sets, 24, position=lambda e=epoch: e * 6)]
+    resumed = list(make(sets, 24, position=lambda: position))
     assert len(resumed) == 6 - position % 6
     for a, b in zip(whole[position:], resumed, strict=False):
         same(a, b)
@@ -103,20 +100,19 @@ def test_from_a_position_it_is_the_tail_of_a_whole_run(files, position):
 
 
 def test_the_position_is_read_when_the_first_batch_is_asked_for():
-    loader, where = make([memory(20)], 20), [0]
-    loader.position = lambda: where[0]
-    iterator = iter(loader)
+    where = [0]
+    iterator = iter(make([memory(20)], 20, position=lambda: where[0]))
     where[0] = 3
     assert next(iterator).counters.step == 3
 
 
 def test_a_trainer_that_stops_earlier_goes_on_from_there():
-    loader = make([memory(20)], 20, limit=3)
-    steps = []
-    for start in (0, 3, 6):
-        loader.position = lambda start=start: start
-        steps += [(b.counters.epoch, b.counters.step) for b in loader]
-    assert steps == [(s // 5, s) for s in range(9)]
+    for limit in (3, 0.6):
+        steps = []
+        for start in (0, 3, 6):
+            loader = make([memory(20)], 20, limit=limit, position=lambda: start)  # noqa: B023
+            steps += [(b.counters.epoch, b.counters.step) for b in loader]
+        assert steps == [(s // 5, s) for s in range(9)]
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -166,7 +162,7 @@ def test_a_broken_file_is_named_and_replaced_by_the_same_other(files):
     many = FileImages(np.concatenate([files._paths] * 2), torch.cat([files.labels] * 2), ["x"])
     with pytest.warns(
         UserWarning,
-        match=r"set0: .*05.jpg cannot be decoded \(it is no image\) and is replaced by another draw \(1 so far\)",
+        match=r"set0: .*05.jpg cannot be decoded \(not an image\) and is replaced by another draw \(1 so far\)",
     ):
         first = list(make([many], 24))
     assert not any((b.label == 505).any() for b in first)
@@ -181,12 +177,14 @@ def test_many_broken_files_stop_the_run(files):
         with open(files.path(i), "wb") as file:
             file.write(b"junk")
     loader = make([files], 12)
-    message = r"`set0`: \d of 12 files cannot be decoded.*0\d.jpg"
+    message = r"set0: \d of 12 files cannot be decoded.*0\d.jpg"
     with pytest.warns(UserWarning, match="cannot be decoded"), pytest.raises(ConfigError, match=message):
         list(loader)
 
 
 def test_an_epoch_smaller_than_a_batch_is_refused():
     assert usable_size(100, 8, 3) == 96
-    with pytest.raises(ConfigError, match=r"`batch_size=64` x 2 process\(es\) is more than the 100 images.*at most 50"):
+    with pytest.raises(
+        ConfigError, match=r"invalid `data.batch_size=64`: x 2 process\(es\) is more than the 100 images.*at most 50"
+    ):
         usable_size(100, 64, 2)

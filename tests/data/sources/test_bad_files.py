@@ -16,7 +16,7 @@ from PIL import Image
 
 from hjepa_pl.__main__ import main
 from hjepa_pl.data import MultiDatasetDataModule
-from hjepa_pl.data.sources.bad_files import BAD_FILES, BadFile, BadFiles
+from hjepa_pl.data.sources.bad_files import BAD_FILES, BadFile, BadFiles, read_bad_files
 from hjepa_pl.data.sources.decode import ImageFile
 from hjepa_pl.types import ConfigError
 from tests.cli.test_cli import TINY
@@ -114,8 +114,7 @@ def fit(root, folder, **kwargs):
     """Train for an epoch; return the weights and what bad_files.txt says."""
     data = MultiDatasetDataModule(
         **{"datasets": [{"name": "folder", "root": str(root)}], "batch_size": 64, "num_workers": 1,
-           "augmentation": {"jitter_prob": 0, "jitter": [0.0] * 4, "gray": 0.0, "solarize": 0.0},
-           "index_cache": None} | kwargs
+           "augmentation": {"jitter_prob": 0, "jitter": [0.0] * 4, "gray": 0.0, "solarize": 0.0}} | kwargs
     )  # fmt: skip
     module = Small()
     trainer = pl.Trainer(
@@ -123,8 +122,7 @@ def fit(root, folder, **kwargs):
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, data)
-    path = folder / BAD_FILES
-    return module.layer.weight, [line.split("\t") for line in path.read_text().splitlines()] if path.exists() else []
+    return module.layer.weight, read_bad_files(str(folder))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -147,16 +145,16 @@ def test_a_hundred_damaged_files_of_many_kinds_among_five_thousand(tmp_path, mon
         assert main(["fit", "--config", "c.yaml", *more]) == 0
         run = tmp_path / f"results/run{workers}"
         weights = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        runs[workers] = (weights, [line.split("\t") for line in (run / BAD_FILES).read_text().splitlines()])
+        runs[workers] = (weights, read_bad_files(str(run)))
         assert json.loads((run / "summary.json").read_text())["bad_files"] == 100
     weights, named = runs[1]
     assert len(named) == 100
     assert sorted(path for path, _, _ in named) == sorted(damaged)
     assert {dataset for _, dataset, _ in named} == {"folder"}
     reasons = Counter(reason for _, _, reason in named)
-    assert reasons["it is empty"] == sum("empty" in p for p in damaged)
-    assert reasons["it is gone"] == sum("gone" in p for p in damaged)
-    assert reasons["it is no image"] >= sum(any(k in p for k in ("text", "page", "magic", "zeros")) for p in damaged)
+    assert reasons["is empty"] == sum("empty" in p for p in damaged)
+    assert reasons["not found"] == sum("gone" in p for p in damaged)
+    assert reasons["not an image"] >= sum(any(k in p for k in ("text", "page", "magic", "zeros")) for p in damaged)
     assert sum("exceeds limit" in reason for reason in reasons.elements()) == sum("bomb" in p for p in damaged)
     assert sorted(runs[0][1]) == sorted(named)
     assert weights.keys() == runs[0][0].keys()
@@ -190,7 +188,7 @@ def test_a_file_without_its_end_is_broken_and_not_filled_with_grey(kind):
 def test_the_allowed_share(tmp_path, allowed, stops):
     damaged_folder(tmp_path / "data", 200, 50)
     if stops:
-        with pytest.raises(ConfigError, match=rf"more than max_bad_fraction={allowed:g}: mend or.*bad_files.txt\)"):
+        with pytest.raises(ConfigError, match=rf"more than max_bad_fraction={allowed:g}; fix or.*bad_files.txt\)"):
             fit(tmp_path / "data", tmp_path, num_workers=0, max_bad_fraction=allowed)
         assert (tmp_path / BAD_FILES).exists()
     else:
@@ -226,40 +224,39 @@ def test_files_of_small_sets_and_of_probes_are_named_too(tmp_path):
     data["probe"] = [{"name": "folder", "root": str(tmp_path / "probe"), "title": "mine"}]
     named = fit(tmp_path, tmp_path / "run", **data)[1]
     names = [(os.path.relpath(path, tmp_path), *rest) for path, *rest in named]
-    assert ("small/00.png", "folder", "it is empty") in names
+    assert ("small/00.png", "folder", "is empty") in names
     for split, of in (("train", "train"), ("val", "test")):
-        assert (f"probe/{split}/a/07.png", f"probe mine ({of})", "it is no image") in names
-        assert (f"probe/{split}/b/07.png", f"probe mine ({of})", "it is no image") in names
+        assert (f"probe/{split}/a/07.png", f"probe mine ({of})", "not an image") in names
+        assert (f"probe/{split}/b/07.png", f"probe mine ({of})", "not an image") in names
     assert len(names) == 5
-    with pytest.raises(ConfigError, match=r"`probe mine \(train\)`: 2 of 60 files cannot be decoded"):
+    with pytest.raises(ConfigError, match=r"probe mine \(train\): 2 of 60 files cannot be decoded"):
         fit(tmp_path, tmp_path / "run", **data | {"max_bad_fraction": 0.03})
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_several_ranks_and_a_resumed_run_name_each_file_once(tmp_path):
-    files = [BadFile("a", f"/x/{i}\n.jpg", "it is\tgone") for i in range(5)]
+    files = [BadFile(f"/x/{i}\n.jpg", "a", "not\tfound") for i in range(5)]
     ranks = [BadFiles(0.1, lambda: str(tmp_path)) for _ in range(2)]
     ranks[0].add(files[:3], "is replaced")
     ranks[1].add(files[1:4], "is replaced")
     ranks[0].add(files[:5], "is replaced")
     BadFiles(0.1, lambda: str(tmp_path)).add(files, "is replaced")
-    lines = (tmp_path / BAD_FILES).read_text().splitlines()
-    assert lines == [f"/x/{i}\\n.jpg\ta\tit is\\tgone" for i in range(5)]
+    assert read_bad_files(str(tmp_path)) == files
 
 
 def test_without_a_folder_they_are_kept_until_there_is_one(tmp_path):
     folder = [None]
     bad = BadFiles(0.1, lambda: folder[0])
-    with pytest.warns(UserWarning, match=r"a: one.png cannot be decoded \(it is gone\) and is left out \(1 so far\)"):
-        bad.add([BadFile("a", "one.png", "it is gone")], "is left out")
+    with pytest.warns(UserWarning, match=r"a: one.png cannot be decoded \(not found\) and is left out \(1 so far\)"):
+        bad.add([BadFile("one.png", "a", "not found")], "is left out")
     folder[0] = str(tmp_path)
     with pytest.warns(UserWarning, match=r"two.png"):
-        bad.add([BadFile("a", "two.png", "it is gone")], "is left out")
-    assert (tmp_path / BAD_FILES).read_text() == "one.png\ta\tit is gone\ntwo.png\ta\tit is gone\n"
+        bad.add([BadFile("two.png", "a", "not found")], "is left out")
+    assert (tmp_path / BAD_FILES).read_text() == "one.png\ta\tnot found\ntwo.png\ta\tnot found\n"
 
 
 def test_only_the_first_few_are_warned_of():
     with pytest.warns(UserWarning, match="cannot be decoded") as caught:
-        BadFiles().add([BadFile("a", f"{i}.png", "it is gone") for i in range(30)], "is left out")
+        BadFiles().add([BadFile(f"{i}.png", "a", "not found") for i in range(30)], "is left out")
     assert len(caught) == 10
-    assert "further ones are named in bad_files.txt only" in str(caught[-1].message)
+    assert "more of a are listed in bad_files.txt only" in str(caught[-1].message)

@@ -29,7 +29,7 @@ def write(folder, classes, count=4, sizes=1):
 
 
 def data(datasets, **kwargs):
-    given = {"batch_size": 4, "img_size": 8, "in_chans": 3, "augmentation": {}, "index_cache": None}
+    given = {"batch_size": 4, "img_size": 8, "in_chans": 3, "augmentation": {}}
     module = MultiDatasetDataModule(datasets, **(given | kwargs))
     module.setup("fit")
     return module
@@ -66,9 +66,9 @@ def test_a_class_list_for_imagenet_and_in_place_of_the_hundred(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no class: write a class folder on each line"),
+        ("", "names no class; write one class folder a line"),
         ("ant\nant\n", "names ant twice"),
-        ("ant\nemu\nelk\n", "names emu, which is no folder in .*, and 1 more such"),
+        ("ant\nemu\nelk\n", "names emu, which is no folder in .*, and 1 more;"),
         ("ant\n../t/bee\n", "names ../t/bee, which is no folder"),
         (b"\xff\xfe\x00", "cannot be read as a text file"),
         (None, "cannot be read as a text file"),
@@ -85,7 +85,10 @@ def test_class_lists_that_are_refused(tmp_path, text, message):
 
 def test_a_class_list_for_what_has_no_folders_is_refused():
     for given in ({"datasets": [{"name": "digits", "classes": "x"}]}, {"probe": [{"name": "cifar10", "classes": "x"}]}):
-        with pytest.raises(ConfigError, match=r"`classes=x` \(of \w+\) would do nothing"):
+        with pytest.raises(
+            ConfigError,
+            match=r"invalid `\w+.classes=x`: has no effect but with name=imagenet100, imagenet, folder; remove it",
+        ):
             MultiDatasetDataModule(**({"datasets": [{"name": "fake"}]} | given))
 
 
@@ -176,7 +179,9 @@ def test_holdout_where_it_does_not_belong_is_refused(tmp_path):
             data([{"name": "fake"}], probe=[{"name": "folder", "root": root, "holdout": value}])
     with pytest.raises(ConfigError, match="is for folder only, other datasets have a test split; remove it"):
         data([{"name": "fake"}], probe=[{"name": "digits", "holdout": 0.1}])
-    with pytest.raises(ConfigError, match=r"needs the folder .*test: make it, or set holdout for a probe"):
+    with pytest.raises(
+        ConfigError, match=r"there is no folder .*test for the split test; make it, or set holdout for a probe"
+    ):
         data([{"name": "fake"}], probe=[{"name": "folder", "root": root}])
 
 

@@ -14,7 +14,7 @@ from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.augment.crop_resize import clean_resize
 from hjepa_pl.data.augment.multicrop import view_plan
 from hjepa_pl.data.loading.batches import Draw
-from hjepa_pl.data.loading.reader import FileReader
+from hjepa_pl.data.loading.reader import FileReader, IndexedSource
 from hjepa_pl.data.sources.decode import SHRINKS, ImageFile
 from hjepa_pl.data.sources.images import FileImages
 from hjepa_pl.types import Counters
@@ -50,7 +50,7 @@ def jpeg(image, mode="RGB", turn=None, **kwargs):
 def test_a_smaller_jpeg_is_the_mean_of_the_whole_ones_squares(by, keys, channels) -> None:
     content = jpeg(scene(200, 336) if "turn" in keys else scene(195, 330), **keys)
     encoded = ImageFile(content)
-    assert encoded.most_shrink == 8
+    assert encoded.max_shrink == 8
     assert (encoded.height, encoded.width) == ((336, 200) if "turn" in keys else (195, 330))
     whole, small = ImageFile(content).pixels(channels), encoded.pixels(channels, by)
     assert whole.shape[1:] == (encoded.height, encoded.width)
@@ -64,12 +64,12 @@ def test_a_smaller_jpeg_is_the_mean_of_the_whole_ones_squares(by, keys, channels
 def test_what_is_no_jpeg_is_as_large_as_it_is() -> None:
     out = io.BytesIO()
     scene(40, 50).save(out, "PNG")
-    assert ImageFile(out.getvalue()).most_shrink == 1
+    assert ImageFile(out.getvalue()).max_shrink == 1
 
 
 def test_a_turned_one_is_decoded_smaller_where_its_sides_are_multiples() -> None:
     turned = (ImageFile(jpeg(scene(h, w), turn=3)) for h, w in ((24, 32), (20, 32), (18, 20), (19, 32)))
-    assert [t.most_shrink for t in turned] == [8, 4, 2, 1]
+    assert [t.max_shrink for t in turned] == [8, 4, 2, 1]
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def read(paths, size, augmentation=PLAIN):
     plan = view_plan(None, Augmenter(augmentation, size, (0.0,) * 3, (1.0,) * 3, seed=3), 2, None)
     n = len(paths)
     draw = Draw(torch.zeros(n, dtype=torch.int64), torch.arange(n), Counters(0, 0, torch.arange(n)))
-    return FileReader([files], plan, 3).read(draw)
+    return FileReader([IndexedSource(files, 3)], ["x"], plan, 3).read(draw)
 
 
 @pytest.mark.parametrize("turn", [None, 8])
@@ -140,7 +140,7 @@ def test_one_that_breaks_off_while_it_is_decoded_smaller_is_replaced(tmp_path, s
     files = FileImages([str(p) for p in paths], torch.arange(6), ["x"])
     plan = view_plan(None, Augmenter(PLAIN, 32, (0.0,) * 3, (1.0,) * 3, seed=3), 2, None)
     draw = Draw(torch.zeros(1, dtype=torch.int64), torch.tensor([stand_in]), Counters(0, 0, torch.tensor([1])))
-    alone = FileReader([files], plan, 3).read(draw).groups[0]
+    alone = FileReader([IndexedSource(files, 3)], ["x"], plan, 3).read(draw).groups[0]
     for view, same in zip(found.groups[0].images, alone.images, strict=True):
         assert torch.equal(view[1], same[0])
     assert torch.equal(found.groups[0].boxes[:, 1], alone.boxes[:, 0])

@@ -107,7 +107,7 @@ def test_absent_or_damaged_official_files_name_the_command(tmp_path):
             load_dataset(name, str(tmp_path))
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py/data_batch_1").write_bytes(b"junk")
-    with pytest.raises(ConfigError, match="complete official files"):
+    with pytest.raises(ConfigError, match="does not hold the complete official files of cifar10"):
         load_dataset("cifar10", str(tmp_path))
 
 
@@ -152,13 +152,13 @@ def test_broken_files_are_left_out_up_to_a_tenth(tmp_path):
     for i in range(20):
         save(tmp_path / f"{i:02}.png", value=i)
     (tmp_path / "03.png").write_bytes(b"not a picture")
-    with pytest.warns(UserWarning, match=r"03.png cannot be decoded \(it is no image\) and is left out"):
+    with pytest.warns(UserWarning, match=r"03.png cannot be decoded \(not an image\) and is left out"):
         assert len(load_dataset("folder", str(tmp_path))) == 19
     for i in (4, 5):
         (tmp_path / f"{i:02}.png").write_bytes(b"")
     with pytest.raises(
         ConfigError,
-        match=r"3 of 20 files cannot be decoded, more than max_bad_fraction=0.1: mend or remove .*03.png, .*05.png",
+        match=r"3 of 20 files cannot be decoded, more than max_bad_fraction=0.1; fix or remove .*03.png, .*05.png",
     ):
         load_dataset("folder", str(tmp_path))
 
@@ -179,17 +179,17 @@ def test_imagenet100_takes_its_classes_only(tmp_path):
         assert len(set(images.classes)) == 100
     assert len(load_dataset("imagenet", str(tmp_path / "big"))) == 101
     (tmp_path / "none").mkdir()
-    with pytest.raises(ConfigError, match="lacks 100 of the 100 class folders"):
+    with pytest.raises(ConfigError, match="lacks 100 of the 100 class folders of imagenet100"):
         load_dataset("imagenet100", str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("folder", "train", "which holds no image: point it at a folder with images"),
-        ("folder", "test", "needs the folder .*test: make it"),
-        ("folder", "dev", "`split=dev` is not one of folder's"),
-        ("imagenet", "train", "needs the folder .*train: make it"),
+        ("folder", "train", "holds no image; set root to a folder with images"),
+        ("folder", "test", "there is no folder .*test for the split test; make it"),
+        ("folder", "dev", "invalid `datasets.split=dev`: must be train, val or test"),
+        ("imagenet", "train", "there is no folder .*train for the split train; make it"),
     ],
 )
 def test_empty_folder(tmp_path, name, split, message):
@@ -198,9 +198,9 @@ def test_empty_folder(tmp_path, name, split, message):
 
 
 def test_missing_folder_and_split():
-    with pytest.raises(ConfigError, match=r"`root=/nowhere` .* is not a folder: give the folder"):
+    with pytest.raises(ConfigError, match=r"/nowhere is not a folder; set root to the folder"):
         load_dataset("folder", "/nowhere")
-    with pytest.raises(ConfigError, match="`split=val` is not one of digits's: use train, test"):
+    with pytest.raises(ConfigError, match=r"invalid `datasets.split=val`: must be train or test \(dataset digits\)"):
         load_dataset("digits", split="val")
 
 
@@ -271,5 +271,5 @@ def test_adapt_channels():
     colour = adapt_channels(gray, 3)
     assert torch.equal(colour[:, 2], gray[:, 0])
     assert torch.equal(adapt_channels(colour.contiguous(), 1), gray)
-    with pytest.raises(ConfigError, match="`in_chans=2` does not fit images of 3 channels"):
+    with pytest.raises(ConfigError, match=r"invalid `data\.in_chans=2`: images have 3 channels; use 1 or 3"):
         adapt_channels(colour, 2)

@@ -16,7 +16,7 @@ from PIL import Image
 from hjepa_pl.__main__ import main
 from hjepa_pl.data import MultiDatasetDataModule, ProbeConfig
 from hjepa_pl.data.sources.class_folders import find_tree
-from hjepa_pl.data.sources.image_folder import scan
+from hjepa_pl.data.sources.image_folder import scan_folder
 from hjepa_pl.data.sources.shards import count_samples, open_shards
 from hjepa_pl.data.sources.tar import read_shard
 from hjepa_pl.tools.make_shards import make_shards
@@ -56,7 +56,7 @@ def test_shards_hold_the_folders_bytes_and_labels(photographs, tmp_path, capsys)
     found = open_shards(root)
     assert len(found) == 46
     samples = [s for shard in found.shards for s in read_shard(shard)]
-    files = scan("folder", find_tree("folder", str(photographs), "train"))
+    files = scan_folder("folder", find_tree("folder", str(photographs), "train"))
     wanted = {Path(files.path(i)).read_bytes(): int(files.labels[i]) for i in range(46)}
     assert {s.content: s.label for s in samples} == wanted
     assert sorted(set(wanted.values())) == [-1, 0, 1, 2]
@@ -101,13 +101,13 @@ def test_what_hjepa_shards_refuses(photographs, tmp_path, capsys) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     for args, named in (
-        ([str(photographs), pattern], "0.tar is there already"),
-        ([str(photographs), f"{tmp_path}/x.tar"], "has no place for the number"),
+        ([str(photographs), pattern], "0.tar exists"),
+        ([str(photographs), f"{tmp_path}/x.tar"], "has no number"),
         ([str(photographs), f"{tmp_path}/%d.tgz"], "does not end in .tar"),
-        ([str(photographs), f"{tmp_path}/y%d.tar", "--per-shard=0"], "--per-shard 0 is refused"),
-        ([str(empty), f"{tmp_path}/y%d.tar"], "holds no image"),
+        ([str(photographs), f"{tmp_path}/y%d.tar", "--per-shard=0"], "--per-shard 0 is invalid"),
+        ([str(empty), f"{tmp_path}/y%d.tar"], "holds no image; set root to a folder with images"),
         ([str(tmp_path / "none"), f"{tmp_path}/y%d.tar"], "is not a folder"),
-        ([str(photographs), f"{tmp_path}/y%d.tar", "--split=val"], "needs the folder"),
+        ([str(photographs), f"{tmp_path}/y%d.tar", "--split=val"], "there is no folder"),
     ):
         assert main(["shards", *args]) == 2
         error = capsys.readouterr().err
@@ -201,7 +201,7 @@ def test_an_epoch_too_short_for_the_ends_of_shards_draws_a_warning(tmp_path) -> 
     found = data(tmp_path, epoch_size=48)
     found.setup("fit")
     with pytest.warns(
-        UserWarning, match=r"each worker draws 24 samples .* the ends of shards of 40 samples are not seen"
+        UserWarning, match=r"each worker draws 24 samples .* the ends of shards of 40 samples are never read"
     ):
         found.train_dataloader()
 
@@ -217,7 +217,7 @@ def test_only_what_lies_in_a_temporary_folder_draws_the_warning_of_it(tmp_path, 
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ({"name": "webdataset"}, r"`root=None` \(of webdataset\) is refused: give the tar shards"),
+        ({"name": "webdataset"}, r"invalid `datasets.root=null`: must be the tar shards, as .* \(dataset webdataset\)"),
         (
             {"name": "webdataset", "root": "x", "split": "val"},
             r"`datasets.split=val`: has no effect on shards; .* \(dataset webdataset\)",
@@ -248,15 +248,15 @@ def test_a_probe_set_and_a_prediction_are_refused(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"root": "none/*.tar"}, "`root=none/*.tar` (of webdataset) leads to no shard"),
-        ({"root": "s/{000..002}.tar"}, "names 3 shards and 1 of them are not there, the first is s/002.tar"),
+        ({"root": "none/*.tar"}, "invalid `datasets.root=none/*.tar`: there is no such shard"),
+        ({"root": "s/{000..002}.tar"}, "1 of the 3 shards of s/{000..002}.tar do not exist, the first is s/002.tar"),
         ({"root": "not.tar"}, "the shard not.tar cannot be read as a tar"),
         ({"root": "pipe:cat not.tar", "samples": 9}, "the shard pipe:cat not.tar cannot be read as a tar"),
         (
             {"root": "pipe:cat s/{000..001}.tar"},
-            "`datasets.samples=None` (of webdataset) is refused, the shards are not",
+            "invalid `datasets.samples=null`: must be the number of images in all shards without epoch_size",
         ),
-        ({"root": "s", "num_workers": 4}, "has 2 shard(s), fewer than num_workers=4 x 1 process(es)"),
+        ({"root": "s", "num_workers": 4}, "a dataset has 2 shard(s), fewer than num_workers=4 x 1 process(es)"),
     ],
 )
 def test_refused_by_the_command_line_in_one_sentence(tmp_path, monkeypatch, capsys, given, named) -> None:
@@ -285,7 +285,7 @@ def test_samples_given_stand_for_a_size_that_cannot_be_counted(tmp_path) -> None
     found.setup("fit")
     assert len(found.train_dataloader()) == 3
     unknown = data("", datasets=[piped, {"name": "fake"}], sampling="concat")
-    with pytest.raises(ConfigError, match=r"sampling=concat shares by size: give datasets\.samples"):
+    with pytest.raises(ConfigError, match=r"invalid `datasets\.samples=null`: must be .* with sampling=concat"):
         unknown.setup("fit")
     known = data("", datasets=[piped, {"name": "fake"}])
     known.setup("fit")

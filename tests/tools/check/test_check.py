@@ -225,7 +225,7 @@ def test_data_are_looked_at_and_nothing_is_left(config, capsys) -> None:
     assert "digits, train: 200 images of 10 classes" in out
     assert "digits, test: 100 images of 10 classes" in out
     assert re.search(r"about [\d,]+ images/s here \(median of \d+ batches of 32", out)
-    assert "bad file pictures/a/99.jpg: it is no image" in out
+    assert "bad file pictures/a/99.jpg: not an image" in out
     assert sorted(Path().rglob("*")) == before
 
 
