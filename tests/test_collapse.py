@@ -52,13 +52,13 @@ def test_without_anything_that_holds_it_a_run_collapses_and_is_stopped() -> None
     monitor = run([TOKENS], [], action="stop")
     assert monitor.stopped
     assert monitor.status == "red"
-    assert monitor.figures["collapse/last_c1/std"] < 0.1
-    assert "add {kind: sigreg" in monitor.verdict
+    assert monitor.metrics["collapse/last_c1/std"] < 0.1
+    assert "add {kind: sigreg" in monitor.message
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_each_regulariser_alone_keeps_it_from_collapse(name) -> None:
     levels, term = ALONE[name]
     monitor = run(levels, [term])
-    assert monitor.status == "green", monitor.verdict
-    assert monitor.figures["collapse/rank"] > 2
+    assert monitor.status == "green", monitor.message
+    assert monitor.metrics["collapse/rank"] > 2

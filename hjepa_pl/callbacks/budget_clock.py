@@ -1,18 +1,19 @@
-"""How long a run has taken, kept outside its checkpoints: a kill loses steps, but their time is spent."""
+"""Elapsed time of a run with a time budget, kept outside its checkpoints: a kill loses steps, not their time."""
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-_EVERY = 1.0
-"""Seconds between two notes: what a kill may leave uncounted."""
+from hjepa_pl.utils.atomic_file import atomic_write
+
+_INTERVAL = 1.0
+"""Seconds between two writes: at most so much time is lost by a kill."""
 
 
-class Clock(pl.Callback):
-    """Write the seconds of the module's `progress` to `logs/clock.txt`, on rank zero, about once a second.
+class BudgetClock(pl.Callback):
+    """Write the elapsed seconds (`module.progress.seconds`) to `logs/clock.txt`, on rank zero, about once a second.
 
     Args:
         directory: Folder of the run.
@@ -20,37 +21,36 @@ class Clock(pl.Callback):
 
     def __init__(self, directory: str) -> None:
         self.path = _path(Path(directory))
-        self._noted = 0.0
+        self._written = 0.0
 
-    def _note(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def _write(self, trainer: pl.Trainer, pl_module: Any) -> None:
         seconds = pl_module.progress.seconds
-        if not trainer.is_global_zero or seconds - self._noted < _EVERY:
+        if not trainer.is_global_zero or seconds - self._written < _INTERVAL:
             return
-        self._noted = seconds
-        part = self.path.with_suffix(".part")
-        part.write_text(f"{seconds:.1f}\n")
-        os.replace(part, self.path)  # a kill leaves the old note or the new one
+        self._written = seconds
+        with atomic_write(self.path) as file:
+            file.write(f"{seconds:.1f}\n")
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note what the start took."""
-        self._note(trainer, pl_module)
+        """Write the time of the start-up."""
+        self._write(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Note what training took."""
-        self._note(trainer, pl_module)
+        """Write the time after a training step."""
+        self._write(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Note what a validation took so far."""
-        self._note(trainer, pl_module)
+        """Write the time during a validation."""
+        self._write(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note what the whole took."""
-        self._noted = 0.0
-        self._note(trainer, pl_module)
+        """Write the time of the whole run."""
+        self._written = 0.0
+        self._write(trainer, pl_module)
 
 
-def seconds_noted(directory: Path) -> float:
-    """Return the seconds that a run has taken by its last note, 0 if it left none."""
+def seconds_written(directory: Path) -> float:
+    """Return the seconds that a run has taken so far, by its `logs/clock.txt`; 0 without one."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         return float(_path(directory).read_text())
     return 0.0

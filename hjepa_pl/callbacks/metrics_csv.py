@@ -1,4 +1,4 @@
-"""One `metrics.csv` a run, which survives a resume."""
+"""Logger of `metrics.csv`, one file for a run and its resumes."""
 
 import csv
 import os
@@ -11,38 +11,42 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.atomic_file import atomic_write
 
 
 class MetricsCSV(CSVLogger):
-    """Write `<directory>/metrics.csv`: one row a step, flushed at once, rows ordered by step.
+    """Write `<directory>/metrics.csv`: one row per step, ordered by step, on disk at once.
 
-    Lightning's logger writes into a version folder and deletes the file of the run that is resumed. This one keeps the
-    earlier rows below the step of the checkpoint and drops those after it, which the resumed run computes again, so
-    that no step appears twice. What is logged at one step by several parts (losses, probes, collapse) shares a row.
+    Lightning's logger writes to a version folder and deletes the file of a resumed run. This one keeps the rows before
+    the step of the checkpoint and drops the later ones, which the resumed run computes again, so that no step appears
+    twice. Losses, probes and collapse metrics of one step share a row.
 
     Args:
         directory: Folder of the run.
-        resumed_step: `global_step` of the checkpoint that the run continues; None for a new run, which puts an earlier
-            file aside as `metrics.old.csv`.
+        resumed_step: `global_step` of the checkpoint that the run resumes; None for a new run, which renames an
+            earlier file to `metrics.old.csv`.
+
+    Raises:
+        ConfigError: If `resumed_step` is negative.
     """
 
     def __init__(self, directory: str, resumed_step: int | None = None) -> None:
         if resumed_step is not None and resumed_step < 0:
             raise ConfigError(
-                f"resumed_step is {resumed_step}: give the step of the checkpoint, or None for a new run."
+                f"invalid `resumed_step={resumed_step}`: must be the step of the checkpoint, or None for a new run."
             )
         super().__init__(save_dir=directory, name="", version="")
         self._resumed_step = resumed_step
 
     @property
     def log_dir(self) -> str:
-        """The run's folder itself: no name and no version below it."""
+        """The run's folder, without subfolders for name and version."""
         return self._save_dir
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The table, made at first use on rank zero."""
+        """The table; created at first use, on rank zero."""
         if self._experiment is None:
             self._experiment = _Table(Path(self._save_dir) / "metrics.csv", self._resumed_step)  # type: ignore[assignment]
         return self._experiment
@@ -51,11 +55,11 @@ class MetricsCSV(CSVLogger):
     def log_metrics(  # type: ignore[override]
         self, metrics: dict[str, Tensor | float], step: int | None = None
     ) -> None:
-        """Write metrics of one step.
+        """Write the metrics of a step.
 
         Args:
             metrics: Values by name.
-            step: The step; the last one when it is None.
+            step: The step; None is the last one.
         """
         self.experiment.write({k: float(v) for k, v in metrics.items()}, step)
 
@@ -73,13 +77,13 @@ class MetricsCSV(CSVLogger):
 
 
 class _Table:
-    """A CSV file with one row a step, whose last row can still grow and whose header can widen."""
+    """A CSV file with one row per step; the last row can get more values, the header more columns."""
 
     def __init__(self, path: Path, resumed_step: int | None) -> None:
         self._path = path
         self._names = ["step"]
         self._rows: dict[int, dict[str, Any]] = {}
-        self._last_row_at = 0
+        self._last_offset = 0
         if path.is_file() and resumed_step is None:
             os.replace(path, path.with_name("metrics.old.csv"))
         elif path.is_file():
@@ -92,15 +96,15 @@ class _Table:
         self._rows.setdefault(step, {"step": step}).update(values)
         wider = sorted(values.keys() - set(self._names))
         self._names.extend(wider)
-        if wider or step < last or not self._path.is_file():  # or someone has removed it: all rows are here
+        if wider or step < last or not self._path.is_file():  # someone may have removed it
             self._rows = dict(sorted(self._rows.items()))
             self._rewrite()
         else:
-            self._append(self._last_row_at if step == last else self._path.stat().st_size)
+            self._append(self._last_offset if step == last else self._path.stat().st_size)
 
     def _read(self, limit: int) -> None:
-        """Take up the rows below a step."""
-        # A killed run may have left half a line at the end: only whole ones count.
+        """Read the rows before step `limit`."""
+        # A killed run may have left a truncated last line.
         lines = [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         reader = csv.DictReader(lines)
         self._names = list(reader.fieldnames or self._names)
@@ -108,24 +112,21 @@ class _Table:
             if int(row["step"]) < limit:
                 self._rows[int(row["step"])] = row
 
-    def _append(self, at: int) -> None:
-        """Write the last row at a place of the file, over what stood there."""
+    def _append(self, offset: int) -> None:
+        """Write the last row at an offset of the file, in place of what follows it."""
         with self._path.open("r+", newline="") as file:
-            file.truncate(at)
-            file.seek(at)
+            file.truncate(offset)
+            file.seek(offset)
             csv.DictWriter(file, self._names, lineterminator="\n").writerow(next(reversed(self._rows.values())))
-        self._last_row_at = at
+        self._last_offset = offset
 
     def _rewrite(self) -> None:
-        """Write the whole file anew beside the old one and swap them, so that no reader sees half a table."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_suffix(".part")
-        with part.open("w", newline="") as file:
+        """Write the whole table anew, atomically."""
+        with atomic_write(self._path) as file:
             writer = csv.DictWriter(file, self._names, lineterminator="\n")
             writer.writeheader()
             rows = list(self._rows.values())
             writer.writerows(rows[:-1])
             file.flush()
-            self._last_row_at = file.tell()
+            self._last_offset = file.tell()
             writer.writerows(rows[-1:])
-        os.replace(part, self._path)

@@ -1,4 +1,4 @@
-"""What is trained, in one line when training starts."""
+"""One line with the networks and their parameters, printed when training starts."""
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelSummary
@@ -6,17 +6,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 class ModelLine(ModelSummary):
-    """Prints the networks with their parameters, in the place of Lightning's table.
+    """Prints the networks with their parameters, instead of Lightning's table.
 
-    That table has a column of FLOPs, which are counted on an `example_input_array` and are 0 without one, and counts of
-    modules in train and eval mode; `hjepa check` has true operations.
+    That table has a column of FLOPs that is 0 without an `example_input_array`; `hjepa check` prints the real FLOPs.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line."""
         networks = {name: sum(p.numel() for p in net.parameters()) for name, net in pl_module.named_children()}
         frozen = {n for n, net in pl_module.named_children() if not any(p.requires_grad for p in net.parameters())}
-        _say(
+        _print(
             "parameters: "
             + ", ".join(
                 f"{n} {_short(count)}{' (no gradient)' * (n in frozen)}" for n, count in networks.items() if count
@@ -25,7 +24,7 @@ class ModelLine(ModelSummary):
 
 
 @rank_zero_only
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 

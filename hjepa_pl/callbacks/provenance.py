@@ -1,14 +1,11 @@
-"""Where a result comes from: versions, commit, device, seed."""
+"""Provenance of a result: package versions, commit, device."""
 
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -29,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def git_hash() -> str | None:
-    """Return the commit of this package's own repository, with "-dirty" for local changes; None outside of one."""
+    """Return the commit of this package's repository, with "-dirty" for local changes; None if it is installed."""
     here = Path(__file__).resolve()
 
     def git(*args: str) -> str:
@@ -39,7 +36,7 @@ def git_hash() -> str | None:
         return done.stdout.strip()
 
     try:
-        # In site-packages of a virtual environment inside somebody else's repository, the commit is not ours.
+        # A virtual environment may be inside another repository, whose commit is not ours.
         git("ls-files", "--error-unmatch", str(here))
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
@@ -57,37 +54,9 @@ def _processor() -> str:
 
 
 def device_name(trainer: pl.Trainer) -> str:
-    """Return the name of the device that this rank computes on."""
+    """Return the name of the device of this rank."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = f"{_processor()} ({os.cpu_count()} cores)"
     return name if device.type == "cpu" else f"{device.type}, {name}"
-
-
-def seed(trainer: pl.Trainer) -> int | None:
-    """Return the seed of `seed_everything`, or that of the data."""
-    text = os.environ.get("PL_GLOBAL_SEED")
-    if text is not None:
-        return int(text)
-    return getattr(getattr(trainer, "datamodule", None), "seed", None)
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record in one piece: a reader sees the old file or the new one. NaN and infinity become null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(_finite(record), file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

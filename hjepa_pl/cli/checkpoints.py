@@ -1,11 +1,10 @@
-"""Checkpoints of a run: which are kept, and how they are written."""
+"""Checkpoints of a run: settings, callbacks and atomic writing."""
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -13,48 +12,41 @@ from lightning.pytorch.trainer import Trainer
 
 from hjepa_pl.callbacks.selection import refuse_test_metric, selection_metrics
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.atomic_file import atomic_write
+from hjepa_pl.utils.settings import Count, either, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("checkpoint")
 class CheckpointConfig:
-    """Which checkpoints are kept beside last.ckpt, which is written at the end of every epoch."""
+    """Checkpoints that are kept in addition to last.ckpt, which is written at the end of every epoch."""
 
     monitor: str | None = None
-    """Validation metric that ranks the best checkpoints, as `probe/<set>/knn_val`; null is `probe/<set>/linear_val` of
-    the first probe set, if there is one. Metrics of a test split are refused."""
+    """Validation metric that ranks the best checkpoints, such as `probe/<set>/knn_val`; null is
+    `probe/<set>/linear_val` of the first probe set, if there is one. Metrics of a test split are rejected."""
     mode: Literal["max", "min"] = "max"
     """Whether a larger or a smaller metric is better."""
-    save_top_k: int = 3
-    """How many of the best are kept; 0 is none."""
-    every_n_epochs: int | None = None
+    save_top_k: Annotated[int, Ge(0)] = 3
+    """Number of best checkpoints that are kept; 0 is none. File names count epochs from 0."""
+    every_n_epochs: Count | None = None
     """Also keep a checkpoint of every n-th epoch for good."""
-    last_every_n_steps: int | None = None
+    last_every_n_steps: Count | None = None
     """Also write last.ckpt every n optimizer steps, so that a killed run loses less than an epoch."""
-
-    def __post_init__(self) -> None:
-        """Refuse counts below one."""
-        if self.save_top_k < 0:
-            raise ConfigError(f"checkpoint.save_top_k must not be negative, got {self.save_top_k}.")
-        for name in ("every_n_epochs", "last_every_n_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"checkpoint.{name} must be at least 1, got {value}.")
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint that several of can stand in one run, and that saves whole optimizer steps only."""
+    """ModelCheckpoint of which a run can have several, and which saves whole optimizer steps only."""
 
     @property
     def state_key(self) -> str:
-        """Name of the state in a checkpoint: by file name too, since only that tells two of ours apart."""
+        """Name of the state in a checkpoint, with the file name, since two callbacks may differ in that alone."""
         return f"{super().state_key}[{self.filename}]"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the step that a run resumes at for saved, or a checkpoint in mid-accumulation would repeat it."""
+        """Regard the step at which a run resumes as saved, or a checkpoint in mid-accumulation would repeat it."""
         self._last_global_step_saved = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rank by the monitored figure, where this validation gave one."""
+        """Rank by the monitored metric, if this validation has logged it."""
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_validation_end(trainer, pl_module)
 
@@ -62,54 +54,53 @@ class RunCheckpoint(ModelCheckpoint):
 def checkpoint_callbacks(config: CheckpointConfig, folder: Path, probes: list[str]) -> list[ModelCheckpoint]:
     """Return the callbacks that write last.ckpt, the best by a probe's validation metric, and one every n epochs.
 
+    Args:
+        config: The settings.
+        folder: Folder of the checkpoints.
+        probes: Names of the probe sets; the first one ranks checkpoints by default.
+
     Raises:
-        ConfigError: If the metric to rank by is measured on a test split, or none that the probe sets give.
+        ConfigError: If `monitor` is a metric of a test split, or not a metric of these probe sets.
     """
-    figures = selection_metrics(probes)
-    monitor = config.monitor or (figures[0] if figures else None)
+    metrics = selection_metrics(probes)
+    monitor = config.monitor or (metrics[0] if metrics else None)
     refuse_test_metric("checkpoint.monitor", monitor)
-    if monitor is not None and monitor not in figures:
-        raise ConfigError(
-            f"invalid `checkpoint.monitor={monitor}`: is no validation metric of a probe set; "
-            + (f"{', '.join(figures)} are." if figures else "add one to data.init_args.probe.")
-        )
-    if monitor is None and (config.mode, config.save_top_k) != ("max", 3):
-        raise ConfigError("checkpoint.mode and save_top_k do nothing without a probe set; add one, or remove them.")
+    if monitor is not None and monitor not in metrics:
+        expected = f"must be {either(metrics)}" if metrics else "there is no probe set; add one to data.probe"
+        raise ConfigError(f"invalid `checkpoint.monitor={monitor}`: {expected}.")
+    for key in ("mode", "save_top_k"):
+        if monitor is None and (value := getattr(config, key)) != getattr(CheckpointConfig, key):
+            raise ConfigError(
+                f"invalid `checkpoint.{key}={value}`: has no effect without a probe set; add one to data.probe, or "
+                "remove the key."
+            )
     common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
-    found: list[ModelCheckpoint] = [RunCheckpoint(filename="last", save_on_train_epoch_end=True, **common)]
+    callbacks: list[ModelCheckpoint] = [RunCheckpoint(filename="last", save_on_train_epoch_end=True, **common)]
     if config.last_every_n_steps:
-        found.append(RunCheckpoint(filename="last", every_n_train_steps=config.last_every_n_steps, **common))
+        callbacks.append(RunCheckpoint(filename="last", every_n_train_steps=config.last_every_n_steps, **common))
     if config.every_n_epochs:
         kept: dict[str, Any] = {
             "save_top_k": -1,
             "every_n_epochs": config.every_n_epochs,
             "save_on_train_epoch_end": True,
         }
-        found.append(RunCheckpoint(filename="epoch{epoch:04d}", **kept, **common))
+        callbacks.append(RunCheckpoint(filename="epoch{epoch:04d}", **kept, **common))
     if monitor and config.save_top_k:
         ranked: dict[str, Any] = {"monitor": monitor, "mode": config.mode, "save_top_k": config.save_top_k}
-        found.append(RunCheckpoint(filename="best-epoch{epoch:04d}", save_on_train_epoch_end=False, **ranked, **common))
-    return found
+        callbacks.append(
+            RunCheckpoint(filename="best-epoch{epoch:04d}", save_on_train_epoch_end=False, **ranked, **common)
+        )
+    return callbacks
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it there, so that a file of the name is always whole.
+    """Writes checkpoints atomically, so that a file of the name is always whole.
 
-    Lightning's own writer goes through the system's temporary folder, from where a move to another file system is a
-    copy, which a kill or a full disk cuts in half.
+    Lightning's writer goes through the system's temporary folder, and the move from there to another file system is a
+    copy, which a kill or a full disk truncates.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save, flush to the disk and rename; on failure leave nothing behind."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        """Save a checkpoint; nothing is left behind if it fails."""
+        with atomic_write(path, "wb") as file:
+            torch.save(checkpoint, file)

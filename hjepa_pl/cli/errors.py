@@ -1,42 +1,45 @@
-"""One sentence out of what the parser, Lightning or the system say of a setting they refuse."""
+"""Errors of the parser, of Lightning and of the system, each as one sentence about the setting that caused it."""
 
 import argparse
+import ast
+import dataclasses
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Sequence
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.settings import as_typed, describe, either
 
-_LOOK = "'hjepa fit --print_config' lists the keys"
+_LIST_KEYS = "'hjepa fit --print_config' lists the keys"
 _ALIASES = {
     "fp32": "32-true", "float32": "32-true", "single": "32-true", "fp16": "bf16-mixed", "float16": "bf16-mixed",
     "half": "bf16-mixed", "bfloat16": "bf16-mixed", "amp": "bf16-mixed", "mixed": "bf16-mixed",
 }  # fmt: skip
-"""Other programs' names of values."""
+"""Names that other programs have for a value."""
 _CLASSES = {"model": "HJEPALightningModule", "data": "MultiDatasetDataModule"}
 _ENTRIES = {"datasets": "name", "probe": "name", "regularizers": "kind"}
 """Lists of settings, and the key that an entry must have."""
-_TYPES = {
-    "<class 'int'>": "a whole number",
-    "<class 'float'>": "a number",
-    "<class 'bool'>": "true or false",
-    "<class 'str'>": "text",
-    "<class 'NoneType'>": "null",
-    "<class 'list'>": "a list",
+_TYPED = {
+    "trainer.precision": typing.Literal["32-true", "bf16-mixed"],  # Lightning's other twelve are rejected later
+    "seed_everything": int | None,
 }
+"""Keys that take less than their annotation says."""
 
 
-def refusal(error: BaseException) -> str | None:
-    """Return the sentence for an error that a setting or the machine caused; None if it is a defect of the program."""
+def one_sentence(error: BaseException) -> str | None:
+    """Return an error that a setting or the machine caused as one sentence; None if it is a defect of the program."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, ConfigError):
-            # A worker's exception arrives with its traceback as text; the sentence is its last line.
+            # The exception of a worker has its traceback as text; the last line is the sentence.
             return str(seen).rstrip().splitlines()[-1].removeprefix(f"{ConfigError.__module__}.ConfigError: ")
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full{f' ({seen.filename})' if seen.filename else ''}; free space, then resume."
-        if isinstance(seen, ModuleNotFoundError) and seen.name is None:  # Lightning's: a part needs what is not there
+        if isinstance(seen, ModuleNotFoundError) and seen.name is None:  # raised by Lightning for an optional package
             return f"a package is missing: {first_line(seen)}."
         seen = seen.__cause__ or seen.__context__
     if isinstance(error, argparse.ArgumentError):
@@ -44,15 +47,17 @@ def refusal(error: BaseException) -> str | None:
     return None
 
 
-def parser_sentence(text: str, known: Sequence[str] = ()) -> str:
-    """Return the sentence in jsonargparse's nested message: which key, what it was given, what it takes.
+def parser_sentence(text: str, known: Mapping[str, Any] | None = None, words: Sequence[str] = ()) -> str:
+    """Return the message of an error of jsonargparse as one sentence: the key, its value and what it takes.
 
     Args:
         text: The message.
-        known: Every key that there is, for a hint at the one that was meant.
+        known: The annotations of all keys, bounds included.
+        words: The command line; the parser shortens some keys in its messages.
     """
+    known = known or {}
     if found := re.search(r"unrecognized arguments: (\S+)", text):
-        name = found[1].split("=")[0]
+        name = _typed_key(found[1].split("=")[0], words)
         return f"{name} is not a key; {_hint(name, known)}."
     if found := re.search(r"does not accept (?:option|nested key) '([^']+)'", text):
         return f"'{found[1]}' is not a key; {_hint(found[1], known)}."
@@ -60,57 +65,104 @@ def parser_sentence(text: str, known: Sequence[str] = ()) -> str:
         return f"the config is not valid YAML: {' '.join(found[1].split())}."
     path = ".".join(re.findall(r'Parser key "([^"]+)"', text))
     if found := re.search(r"Option '([^']+)' is not accepted", text):
+        if re.fullmatch(r"\w+:\S+", found[1]):
+            return f"{path} does not accept '{found[1]}'; YAML needs a space after the colon."
         return f"{path} does not accept '{found[1]}'; {_hint(f'{path}.{found[1]}', known)}."
     if found := re.search(r"the following arguments are required: (\w+)", text):
-        way = f"add --{path}.{found[1]}=VALUE" if path == "trainer.callbacks" else _LOOK
-        return f"{path} lacks the key '{found[1]}'; {way}."
+        hint = f"add --{path}.{found[1]}=VALUE" if path == "trainer.callbacks" else _LIST_KEYS
+        return f"{path} lacks the key '{found[1]}'; {hint}."
     if found := re.search(r"argument (\S+): expected one argument", text):
-        return f"{found[1].split('/')[-1]} lacks its value; write {found[1].split('/')[-1]}=VALUE."
+        name = next((w for w in words if w.startswith("--") and "=" not in w), found[1].split("/")[-1])
+        return f"{name} lacks its value; write {name}=VALUE."
     if found := re.search(r"File does not exist: '([^']+)'", text):
         return f"{path}: there is no file {found[1]}."
     if path.endswith("trainer.logger"):
         return "trainer.logger takes true, false or {class_path: ...}; for Weights & Biases set logging.wandb to true."
-    innermost = _innermost(text)
-    found_kinds = re.findall(r"(?:Expected an? |Not a valid )(.+?)(?:\. Got value: .*)?$", innermost, re.MULTILINE)
-    expected = [_describe(e, innermost) for e in found_kinds if not e.startswith("path but")]
-    given = re.search(r"(?:Given value|Got value): (.*)$", innermost, re.MULTILINE)
-    said = given[1] if given else ""
-    if path in _CLASSES and (named := re.search(r"class_path\W+(?:val=)?'([\w.]+)|^'?([\w.]+)'?$", said)):
+    if path == "trainer.callbacks" and (found := re.search(r"Expected a dot import path string: (\S+)", text)):
+        return (
+            f"invalid `trainer.callbacks.class_path={found[1]}`: must be the name of a callback of Lightning, or the "
+            "import path of your own class."
+        )
+    return _value_sentence(path, _innermost(text), known)
+
+
+def _value_sentence(path: str, text: str, known: Mapping[str, Any]) -> str:
+    """Return the sentence for a value that a key does not take.
+
+    Args:
+        path: The key.
+        text: The part of the parser's message about it.
+        known: The annotations of all keys.
+    """
+    patterns = (r"(?:Given value|Got value): (.*)$", r"Expected a dot import path string: (.*)$")
+    given = next(filter(None, (re.search(pattern, text, re.MULTILINE) for pattern in patterns)), None)
+    value = _as_typed(given[1]) if given else "?"
+    named = re.search(r"class_path\W+(?:val=)?'([\w.]+)|^'?([\w.]+)'?$", given[1]) if given else None
+    if path in _CLASSES and named:
         name = named[1] or named[2]
         return f"invalid `{path}.class_path={name}`: must be {_CLASSES[path]}, or the import path of your own class."
-    if path == "trainer.precision":
-        expected = ["'32-true'", "'bf16-mixed'"]  # Lightning's other twelve are refused later
-    if path and expected:
-        kinds = " or ".join(dict.fromkeys(expected))
-        meant = _meant(given[1], re.findall(r"'([^']+)'", kinds)) if given else None
-        hint = f"; did you mean {meant}?" if meant else "."
-        if entry := _ENTRIES.get(path.rpartition(".")[2]):
-            word = given[1].strip("'[]") if given else ""
-            hint = f"; write {path}=[{{{entry}: {word if re.fullmatch(r'[a-z_0-9]+', word) else 'NAME'}}}]."
-        return f"{path} must be {kinds}{f', got {given[1]!r}' if given else ''}{hint}"
-    return first_line(innermost if path else text).rstrip(".") + "."
+    hint = _TYPED.get(path, known.get(path))
+    if not path or not given or hint is None:
+        return first_line(text).rstrip(".") + "."
+    options = list(_options(hint))
+    meant = _meant(value, [option for option, literal in options if literal])
+    fix = f"; did you mean {meant}?" if meant else "."
+    if entry := _ENTRIES.get(path.rpartition(".")[2]):
+        word = value.strip("[]")
+        fix = f"; write {path}=[{{{entry}: {word if re.fullmatch(r'[a-z_0-9]+', word) else 'NAME'}}}]."
+    return f"invalid `{path}={value}`: must be {either(option for option, _ in options)}{fix}"
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
-    """Return the way out after a key that there is not."""
+def _options(hint: Any) -> Iterator[tuple[str, bool]]:
+    """Yield what an annotation takes, in words, and whether it is a word to be typed as it is."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for part in parts:
+            yield from _options(part)
+    elif origin is typing.Literal:
+        yield from ((as_typed(part), True) for part in parts)
+    elif origin is typing.Annotated and typing.get_origin(parts[0]) is typing.Literal:
+        yield from _options(parts[0])
+    elif origin is list and dataclasses.is_dataclass(parts[0]):
+        yield "a list of mappings", False
+    elif origin or hint in (int, float, bool, str, list, dict, type(None)) or dataclasses.is_dataclass(hint):
+        yield describe(hint), False  # not the classes of Lightning that some keys of the Trainer take
+
+
+def _typed_key(name: str, words: Sequence[str]) -> str:
+    """Return a key as it was typed: of `--model.encoder.dpth` the parser reports `--encoder.dpth`."""
+    typed = [word.partition("=")[0] for word in words]
+    return next((key for key in typed if key.startswith("--") and key.endswith(f".{name.lstrip('-')}")), name)
+
+
+def _as_typed(text: str) -> str:
+    """Return a value of the parser's message as it is typed in a config."""
+    try:
+        return as_typed(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """Return the hint for a key that does not exist."""
     near = nearest(name, known)
-    return f"did you mean --{near}? ({_LOOK})" if near else _LOOK
+    return f"did you mean --{near}? ({_LIST_KEYS})" if near else _LIST_KEYS
 
 
 def _meant(given: str, options: Sequence[str]) -> str | None:
-    """Return the option that a value was meant to be, if it says enough."""
+    """Return the option that a value is similar to, if there is one."""
     word = given.strip("'\"").lower()
     word = _ALIASES.get(word, word)
-    held = [option for option in options if option.lower() in re.split(r"[_\W]+", word)]
-    near = [o for o in options if o.lower() == word] or held or difflib.get_close_matches(word, options, 1, 0.6)
+    contained = [option for option in options if option.lower() in re.split(r"[_\W]+", word)]
+    near = [o for o in options if o.lower() == word] or contained or difflib.get_close_matches(word, options, 1, 0.6)
     return near[0] if near else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the key that was meant by one that does not exist: of the same last part, or of one nearly the same.
+    """Return the existing key that is most similar to one that does not exist, by its last part.
 
     Args:
-        name: The key as it was typed, dashes and `init_args` or not.
+        name: The key as typed, with or without dashes and `init_args`.
         known: Keys that exist.
     """
     wanted = name.lstrip("-").replace("init_args.", "").replace("-", "_").lower()
@@ -119,19 +171,18 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     for key in known:
         ends.setdefault(key.rpartition(".")[2], []).append(key)
     closest = [last] if last in ends else difflib.get_close_matches(last, ends, 3, 0.75)
-    found = [key for end in closest for key in ends[end]]
-    # Of several, the one that is typed most alike, group and all.
-    return max(found, key=lambda k: difflib.SequenceMatcher(None, wanted, k).ratio(), default=None)
+    candidates = [key for end in closest for key in ends[end]]
+    return max(candidates, key=lambda k: difflib.SequenceMatcher(None, wanted, k).ratio(), default=None)
 
 
 def first_line(text: object) -> str:
-    """Return the first line that says something."""
+    """Return the first line of a text that is not empty; the name of its type if all are."""
     lines = [line.strip(" -\t") for line in str(text).splitlines() if line.strip(" -\t")]
     return lines[0].rstrip(".") if lines else type(text).__name__
 
 
 def _innermost(text: str) -> str:
-    """Return what the message says of the deepest key: the lines after it that are indented further."""
+    """Return the lines about the deepest key of the parser's message: those that are indented further."""
     lines = text.splitlines()
     starts = [i for i, line in enumerate(lines) if 'Parser key "' in line]
     if not starts:
@@ -144,11 +195,3 @@ def _innermost(text: str) -> str:
             break
         kept.append(line)
     return "\n".join(kept)
-
-
-def _describe(expected: str, text: str) -> str:
-    if expected.startswith(("dot import path", "subclass of")):
-        return "a list of mappings" if "Subtypes: [list[" in text else "a mapping of its keys"
-    if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", expected):
-        return literal[1].replace(", ", " or ")
-    return _TYPES.get(expected, expected)

@@ -1,4 +1,4 @@
-"""Every key of `hjepa fit` with its type, its default and its meaning: for --help, and for hints at a key's name."""
+"""Every key of `hjepa fit` with its type, bounds, default and meaning: for --help and for hints in messages."""
 
 import dataclasses
 import inspect
@@ -6,20 +6,21 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from docstring_parser import parse, parse_from_object
 from lightning.pytorch import Trainer
 
-from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
+from hjepa_pl.callbacks.collapse_monitor import CollapseConfig
 from hjepa_pl.cli.checkpoints import CheckpointConfig
 from hjepa_pl.cli.run_folder import LoggingConfig
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.modules.hjepa import HJEPALightningModule
+from hjepa_pl.utils.settings import as_typed, bounds, to_plain
 
 
 class Key(NamedTuple):
-    """A key as it is typed; one inside a list (levels, datasets ...) is named after the list."""
+    """A key as it is typed; the name of one inside a list (levels, datasets ...) begins with the list's."""
 
     name: str
     hint: Any
@@ -29,22 +30,32 @@ class Key(NamedTuple):
 
 RUN_KEYS = (
     Key("experiment_name", str, "run", "Folder of the run under results_dir."),
-    Key("results_dir", str, "results", "Where runs write their files."),
-    Key("time_budget", str | None, None, '"HH:MM:SS": the run ends by then, with its schedules complete.'),
-    Key("override", bool, False, "Resume although settings differ from the checkpoint's: the config's are then used."),
+    Key("results_dir", str, "results", "Folder of all runs."),
+    Key("time_budget", str | None, None, '"HH:MM:SS": the run ends within this time, with its schedules complete.'),
+    Key("override", bool, False, "Resume with the config's settings where they differ from the checkpoint's."),
 )
-"""The keys that belong to a run rather than to model, data or Trainer."""
-_LIGHTNINGS = (
-    Key("config", str, None, "A YAML file, or the name of a config that the package brings; later ones overrule."),
-    Key("seed_everything", int, 0, "The one seed: weights, order, views, masks."),
-    Key("ckpt_path", str | None, None, "last, best, a checkpoint or a run's folder: resume it (fit), or evaluate it."),
+"""Keys of the run itself, not of model, data or Trainer."""
+_LIGHTNING_KEYS = (
+    Key(
+        "config",
+        str,
+        None,
+        "A YAML file, or the name of a config of the package; a later one overrides.",
+    ),
+    Key("seed_everything", int, 0, "The seed of everything random: weights, order, views, masks."),
+    Key(
+        "ckpt_path",
+        str | None,
+        None,
+        "Checkpoint to resume (fit) or evaluate: last, best, a file or a run's folder.",
+    ),
 )
 GROUPS: dict[str, type] = {
     "model": HJEPALightningModule,
     "data": MultiDatasetDataModule,
     "checkpoint": CheckpointConfig,
     "logging": LoggingConfig,
-    "collapse": CollapseMonitor,
+    "collapse": CollapseConfig,
     "trainer": Trainer,
 }
 _WORDS = {int: "int", float: "float", bool: "true|false", str: "text", type(None): "null"}
@@ -52,16 +63,16 @@ _WORDS = {int: "int", float: "float", bool: "true|false", str: "text", type(None
 
 def all_keys() -> list[Key]:
     """Return every key of `hjepa fit`: of the run, the model, the data, the outputs and, last, the Trainer."""
-    found = [*_LIGHTNINGS, *RUN_KEYS]
+    keys = [*_LIGHTNING_KEYS, *RUN_KEYS]
     for name, kind in GROUPS.items():
-        found += [Key(name, dict, None, ""), *_keys_of(kind, name)]
-    return found
+        keys += [Key(name, dict, None, ""), *_keys_of(kind, name)]
+    return keys
 
 
 def _keys_of(kind: type, prefix: str, values: Mapping[str, Any] | None = None) -> Iterator[Key]:
-    """Yield the keys of a class's arguments, those of the settings classes among their types after each."""
+    """Yield the keys of a class's arguments; an argument that is settings is followed by their keys."""
     meanings = _meanings(kind)
-    hints = typing.get_type_hints(_constructor(kind))
+    hints = getattr(kind, "__bounds__", None) or typing.get_type_hints(_constructor(kind))
     for name, parameter in inspect.signature(kind).parameters.items():
         default = (values or {}).get(name, parameter.default)
         hint = hints.get(name, parameter.annotation)
@@ -77,7 +88,7 @@ def _constructor(kind: type) -> Any:
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """Return what docstrings say of a class's arguments: of the constructor, or of the fields of a dataclass."""
+    """Return the descriptions of a class's arguments in its docstrings, or of the fields of a dataclass."""
     found = parse_from_object(kind).params + parse(_constructor(kind).__doc__ or "").params
     return {p.arg_name: " ".join((p.description or "").split()) for p in found}
 
@@ -97,36 +108,37 @@ def help_text(command: str, topic: str = "") -> str:
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
-        topic: Only the keys whose name holds it (`trainer`, `encoder`, `augmentation`, `lr`); '' is all but the
-            Trainer's.
+        topic: Only keys with this word in their name (`trainer`, `encoder`, `lr`); '' is all except the Trainer's.
     """
     keys = all_keys()
     if topic:
         shown = [k for k in keys if topic.lower().lstrip("-").replace(".init_args", "") in k.name]
-        end = "" if shown else f"No key holds '{topic}'; hjepa {command} --help lists them."
+        end = "" if shown else f"No key contains '{topic}'; hjepa {command} --help lists them."
     else:
         shown = [k for k in keys if not k.name.startswith("trainer")]
         end = (
-            f"Trainer: max_epochs, devices, precision and the others of Lightning: hjepa {command} --help trainer\n"
-            f"Keys whose name holds a word: hjepa {command} --help WORD"
+            f"Keys of Lightning's Trainer (max_epochs, devices, precision ...): hjepa {command} --help trainer\n"
+            f"Keys that contain a word: hjepa {command} --help WORD"
         )
     head = f"usage: hjepa {command} [CONFIG] [--config FILE] [--key value ...]\n"
-    return "\n".join([head, *map(_shown, shown), end]).rstrip()
+    return "\n".join([head, *map(_entry, shown), end]).rstrip()
 
 
-def _shown(key: Key) -> str:
+def _entry(key: Key) -> str:
     if key.hint is dict:
         return f"\n{key.name}:"
-    default = "" if key.default is inspect.Parameter.empty or key.default is ... else f" = {_value(key.default)}"
+    default = "" if key.default in (inspect.Parameter.empty, ...) else f" = {as_typed(to_plain(key.default))}"
     line = f"  --{key.name} {_kind(key.hint)}{default}"
     return "\n".join([line, *textwrap.wrap(key.meaning, 116, initial_indent=" " * 6, subsequent_indent=" " * 6)])
 
 
 def _kind(hint: Any) -> str:
-    """Return a type as one writes its values: whole settings are a mapping of the keys that follow."""
+    """Return a type as text: "int >= 1|null"; settings are "{...}", and their keys follow."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return f"{_kind(parts[0])}{bounds(parts[1:])}"
     if origin is Literal:
-        return "|".join(map(_value, parts))
+        return "|".join(map(as_typed, parts))
     if origin in (typing.Union, types.UnionType):
         return "|".join(dict.fromkeys(_kind(p) for p in parts))
     if origin in (list, tuple):
@@ -134,9 +146,3 @@ def _kind(hint: Any) -> str:
     if dataclasses.is_dataclass(hint) or origin is dict or hint is dict:
         return "{...}"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _value(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"[{', '.join(map(_value, value))}]" if isinstance(value, list | tuple) else str(value)

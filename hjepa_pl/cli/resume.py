@@ -1,4 +1,4 @@
-"""What a checkpoint must be for a run to go on from it, or to be judged."""
+"""Checks of the checkpoint that a run resumes from, or that is evaluated."""
 
 import re
 import traceback
@@ -12,76 +12,79 @@ import torch
 
 from hjepa_pl.cli.errors import first_line
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.settings import as_typed
 
 _FREE = re.compile(
     r"time_budget|compile|encoder\.attention|(encoder|predictor)\.(grad_checkpointing|checkpoint_every)$"
 )
-"""Model settings that a resumed run may change: they say how long and in how much memory, not what is computed."""
+"""Model settings that a resumed run may change: they affect time and memory, not what is computed."""
 _SHAPES = re.compile(
     r"encoder\.(?!drop_path_rate)|levels(?!\[\d+\]\.(weight|masked_view|compare))|predictor\.(?!targets)|projector"
     r"|pyramid(?!\.weight)|masks\.strategy|ema$"
 )
-"""Settings that the weights' shapes or meaning hang on: no override helps there."""
+"""Settings on which the shapes or the meaning of the weights depend: they cannot be overridden."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's contents, its tensors mapped and not read.
+    """Return the contents of a checkpoint, its tensors memory-mapped.
 
     Raises:
-        ConfigError: If it cannot be read, or is none of ours.
+        ConfigError: If it cannot be read, is damaged, or is not a checkpoint of this package.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise ConfigError(f"ckpt_path '{path}' cannot be read as a checkpoint: {first_line(error)}.") from None
+        raise ConfigError(f"ckpt_path {path} cannot be read as a checkpoint: {first_line(error)}.") from None
     if not isinstance(checkpoint, dict) or not {"hyper_parameters", "state_dict", "loops"} <= checkpoint.keys():
-        raise ConfigError(f"ckpt_path '{path}' is not a checkpoint of this package; give a .ckpt that it wrote.")
-    wrong = _first_wrong(checkpoint)
-    if wrong is not None:
-        raise ConfigError(f"ckpt_path '{path}' {wrong}; give another checkpoint.")
+        raise ConfigError(
+            f"ckpt_path {path} is not a checkpoint of this package; use a .ckpt file that `hjepa fit` wrote."
+        )
+    defect = _defect(checkpoint)
+    if defect is not None:
+        raise ConfigError(f"ckpt_path {path} {defect}; use another checkpoint.")
     return checkpoint
 
 
-def _first_wrong(checkpoint: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the parts of a checkpoint that every command reads."""
+def _defect(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the first defect in the parts of a checkpoint that every command reads."""
     for key in ("hyper_parameters", "state_dict", "loops", "hjepa_data", "hjepa_trainer", "callbacks"):
         if not isinstance(checkpoint.get(key, {}), Mapping):
-            return f"is damaged: its '{key}' is no mapping"
+            return f"is damaged: its '{key}' is not a mapping"
     version = str(checkpoint.get("pytorch-lightning_version", "0"))
-    made, here = ([int(n) for n in re.findall(r"\d+", v)[:2]] for v in (version, installed("lightning")))
-    if made > here:
-        return f"was written by Lightning {version}, which is newer than the installed {'.'.join(map(str, here))}"
+    written, present = ([int(n) for n in re.findall(r"\d+", v)[:2]] for v in (version, installed("lightning")))
+    if written > present:
+        return f"was written by Lightning {version}, which is newer than the installed {'.'.join(map(str, present))}"
     for name, x in checkpoint["state_dict"].items():
         if not isinstance(x, torch.Tensor):
-            return f"is damaged: '{name}' in its state_dict is no tensor"
+            return f"is damaged: '{name}' in its state_dict is not a tensor"
         if x.is_floating_point() and not torch.isfinite(x).all():
-            return f"holds weights that are not finite ({name})"
+            return f"has weights that are not finite ({name})"
     return None
 
 
-def refuse_unfit(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to resume from a checkpoint without what a run goes on with, or whose parts have other types.
+def check_resumable(checkpoint: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has the loop counters and the optimizer state that a resumed run needs.
 
     Raises:
-        ConfigError: Naming the first such part.
+        ConfigError: If one is missing or has another type.
     """
     epochs = _at(checkpoint, "loops", "fit_loop", "epoch_progress", "total", "processed")
     batches = _at(checkpoint, "loops", "fit_loop", "epoch_loop.batch_progress", "total", "processed")
     parts = {
         "global_step": isinstance(checkpoint.get("global_step"), int),
         "the counters of its loops": isinstance(epochs, int) and isinstance(batches, int),
-        "the optimizer's state in the shapes of its weights": _has_adam(checkpoint),
+        "an optimizer state in the shapes of its weights": _has_adam(checkpoint),
     }
-    lacking = [name for name, there in parts.items() if not there]
-    if lacking:
+    missing = [name for name, valid in parts.items() if not valid]
+    if missing:
         raise ConfigError(
-            f"ckpt_path: the checkpoint lacks {lacking[0]}, without which a run would start anew half-way; give one "
-            "that `hjepa fit` wrote (validate, test and predict take this one)."
+            f"ckpt_path: the checkpoint lacks {missing[0]}, so training cannot be resumed from it; use one that "
+            "`hjepa fit` wrote (this one is enough for hjepa validate)."
         )
 
 
 def _has_adam(checkpoint: Mapping[str, Any]) -> bool:
-    """Return whether there is one optimizer whose moments have the shapes of weights, each weight's at most once."""
+    """Return True if there is one optimizer and its moments have the shapes of weights, each used at most once."""
     states = checkpoint.get("optimizer_states")
     optimizer = states[0] if isinstance(states, list) and len(states) == 1 else None
     state = _at(optimizer, "state")
@@ -94,38 +97,47 @@ def _has_adam(checkpoint: Mapping[str, Any]) -> bool:
     )
 
 
-def misfit(error: BaseException, path: Path) -> ConfigError | None:
-    """Return the refusal of a checkpoint that Lightning failed to restore; None for an error from elsewhere."""
+def restore_error(error: BaseException, path: Path) -> ConfigError | None:
+    """Return an error of Lightning in restoring a checkpoint as a ConfigError; None for any other error."""
     frames = traceback.extract_tb(error.__traceback__)
     if not any(frame.filename.endswith("checkpoint_connector.py") for frame in frames):
         return None
-    said = " ".join(str(error).split())[:200].rstrip(".")
-    return ConfigError(f"ckpt_path '{path}' is damaged ({type(error).__name__}: {said}); give another checkpoint.")
+    text = " ".join(str(error).split())[:200].rstrip(".")
+    return ConfigError(f"ckpt_path {path} is damaged ({type(error).__name__}: {text}); use another checkpoint.")
 
 
 def _at(tree: Any, *keys: str) -> Any:
-    """Return what lies at the end of a path of keys; None where there is none."""
+    """Return the value at a path of keys in nested mappings, or None."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
-def refuse_complete(checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int | None) -> None:
-    """Refuse to resume a run that is over: Lightning would return at once, as if it had trained."""
+def check_incomplete(checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int | None) -> None:
+    """Check that a resumed run has steps left: Lightning would return at once, as if it had trained.
+
+    Raises:
+        ConfigError: If the checkpoint is at `max_epochs` or `max_steps`.
+    """
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["processed"]
     limits = {"max_epochs": (max_epochs, epochs), "max_steps": (max_steps, checkpoint["global_step"])}
     for key, (limit, done) in limits.items():
         if limit is not None and 0 < limit <= done:
-            raise ConfigError(f"the run is already complete at trainer.{key} {limit}; raise it to train on.")
+            raise ConfigError(
+                f"invalid `trainer.{key}={limit}`: the run is already complete; raise it to train longer."
+            )
 
 
-def refuse_other_settings(old: Mapping[str, Any], new: Mapping[str, Any], *, override: bool) -> None:
-    """Refuse to go on with settings other than a checkpoint's.
+def check_same_settings(old: Mapping[str, Any], new: Mapping[str, Any], *, override: bool) -> None:
+    """Check that the settings are those of a checkpoint.
 
     Args:
-        old: Nested settings that the checkpoint was made with.
-        new: Those of this run.
-        override: Whether to go on all the same, where the weights fit.
+        old: Nested settings of the checkpoint.
+        new: Nested settings of this run.
+        override: Accept other settings, unless the weights depend on them.
+
+    Raises:
+        ConfigError: If they differ; the message lists the first six differences.
     """
     was, now = dict(_flatten(old)), dict(_flatten(new))
     keys = [k for k in (was | now) if was.get(k) != now.get(k) and not _FREE.match(k)]
@@ -133,12 +145,12 @@ def refuse_other_settings(old: Mapping[str, Any], new: Mapping[str, Any], *, ove
     if not keys or (override and not shapes):
         return
     keys = shapes or keys
-    listed = "; ".join(f"{k} was {was.get(k)!r}, is {now.get(k)!r}" for k in keys[:6])
+    listed = "; ".join(f"{k} was {as_typed(was.get(k))}, is {as_typed(now.get(k))}" for k in keys[:6])
     more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-    way = "" if shapes else ", or --override=true to go on with the new ones"
+    way = "" if shapes else ", or --override=true to resume with the new ones"
     raise ConfigError(
-        f"the checkpoint was made with other settings: {listed}{more}; give the same config (it is config.yaml beside "
-        f"the checkpoint's folder){way}."
+        f"the checkpoint was made with other settings: {listed}{more}; use the run's own config (config.yaml in the "
+        f"folder above the checkpoints){way}."
     )
 
 
@@ -152,14 +164,14 @@ def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def find_checkpoint(path: str, run: Path) -> Path:
-    """Return the checkpoint that a ckpt_path names.
+    """Return the path of a checkpoint.
 
     Args:
-        path: As it was given.
+        path: `ckpt_path`: last, best, a file or the folder of a run.
         run: Folder of the run that the config names.
 
     Raises:
-        ConfigError: If there is none; the sentence names those that there are.
+        ConfigError: If there is no such file; the message lists the checkpoints nearby.
     """
     if path in ("last", "best"):
         folder = run / "checkpoints"
@@ -172,17 +184,17 @@ def find_checkpoint(path: str, run: Path) -> Path:
     if found.is_file():
         return found
     near = folder if folder.is_dir() else run / "checkpoints"
-    there = sorted(p.name for p in near.glob("*.ckpt"))
-    if path in ("last", "best") and not there:
-        hint = "nothing was saved yet; start without --ckpt_path"
+    names = sorted(p.name for p in near.glob("*.ckpt"))
+    if path in ("last", "best") and not names:
+        hint = "nothing has been saved yet; start without --ckpt_path"
     else:
-        hint = f"in {near} there are {', '.join(there)}" if there else "check the path"
-    raise ConfigError(f"ckpt_path '{path}': there is no file {found}; {hint}.")
+        hint = f"{near} has {', '.join(names)}" if names else "check the path"
+    raise ConfigError(f"ckpt_path {path}: there is no file {found}; {hint}.")
 
 
 def _best(checkpoint: dict[str, Any], path: str) -> str:
-    """Return the name of the checkpoint that ranked first when the last one was written."""
+    """Return the name of the best checkpoint when the last one was written."""
     for key, state in checkpoint.get("callbacks", {}).items():
         if "[best-" in key and state.get("best_model_path"):
             return Path(state["best_model_path"]).name
-    raise ConfigError(f"ckpt_path '{path}': the run ranked no checkpoint (it has no probe); take last.")
+    raise ConfigError(f"ckpt_path {path}: the run has no best checkpoint, since it has no probe set; use last.")

@@ -1,97 +1,105 @@
-"""What keeps and logs a run of training: checkpoints, config, clock, bar, loggers."""
+"""Callbacks of a training run, and checks of those that a config adds."""
 
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from hjepa_pl.callbacks.budget_clock import Clock
+from hjepa_pl.callbacks.budget_clock import BudgetClock
 from hjepa_pl.callbacks.model_line import ModelLine
 from hjepa_pl.callbacks.progress_bar import ProgressBar
-from hjepa_pl.callbacks.runlog import RunLog
 from hjepa_pl.callbacks.selection import refuse_test_metric, selection_metrics
+from hjepa_pl.callbacks.summary import RunSummary
+from hjepa_pl.callbacks.train_log import TrainLog
 from hjepa_pl.cli.checkpoints import CheckpointConfig, checkpoint_callbacks
-from hjepa_pl.cli.run_folder import LoggingConfig, SaveConfig, build_loggers
+from hjepa_pl.cli.run_folder import LoggingConfig, build_loggers
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.settings import either
 
 
-def of_training(
+def training_callbacks(
     trainer: dict[str, Any],
     checkpoint: CheckpointConfig,
     folder: Path,
     probes: list[str],
-    save: SaveConfig,
+    save: pl.Callback,
     *,
     budgeted: bool,
 ) -> list[pl.Callback]:
-    """Return the callbacks that a run of training has, probes left out.
+    """Return the callbacks of a training run, except for probes and the collapse monitor.
 
     Args:
         trainer: The Trainer's keys.
-        checkpoint: Which checkpoints are kept.
-        folder: Of the run.
+        checkpoint: Settings of the checkpoints.
+        folder: Folder of the run.
         probes: Names of the probe sets, the first of which ranks checkpoints.
         save: Writes the config.
         budgeted: Whether the run has a time budget.
 
     Raises:
-        ConfigError: If checkpoints are asked for and switched off.
+        ConfigError: If checkpoints are configured and disabled.
     """
-    found: list[pl.Callback] = []
+    callbacks: list[pl.Callback] = []
     if trainer["enable_checkpointing"] is not False:
-        found += checkpoint_callbacks(checkpoint, folder.absolute() / "checkpoints", probes)
+        callbacks += checkpoint_callbacks(checkpoint, folder.absolute() / "checkpoints", probes)
     elif checkpoint != CheckpointConfig():
-        raise ConfigError("checkpoint does nothing with trainer.enable_checkpointing false; remove one of them.")
-    found += [save, RunLog(str(folder))]
+        raise ConfigError(
+            "invalid `trainer.enable_checkpointing=false`: the keys of checkpoint have no effect with it; set it to "
+            "true, or remove them."
+        )
+    log = TrainLog(str(folder))
+    callbacks += [save, log, RunSummary(str(folder), log)]
     if budgeted:
-        found.append(Clock(str(folder)))
+        callbacks.append(BudgetClock(str(folder)))
     if trainer["enable_progress_bar"] is not False:
-        found.append(ProgressBar())
+        callbacks.append(ProgressBar())
     if trainer["enable_model_summary"] is not False:
-        found.append(ModelLine())
-    return found
+        callbacks.append(ModelLine())
+    return callbacks
 
 
-def loggers(asked: Any, logging: LoggingConfig, folder: Path, resumed: int | None) -> Any:
-    """Return a run's loggers: ours, or what trainer.logger asks for.
+def loggers(chosen: Any, logging: LoggingConfig, folder: Path, resumed_step: int | None) -> Any:
+    """Return the loggers of a run: the package's, or those of trainer.logger.
 
     Args:
-        asked: trainer.logger.
-        logging: The keys of ours.
-        folder: Of the run.
-        resumed: The step from which the run goes on in its folder; None where it starts one.
+        chosen: `trainer.logger`.
+        logging: Settings of the package's loggers.
+        folder: Folder of the run.
+        resumed_step: Step at which the run resumes in its folder; None for a new run.
 
     Raises:
-        ConfigError: If keys are given for ours, and others asked for.
+        ConfigError: If both are configured.
     """
-    if asked in (None, True):
-        return build_loggers(logging, folder, resumed)
+    if chosen in (None, True):
+        return build_loggers(logging, folder, resumed_step)
     if logging != LoggingConfig():
-        raise ConfigError("logging does nothing beside trainer.logger, which replaces its loggers; give one of them.")
-    return asked
+        raise ConfigError(
+            "the keys of logging have no effect with trainer.logger, which replaces its loggers; remove one of them."
+        )
+    return chosen
 
 
-def refuse_callbacks(callbacks: list[pl.Callback], probes: list[str]) -> None:
-    """Refuse callbacks of a config that could not do their work: Lightning would say so at the first epoch's end.
+def check_callbacks(callbacks: list[pl.Callback], probes: list[str]) -> None:
+    """Check the callbacks that a config adds; Lightning would reject them at the end of the first epoch only.
 
     Args:
-        callbacks: The config's own.
+        callbacks: The callbacks.
         probes: Names of the probe sets.
 
     Raises:
-        ConfigError: If one takes functions, or watches a metric that no run of the package logs.
+        ConfigError: If one takes functions, or monitors a metric that no run of the package logs.
     """
-    figures = selection_metrics(probes)
+    metrics = selection_metrics(probes)
     for callback in callbacks:
         name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
         if isinstance(callback, pl.callbacks.LambdaCallback):
             raise ConfigError(
-                f"trainer.callbacks: {name} takes functions, which no config can hold; train from Python, or remove it."
+                f"trainer.callbacks: {name} takes functions, which a config cannot hold; train from Python, or remove "
+                "it."
             )
-        refuse_test_metric(f"trainer.callbacks: {name}.monitor", monitor)
-        if monitor is None or monitor in figures or str(monitor).startswith(("train/", "collapse/", "data/")):
+        refuse_test_metric(f"trainer.callbacks.{name}.monitor", monitor)
+        if monitor is None or monitor in metrics or str(monitor).startswith(("train/", "collapse/", "data/")):
             continue
-        raise ConfigError(
-            f"trainer.callbacks: {name}.monitor '{monitor}' is logged by nothing; take train/loss, another train/..., "
-            f"collapse/..., {', '.join(figures) or 'or a figure of a probe set, of which data.probe names none'}."
-        )
+        options = either(["train/loss", "another train/... or collapse/... metric", *metrics])
+        hint = "" if metrics else "; data.probe names no probe set"
+        raise ConfigError(f"invalid `trainer.callbacks.{name}.monitor={monitor}`: must be {options}{hint}.")

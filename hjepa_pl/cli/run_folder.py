@@ -1,8 +1,8 @@
-"""Where a run's files lie, and what writes them: results/<experiment_name>/{checkpoints,logs}."""
+"""Folder of a run, results/<experiment_name>: its loggers, its config.yaml, and where an earlier run goes."""
 
 import os
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,40 +12,47 @@ from lightning.pytorch.trainer import Trainer
 
 from hjepa_pl.callbacks.metrics_csv import MetricsCSV
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.settings import as_typed, settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("logging")
 class LoggingConfig:
-    """Where metrics go, beside metrics.csv and logs/train.log, which are always written."""
+    """Loggers of a run in addition to metrics.csv and logs/train.log, which are always written."""
 
     tensorboard: bool = True
     """Write TensorBoard files to logs/tensorboard."""
     wandb: bool = False
-    """Log to Weights & Biases (entity and key from the environment)."""
+    """Log to Weights & Biases (entity and key are read from the environment)."""
     wandb_mode: Literal["offline", "online"] = "offline"
-    """Whether W&B uploads while the run goes on; offline runs are uploaded by `wandb sync`."""
+    """Whether W&B uploads during the run; offline runs are uploaded by `wandb sync`."""
     wandb_project: str = "hjepa_pl"
-    """W&B's project."""
+    """Project of the W&B run."""
     wandb_group: str | None = None
-    """Group of runs that W&B shows together, the seeds of one config for example."""
+    """Group of W&B runs that are shown together, the seeds of one config for example."""
     wandb_tags: list[str] | None = None
     """Tags of the W&B run."""
     wandb_notes: str | None = None
     """Notes of the W&B run."""
 
     def __post_init__(self) -> None:
-        """Refuse W&B's keys without W&B."""
-        given = [
-            field.name
-            for field in fields(self)
-            if field.name.startswith("wandb_") and getattr(self, field.name) != field.default
-        ]
-        if given and not self.wandb:
-            raise ConfigError(f"logging.{given[0]} does nothing without logging.wandb true; set it.")
+        """Reject W&B's keys without W&B."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith("wandb_") and value != field.default and not self.wandb:
+                raise ConfigError(
+                    f"invalid `logging.{field.name}={as_typed(value)}`: has no effect with logging.wandb=false; set "
+                    "logging.wandb to true, or remove the key."
+                )
 
 
 def build_loggers(config: LoggingConfig, folder: Path, resumed_step: int | None) -> list[Logger]:
-    """Return the loggers of a run; metrics.csv goes on where an earlier one ended."""
+    """Return the loggers of a run.
+
+    Args:
+        config: The settings.
+        folder: Folder of the run.
+        resumed_step: Step at which the run resumes in its folder; None for a new run.
+    """
     loggers: list[Logger] = [MetricsCSV(str(folder), resumed_step)]
     if config.tensorboard:
         loggers.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=""))
@@ -55,7 +62,7 @@ def build_loggers(config: LoggingConfig, folder: Path, resumed_step: int | None)
 
 
 def _wandb(config: LoggingConfig, folder: Path, *, resumed: bool) -> WandbLogger:
-    """Return W&B's logger; a run that goes on is the same one for W&B, whose id is the end of its folder's name."""
+    """Return W&B's logger; a resumed run keeps its W&B id, which is the end of the name of its W&B folder."""
     earlier = sorted((folder / "logs" / "wandb").glob("*run-*-*")) if resumed else []
     run: dict[str, Any] = {"id": earlier[-1].name.rpartition("-")[2], "resume": "allow"} if earlier else {}
     return WandbLogger(
@@ -64,38 +71,44 @@ def _wandb(config: LoggingConfig, folder: Path, *, resumed: bool) -> WandbLogger
     )  # fmt: skip
 
 
-def refuse_folder(folder: Path) -> None:
-    """Refuse a place where no run could be kept, before anything is moved or computed.
+def check_folder(folder: Path) -> None:
+    """Check that the folder of a run can be written, before anything is moved or computed.
 
     Args:
-        folder: Of the run; it need not be there yet, nor the folders that it lies in.
+        folder: Folder of the run; it and the folders above it need not exist.
 
     Raises:
-        ConfigError: If it, or what it would be made in, is no folder or cannot be written.
+        ConfigError: If the folder, or the nearest one above it that exists, is a file or cannot be written.
     """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
-    if not there.is_dir():
-        raise ConfigError(f"results_dir/experiment_name {folder}: {there} is a file; remove it, or take another name.")
-    if not os.access(there, os.W_OK | os.X_OK):
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
         raise ConfigError(
-            f"results_dir/experiment_name {folder}: the folder {there} is read-only; let it be written, or set "
-            "results_dir to another."
+            f"results_dir/experiment_name {folder}: {existing} is a file; remove it, or choose another name."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"results_dir/experiment_name {folder}: the folder {existing} is read-only; make it writable, or "
+            "set results_dir to another folder."
         )
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Move an earlier run's folder to the first free name with a number, so that nothing is overwritten."""
+def move_earlier_run(folder: Path) -> Path | None:
+    """Move an earlier run's folder to the first free name with a number, so that nothing is overwritten.
+
+    Returns:
+        The new folder; None if there is no earlier run.
+    """
     if not folder.exists() or not any(folder.iterdir()):
         return None
     number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+    while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    shutil.move(folder, aside)
-    return aside
+    shutil.move(folder, moved)
+    return moved
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration to results/<experiment_name>/config.yaml."""
+    """Writes the whole config to results/<experiment_name>/config.yaml."""
 
     def __init__(self, *args: Any, folder: str, **kwargs: Any) -> None:
         super().__init__(*args, **(kwargs | {"save_to_log_dir": False}))

@@ -1,4 +1,4 @@
-"""Keys that the parser lets pass although no one reads them."""
+"""Checks of keys that the parser accepts although they would have no effect."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,21 +8,22 @@ import torch
 import yaml
 
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.settings import either
 
 _LISTS = ("levels", "regularizers", "datasets", "probe")
 
 
-def refuse_unknown(argv: Sequence[str], config: Any) -> None:
-    """Refuse the beginning of a key where the key is meant, and an unknown key that holds an empty mapping.
+def check_keys_known(argv: Sequence[str], config: Any) -> None:
+    """Check for abbreviated keys, unknown keys with an empty mapping, and keys that would change one entry of a list.
 
     Args:
         argv: The words of the command line, without the command.
-        config: What the parser made of them.
+        config: The parsed config.
 
     Raises:
-        ConfigError: Naming the first such key.
+        ConfigError: If there is such a key.
     """
-    _refuse_lost_preset(argv)
+    _check_preset(argv)
     words = iter(argv)
     for word in words:
         name, given, value = word.partition("=")
@@ -31,26 +32,33 @@ def refuse_unknown(argv: Sequence[str], config: Any) -> None:
                 if not _has(config, key):
                     raise ConfigError(f"'{key}' is not a key; 'hjepa fit --print_config' lists the keys.")
         elif name.startswith("--") and (whole := _list_above(name)):
-            raise ConfigError(f"{name} changes one entry of a list unsaid; give the whole list: --{whole}='[...]'.")
+            raise ConfigError(
+                f"{name} would silently change one entry of a list; pass the whole list: --{whole}='[...]'."
+            )
         elif name.startswith("--") and name != "--help" and not _has(config, name[2:].rstrip("+")):
-            raise ConfigError(f"{name} is not a key; write keys out in full ('hjepa fit --print_config').")
+            raise ConfigError(
+                f"{name} is not a key; keys cannot be abbreviated ('hjepa fit --print_config' lists them)."
+            )
 
 
-def refuse_absent_accelerator(wanted: Any) -> None:
-    """Refuse a `trainer.accelerator` that this machine does not have.
+def check_accelerator(accelerator: Any) -> None:
+    """Check that this machine has the `trainer.accelerator`.
 
     Raises:
-        ConfigError: Naming those that it has.
+        ConfigError: If it does not; the message lists those that it has.
     """
-    there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    there["gpu"] = there["cuda"] or there["mps"]
-    if isinstance(wanted, str) and not there.get(wanted, False):
-        usable = ", ".join(name for name, here in there.items() if here)
-        raise ConfigError(f"invalid `trainer.accelerator={wanted}`: this machine can take {usable}.")
+    present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present["gpu"] = present["cuda"] or present["mps"]
+    if isinstance(accelerator, str) and not present.get(accelerator, False):
+        usable = either(name for name, here in present.items() if here)
+        raise ConfigError(f"invalid `trainer.accelerator={accelerator}`: must be {usable} on this machine.")
 
 
-def _refuse_lost_preset(argv: Sequence[str]) -> None:
-    """Refuse parts of the augmentation after, or beside, the name of a preset: the parser would drop one unsaid."""
+def _check_preset(argv: Sequence[str]) -> None:
+    """Reject the name of a preset together with single parts of the augmentation.
+
+    The key takes a name or a mapping, and the parser would silently drop the name or the parts.
+    """
     preset, part = "", ""
     words = iter(argv)
     for word in words:
@@ -73,29 +81,29 @@ def _refuse_lost_preset(argv: Sequence[str]) -> None:
             preset = ""
         elif isinstance(tree, dict) and preset:
             raise ConfigError(
-                f"`augmentation: {preset}` and the parts {', '.join(tree)} that follow it exclude each other: "
-                f"give `preset: {preset}` among the parts."
+                f"`augmentation: {preset}` and the later keys {', '.join(tree)} exclude each other; add "
+                f"`preset: {preset}` to these keys."
             )
     if preset and part:
         raise ConfigError(
-            f"{part} and `augmentation: {preset}` exclude each other: "
-            f"give {part.rpartition('.')[0]}.preset={preset} in place of the word."
+            f"{part} and `augmentation: {preset}` exclude each other; write {part.rpartition('.')[0]}.preset={preset} "
+            "instead of the name alone."
         )
 
 
 def _list_above(name: str) -> str:
-    """Return the key of the list of settings that a key reaches into, or nothing: the parser takes its last entry."""
+    """Return the list of settings of which a key is inside, or "": the parser would change its last entry."""
     parts = name[2:].split(".")
-    found = [i for i, part in enumerate(parts[:-1]) if part in _LISTS and parts[0] in ("model", "data")]
-    return ".".join(parts[: found[0] + 1]) if found else ""
+    lists = [i for i, part in enumerate(parts[:-1]) if part in _LISTS and parts[0] in ("model", "data")]
+    return ".".join(parts[: lists[0] + 1]) if lists else ""
 
 
 def _has(config: Any, key: str) -> bool:
-    """Return whether a dotted key is in a parsed config, `init_args` written or not."""
+    """Return True if a dotted key, with or without `init_args`, is in a parsed config."""
     node = config
     for part in key.split("."):
         if isinstance(node, list) and node:
-            node = node[-1]  # --trainer.callbacks.key=value speaks of the last one
+            node = node[-1]  # --trainer.callbacks.key=value is about the last one
         if hasattr(node, "get") and part not in node and node.get("init_args") is not None:
             node = node["init_args"]
         if not hasattr(node, "keys") or part not in node:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import yaml
 
-from hjepa_pl.cli.config_files import find_config, refuse_other_files
-from hjepa_pl.cli.errors import refusal
+from hjepa_pl.cli.config_files import check_config_file, find_config
+from hjepa_pl.cli.errors import one_sentence
 from hjepa_pl.types import ConfigError, RunStopped
 
 
@@ -98,7 +98,7 @@ def layers(words: Sequence[str]) -> list[str]:
     named = [(w.partition("=")[2] or after) for w, after in pairs if w.partition("=")[0] in ("--config", "-c")]
     for path in filter(None, named):
         try:
-            refuse_other_files(path)
+            check_config_file(path)
         except ConfigError as error:
             raise ConfigError(f"--config {path}: {error}") from None
     return [path for path in named if path]
@@ -106,7 +106,7 @@ def layers(words: Sequence[str]) -> list[str]:
 
 def sentence(error: Exception) -> str:
     """Return the sentence of a refusal; raise the error itself if it is a defect of the program."""
-    said = str(error) if isinstance(error, RunStopped) else refusal(error)
+    said = str(error) if isinstance(error, RunStopped) else one_sentence(error)
     if said is None:
         raise error
     return said

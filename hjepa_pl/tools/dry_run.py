@@ -107,7 +107,7 @@ def prepare(words: Sequence[str], kind: type[ToolCLI], scratch: str) -> Any:
     """Return the command line object of `hjepa fit` with these words.
 
     Raises:
-        ConfigError: As fit refuses. (Other errors that `refusal` has a sentence for come as they are.)
+        ConfigError: As fit refuses. (Other errors that `one_sentence` has a sentence for come as they are.)
     """
     kind.scratch = scratch
     return start(read_words(["fit", *words]), kind)

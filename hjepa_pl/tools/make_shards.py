@@ -7,11 +7,12 @@ import os
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hjepa_pl.cli.errors import refusal
+from hjepa_pl.cli.errors import one_sentence
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.atomic_file import atomic_write
 
 if TYPE_CHECKING:
     from hjepa_pl.data.sources.images import FileImages
@@ -53,7 +54,7 @@ def run(args: Sequence[str]) -> int:
     try:
         root = make_shards(options.folder, options.pattern, options.per_shard, split=options.split, seed=options.seed)
     except (ConfigError, OSError) as error:
-        print(f"hjepa: error: {refusal(error) or error}", file=sys.stderr)
+        print(f"hjepa: error: {one_sentence(error) or error}", file=sys.stderr)
         return 2
     print(f'done: {{name: webdataset, root: "{root}"}}')
     return 0
@@ -97,8 +98,8 @@ def make_shards(folder: str, pattern: str, per_shard: int = 1000, *, split: str 
         _write_shard(path, images, part, first=number * per_shard)
         listed[os.path.basename(path)] = {"samples": len(part), "bytes": os.path.getsize(path)}
         _progress(number + 1, len(paths), min((number + 1) * per_shard, len(order)))
-    content = json.dumps({"classes": images.classes, "shards": listed}, indent=1)
-    _write_whole(info, lambda temporary: _write_text(temporary, content))
+    with atomic_write(info) as file:
+        file.write(json.dumps({"classes": images.classes, "shards": listed}, indent=1) + "\n")
     return _braces(pattern, len(paths))
 
 
@@ -114,17 +115,13 @@ def _check(pattern: str, per_shard: int, seed: int) -> None:
 
 def _write_shard(path: str, images: "FileImages", part: Sequence[int], *, first: int) -> None:
     """Write one shard; `first` is the key of its first image."""
-
-    def write(temporary: str) -> None:
+    with atomic_write(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         # Neither times nor owners are written, so that the same images give the same bytes.
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for i, index in enumerate(part):
-                source, key = images.path(index), f"{first + i:09d}"
-                _add(tar, key + os.path.splitext(source)[1].lower(), _read(source))
-                if int(images.labels[index]) >= 0:
-                    _add(tar, key + ".cls", str(int(images.labels[index])).encode())
-
-    _write_whole(path, write)
+        for i, index in enumerate(part):
+            source, key = images.path(index), f"{first + i:09d}"
+            _add(tar, key + os.path.splitext(source)[1].lower(), _read(source))
+            if int(images.labels[index]) >= 0:
+                _add(tar, key + ".cls", str(int(images.labels[index])).encode())
 
 
 def _read(path: str) -> bytes:
@@ -139,22 +136,6 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
-
-
-def _write_text(path: str, content: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(content + "\n")
-
-
-def _write_whole(path: str, write: Callable[[str], None]) -> None:
-    """Let `write` write a temporary file, and give it its name when it is whole."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        write(temporary)
-        os.rename(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def _progress(shards: int, of: int, images: int) -> None:

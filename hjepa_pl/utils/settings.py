@@ -5,7 +5,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -158,11 +158,11 @@ def describe(hint: Any) -> str:
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _bounded(parts[0], parts[1:])
+        return describe(parts[0]) + bounds(parts[1:])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(describe, parts)))
+        return either(option for part in parts for option in _options(part))
     if origin is typing.Literal:
-        return " or ".join(map(as_typed, parts))
+        return either(map(as_typed, parts))
     if origin is tuple:
         return _sequence(parts)
     if origin is list:
@@ -171,6 +171,29 @@ def describe(hint: Any) -> str:
         return "a mapping"
     named = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return named.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def bounds(metadata: Iterable[Any]) -> str:
+    """Return the bounds in an annotation's metadata as text: " >= 1", " in (0, 1]", or "" without any."""
+    metadata = list(metadata)
+    low = next((m for m in metadata if isinstance(m, at.Gt | at.Ge)), None)
+    high = next((m for m in metadata if isinstance(m, at.Lt | at.Le)), None)
+    if isinstance(high, at.Lt) and high.lt == float("inf"):
+        high = None
+    lower = "" if low is None else as_typed(low.gt if isinstance(low, at.Gt) else low.ge)
+    upper = "" if high is None else as_typed(high.lt if isinstance(high, at.Lt) else high.le)
+    if low is not None and high is not None:
+        left, right = "(" if isinstance(low, at.Gt) else "[", ")" if isinstance(high, at.Lt) else "]"
+        return f" in {left}{lower}, {upper}{right}"
+    if low is not None:
+        return f" {'>' if isinstance(low, at.Gt) else '>='} {lower}"
+    return "" if high is None else f" {'<' if isinstance(high, at.Lt) else '<='} {upper}"
+
+
+def either(options: Iterable[str]) -> str:
+    """Return alternatives as text: "a, b or c"."""
+    *first, last = dict.fromkeys(options)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 # ------------------------------------------------------------------------------------------------------------- messages
@@ -203,31 +226,17 @@ def _hints(annotation: Any) -> list[str]:
     ]
 
 
-def _bounded(kind: Any, metadata: tuple[Any, ...]) -> str:
-    """Return an annotated type in words: "a number in (0, 1]"."""
-    low = next((m for m in metadata if isinstance(m, at.Gt | at.Ge)), None)
-    high = next((m for m in metadata if isinstance(m, at.Lt | at.Le)), None)
-    if isinstance(high, at.Lt) and high.lt == float("inf"):
-        high = None
-    said = describe(kind)
-    if low is None and high is None:
-        return said
-    lower = None if low is None else low.gt if isinstance(low, at.Gt) else low.ge
-    upper = None if high is None else high.lt if isinstance(high, at.Lt) else high.le
-    if lower is not None and upper is not None:
-        opened, closed = "(" if isinstance(low, at.Gt) else "[", ")" if isinstance(high, at.Lt) else "]"
-        return f"{said} in {opened}{as_typed(lower)}, {as_typed(upper)}{closed}"
-    if lower is not None:
-        return f"{said} {'>' if isinstance(low, at.Gt) else '>='} {as_typed(lower)}"
-    return f"{said} {'<' if isinstance(high, at.Lt) else '<='} {as_typed(upper)}"
-
-
 def _sequence(parts: tuple[Any, ...]) -> str:
     """Return a tuple in words: "a list of 2, each a number > 0"."""
     if parts[-1:] == (...,):
         return f"a list, each {describe(parts[0])}"
     kinds = list(dict.fromkeys(map(describe, parts)))
     return f"a list of {len(parts)}, each {kinds[0]}" if len(kinds) == 1 else f"a list of {', '.join(kinds)}"
+
+
+def _options(hint: Any) -> list[str]:
+    """Return the alternatives that an annotation has: one for each value of a `Literal`."""
+    return list(map(as_typed, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else [describe(hint)]
 
 
 def _plain(hint: Any) -> Any:

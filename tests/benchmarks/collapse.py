@@ -111,7 +111,7 @@ def main() -> None:
     ]
     for name in args.arms:
         monitor, knn = run(ARMS[name], args.steps, args.seed)
-        figures = monitor.figures
+        figures = monitor.metrics
         row = [
             name,
             f"{figures['collapse/last_c1/std']:.3f}",

@@ -87,7 +87,7 @@ class Watch(pl.Callback):
         if trainer.global_step % EVERY:
             return
         maps = {name: state.target_map for name, state in outputs["levels"].items()}
-        ranks = {k.split("/", 1)[1]: round(v, 2) for k, v in self.monitor.figures.items() if k.endswith("rank")}
+        ranks = {k.split("/", 1)[1]: round(v, 2) for k, v in self.monitor.metrics.items() if k.endswith("rank")}
         self.lines.append({
             "step": trainer.global_step, "parts": {name: shares(x) for name, x in maps.items()},
             "image_share": {name: round(image_share(x).item(), 4) for name, x in maps.items()},
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace, name: str) -> None:
     figures = {key.removeprefix("probe/"): float(f"{value:.4g}") for key, value in probes.results.items()}
     write(
         args.out,
-        {"arm": name, "seed": args.seed, "took": round(time.time() - began), "verdict": monitor.verdict, **figures},
+        {"arm": name, "seed": args.seed, "took": round(time.time() - began), "verdict": monitor.message, **figures},
     )
 
 

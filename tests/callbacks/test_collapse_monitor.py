@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hjepa_pl.callbacks import CollapseMonitor
-from hjepa_pl.callbacks.collapse_monitor import _MENDS
+from hjepa_pl.callbacks.collapse_monitor import _FIXES
 from hjepa_pl.types import ConfigError, LevelState, ViewBatch
 from tests.callbacks.callback_toy import ToyData, ToyModule, fit
 
@@ -21,12 +21,12 @@ def test_living_code_is_green_and_logged_off_the_logging_steps(tmp_path: Path) -
         warnings.filterwarnings("error", message="Collapse")
         trainer, _ = fit(tmp_path, [monitor], log_every_n_steps=4)
     assert monitor.status == "green"
-    assert set(monitor.figures) == {
+    assert set(monitor.metrics) == {
         "collapse/rank", *(f"collapse/last_c1/{x}" for x in ("std", "position_share", "image_share", "gain", "rank"))
     }  # fmt: skip
-    assert monitor.figures["collapse/last_c1/std"] > 0.2
+    assert monitor.metrics["collapse/last_c1/std"] > 0.2
     assert trainer.callback_metrics["collapse/last_c1/gain"].item() == pytest.approx(
-        monitor.figures["collapse/last_c1/gain"]
+        monitor.metrics["collapse/last_c1/gain"]
     )
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert [int(r["step"]) for r in rows if r["collapse/last_c1/std"]] == [2, 5, 8, 11]
@@ -45,7 +45,7 @@ def test_position_only_collapse_turns_red_and_warns_once(tmp_path: Path) -> None
     assert "add {kind: sigreg, stream: tokens}, which compares images at one position" in said[0]
     assert "\n" not in said[0]
     assert monitor.status == "red"
-    assert monitor.figures["collapse/last_c1/position_share"] > 0.99
+    assert monitor.metrics["collapse/last_c1/position_share"] > 0.99
     assert trainer.global_step == 12
 
 
@@ -53,15 +53,15 @@ def test_tokens_of_an_image_that_become_one_vector_turn_red_with_a_fix_of_their_
     monitor = CollapseMonitor(**QUICK)
     with pytest.warns(match="Collapse at step"):
         fit(tmp_path, [monitor], ToyModule("image"))
-    assert monitor.figures["collapse/last_c1/image_share"] > 0.9
+    assert monitor.metrics["collapse/last_c1/image_share"] > 0.9
     # The other metrics find nothing wrong with it: images still differ, in many directions.
-    assert monitor.figures["collapse/last_c1/std"] > 0.2
-    assert monitor.figures["collapse/last_c1/position_share"] < 0.5
-    assert monitor.figures["collapse/last_c1/rank"] > 2
-    assert "last_c1: " in monitor.verdict
-    assert "above collapse.max_image_share 0.7" in monitor.verdict
-    assert "add {cell: image} to model.init_args.levels or, where it is there, lower the `weight` of" in monitor.verdict
-    assert "sigreg" not in monitor.verdict
+    assert monitor.metrics["collapse/last_c1/std"] > 0.2
+    assert monitor.metrics["collapse/last_c1/position_share"] < 0.5
+    assert monitor.metrics["collapse/last_c1/rank"] > 2
+    assert "last_c1: " in monitor.message
+    assert "above collapse.max_image_share 0.7" in monitor.message
+    assert "add {cell: image} to model.levels or, if it is there, lower the weight of" in monitor.message
+    assert "sigreg" not in monitor.message
 
 
 def test_only_the_finest_levels_are_asked_for_what_is_local(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_only_the_finest_levels_are_asked_for_what_is_local(tmp_path: Path) -> N
 
     monitor = CollapseMonitor(**QUICK)
     fit(tmp_path, [monitor], Levels())
-    assert [name for name in monitor.figures if name.endswith("image_share")] == ["collapse/last_c1/image_share"]
-    assert {"collapse/last_c2/std", "collapse/last_c4/std"} <= set(monitor.figures)
+    assert [name for name in monitor.metrics if name.endswith("image_share")] == ["collapse/last_c1/image_share"]
+    assert {"collapse/last_c2/std", "collapse/last_c4/std"} <= set(monitor.metrics)
 
 
 def test_each_failure_names_its_own_fix(tmp_path: Path) -> None:
@@ -86,9 +86,9 @@ def test_each_failure_names_its_own_fix(tmp_path: Path) -> None:
     with pytest.warns(match="Collapse at step"):
         fit(tmp_path, [monitor], ToyModule("image"))
     for words in ("below collapse.min_std 0.99", "below collapse.min_rank 16", "above collapse.max_image_share 0.7"):
-        assert words in monitor.verdict
-    assert len(set(_MENDS.values())) == len(_MENDS)
-    assert sum(mend in monitor.verdict for mend in _MENDS.values()) == 3
+        assert words in monitor.message
+    assert len(set(_FIXES.values())) == len(_FIXES)
+    assert sum(fix in monitor.message for fix in _FIXES.values()) == 3
 
 
 def test_stop_stops(tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_stop_stops(tmp_path: Path) -> None:
 def test_off_measures_nothing(tmp_path: Path) -> None:
     monitor = CollapseMonitor(action="none", **QUICK)
     fit(tmp_path, [monitor], ToyModule("position"))
-    assert monitor.figures == {}
+    assert monitor.metrics == {}
     assert "collapse" not in (tmp_path / "metrics.csv").read_text()
 
 
 def test_batches_of_one_image_wait_and_accumulation_checks_by_step(tmp_path: Path) -> None:
     monitor = CollapseMonitor(every_n_steps=2, window=16)
     fit(tmp_path, [monitor], data=ToyData(batch=1))
-    assert monitor.figures == {}
+    assert monitor.metrics == {}
     fit(tmp_path, [monitor], accumulate_grad_batches=3, max_epochs=4)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert len([r for r in rows if r["collapse/rank"]]) == 4
@@ -117,18 +117,23 @@ def test_batches_of_one_image_wait_and_accumulation_checks_by_step(tmp_path: Pat
 
 def test_strikes_survive_a_resume() -> None:
     monitor = CollapseMonitor()
-    monitor._strikes, monitor.status, monitor.verdict = {"collapse/rank": 2}, "red", "why"
+    monitor._strikes, monitor.status, monitor.message = {"collapse/rank": 2}, "red", "why"
     again = CollapseMonitor()
     again.load_state_dict(monitor.state_dict())
-    assert (again._strikes, again.status, again.verdict) == ({"collapse/rank": 2}, "red", "why")
+    assert (again._strikes, again.status, again.message) == ({"collapse/rank": 2}, "red", "why")
 
 
 @pytest.mark.parametrize(
     "keys",
     [{"action": "halt"}, {"every_n_steps": 0}, {"patience": 0}, {"window": 4}, {"min_std": 1.5},
-     {"max_position_share": 0.0}, {"max_image_share": 1.2}, {"min_rank": 0.5}],
+     {"max_position_share": 0}, {"max_image_share": 1.2}, {"min_rank": 0.5}],
 )  # fmt: skip
-def test_wrong_arguments_are_refused(keys: dict) -> None:
+def test_wrong_arguments_are_rejected(keys: dict) -> None:
     name, value = next(iter(keys.items()))
-    with pytest.raises(ConfigError, match=f"invalid `collapse.{name}={value}`: use "):
+    with pytest.raises(ConfigError, match=f"invalid `collapse.{name}={value}`: must be "):
         CollapseMonitor(**keys)
+
+
+def test_unknown_arguments_are_rejected() -> None:
+    with pytest.raises(ConfigError, match="collapse does not accept 'patients'; its keys are action, every_n_steps"):
+        CollapseMonitor(patients=3)

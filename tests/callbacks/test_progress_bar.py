@@ -20,7 +20,7 @@ def test_off_a_terminal_one_plain_line_an_epoch(tmp_path: Path, capsys: pytest.C
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2
     assert lines[1].startswith("epoch 2/2")
-    for word in ("img/s", "loss ", "last_c1 "):
+    for word in (" images/s, ", "loss ", "last_c1 "):
         assert word in lines[1]
 
 
@@ -54,7 +54,7 @@ def test_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(tmp_path, [bar], enable_progress_bar=True)
     shown = screen.getvalue()
     Path("/tmp/progress_capture.txt").write_text(shown)
-    for word in ("Epoch 1/2", "Epoch 2/2", "6/6", "img/s", "loss"):
+    for word in ("Epoch 1/2", "Epoch 2/2", "6/6", " images/s, ", "loss"):
         assert word in shown
 
 

@@ -8,22 +8,22 @@ import pytest
 
 from hjepa_pl.__main__ import main
 from hjepa_pl.cli.arguments import read_words
-from hjepa_pl.cli.config_files import find_config, refuse_other_files, shipped_configs
+from hjepa_pl.cli.config_files import check_config_file, find_config, shipped_configs
 from hjepa_pl.types import ConfigError
 
 QUICK = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
 FOLDER = "--data.datasets='[{name: folder, root: X}]'"
 ANSWERED = [  # (words, part of the answer); all with status 2, before torch is imported
-    ("fit", "hjepa fit quickstart, or --config FILE; the package brings cifar10"),
+    ("fit", "hjepa fit quickstart, or --config FILE; the package has cifar10"),
     ("validate", "hjepa validate --ckpt_path results/NAME"),
     ("predict", "hjepa predict --ckpt_path results/NAME"),
     ("train quickstart", "did you mean hjepa fit?"),
     ("evaluate", "did you mean hjepa validate?"),
     ("fti", "did you mean hjepa fit?"),
-    ("quickstart", "a command comes first: hjepa fit quickstart"),
-    ("--config x.yaml", "a command comes first: hjepa fit --config x.yaml"),
+    ("quickstart", "the command is missing; write hjepa fit quickstart"),
+    ("--config x.yaml", "the command is missing; write hjepa fit --config x.yaml"),
     ("fit quickstat", "did you mean quickstart?"),
-    ("fit nothing_like_it", "the package brings cifar10"),
+    ("fit nothing_like_it", "the package has cifar10"),
     ("fit --config", "--config lacks its file"),
     ("fit trainer.max_epochs=5", "write --trainer.max_epochs=5"),
     ("fit quickstart +trainer.x=1", "write --trainer.x=1"),
@@ -114,7 +114,7 @@ def test_the_config_of_a_checkpoint_is_its_runs(tmp_path) -> None:
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").touch()
     path = run / "checkpoints" / "last.ckpt"
-    with pytest.raises(ConfigError, match=r"name the config: hjepa validate --config FILE --ckpt_path"):
+    with pytest.raises(ConfigError, match=r"add the config: hjepa validate --config FILE --ckpt_path"):
         read_words(["validate", "--ckpt_path", str(path)])
     (run / "config.yaml").write_text("experiment_name: run\n")
     for given in (path, path.parent, run):
@@ -131,13 +131,13 @@ def test_a_file_of_ones_own_is_before_the_packages(tmp_path, monkeypatch) -> Non
 
 
 REFUSED = {
-    "unfold": "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    "aliases .* expand to more than 100,000 values": "a: &a [x, x, x, x, x, x, x, x, x]\n"
     + "".join(f"{c}: &{c} [{', '.join(['*' + p] * 9)}]\n" for p, c in zip("abcdefghi", "bcdefghij", strict=True)),
-    "values": "a: &a [*a]\n",
-    "the key 'lr' is given twice": "model: {optimizer: {lr: 1, lr: 2}}\n",
-    "the key 'model' is given twice": "model: {seed: 1}\nmodel: {compile: true}\n",
-    "a YAML mapping of keys was expected": "- 1\n",
-    "nested too deep": "a: " + "[" * 2000 + "]" * 2000,
+    "expand to more than": "a: &a [*a]\n",
+    "the key 'lr' is twice in one mapping": "model: {optimizer: {lr: 1, lr: 2}}\n",
+    "the key 'model' is twice in one mapping": "model: {seed: 1}\nmodel: {compile: true}\n",
+    "it must be a YAML mapping of keys": "- 1\n",
+    "nested too deeply": "a: " + "[" * 2000 + "]" * 2000,
 }
 
 
@@ -146,4 +146,4 @@ def test_yaml_that_hides_or_hangs_is_refused(said, tmp_path) -> None:
     path = tmp_path / "odd.yaml"
     path.write_text(REFUSED[said])
     with pytest.raises(ConfigError, match=said):
-        refuse_other_files(str(path))
+        check_config_file(str(path))

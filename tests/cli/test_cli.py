@@ -161,7 +161,7 @@ def test_a_run_from_pretrained_weights_goes_on_without_their_file(config, capsys
     assert main(["validate", "--config", str(saved), "--ckpt_path=last"]) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert fit(saved, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.init_args.encoder.pretrained=false") == 2
-    assert "encoder.pretrained was 'vit.safetensors', is False" in capsys.readouterr().err
+    assert "encoder.pretrained was vit.safetensors, is false" in capsys.readouterr().err
     assert fit(saved) == 2  # a fresh start needs it
     assert "encoder.pretrained 'vit.safetensors': there is no such file" in capsys.readouterr().err
 
@@ -243,13 +243,13 @@ def test_judging_prints_the_figures_and_needs_a_checkpoint(config, capsys) -> No
         assert main([command, "--config", str(config), "--ckpt_path", "last"]) == 0
         assert "probe/digits/linear" in capsys.readouterr().out
         assert main([command, "--config", str(config)]) == 2
-        assert f"{command} needs --ckpt_path" in capsys.readouterr().err
+        assert f"hjepa {command} needs a checkpoint; add --ckpt_path=PATH" in capsys.readouterr().err
         for given in ("results/tiny", "results/tiny/checkpoints/last.ckpt"):  # its config is the run's
             assert main([command, "--ckpt_path", given]) == 0, capsys.readouterr().err
             assert "probe/digits/linear" in capsys.readouterr().out
     assert fit(config, "--ckpt_path=best", "--trainer.max_epochs=2") == 0, capsys.readouterr().err
     assert main(["validate", "--config", str(config), "--ckpt_path=hpc"]) == 2
-    assert "results/tiny/checkpoints there are best-epoch" in capsys.readouterr().err
+    assert "results/tiny/checkpoints has best-epoch" in capsys.readouterr().err
 
 
 def test_checkpoints_of_every_kind_and_a_users_own_callbacks(config) -> None:
@@ -260,6 +260,17 @@ def test_checkpoints_of_every_kind_and_a_users_own_callbacks(config) -> None:
     names = sorted(p.name for p in Path("results/tiny/checkpoints").iterdir())
     assert names == ["best-epoch0000.ckpt", "best-epoch0001.ckpt", "epoch0000.ckpt", "epoch0001.ckpt", "last.ckpt"]
     assert list(Path("mine").glob("*.ckpt"))
+
+
+def test_checkpoints_and_logs_can_be_switched_off_and_a_monitor_of_ones_own_replaces_the_packages(config) -> None:
+    off = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.max_steps=2"]
+    own = "--trainer.callbacks=[{class_path: CollapseMonitor, init_args: {every_n_steps: 1, window: 16}}]"
+    assert fit(config, *off, own) == 0
+    assert not Path("results/tiny/checkpoints").exists()
+    assert not Path("results/tiny/metrics.csv").exists()
+    record = json.loads(Path("results/tiny/summary.json").read_text())
+    assert any(name.startswith("collapse/") for name in record["metrics"])
+    assert record["evaluated"] == "target"
 
 
 def test_wandb_logs_offline_into_the_run_and_a_resumed_one_is_the_same(config) -> None:
@@ -384,7 +395,7 @@ def test_augmentation_is_a_word_or_a_preset_with_parts_of_ones_own(config, capsy
     assert parts(Path("results/tiny/config.yaml")) == own
     again = ["--ckpt_path=last", "--trainer.max_steps=2", "--trainer.max_epochs=2"]
     assert fit(Path("results/tiny/config.yaml"), *again, f"{key}.cutmix=0") == 2
-    assert "data.augmentation.cutmix was 1.0, is 0.0" in capsys.readouterr().err
+    assert "data.augmentation.cutmix was 1, is 0" in capsys.readouterr().err
     assert fit(Path("results/tiny/config.yaml"), *again) == 0, capsys.readouterr().err
 
 
@@ -392,14 +403,20 @@ REFUSED = [
     (["--modle.lr=1"], "modle"),
     (["--trainer.max_epoch=3"], "max_epoch"),
     (["--model.init_args.encoder.dept=3"], "dept"),
-    (["--model.init_args.encoder.depth=three"], "model.encoder.depth must be"),
-    (["--model.init_args.encoder.depth=-1"], "encoder.depth must be at least 1, got -1"),
-    (["--model.init_args.encoder.size=giant"], "model.encoder.size must be 'tiny' or 'small'"),
+    (
+        ["--model.init_args.encoder.depth=three"],
+        "invalid `model.encoder.depth=three`: must be a whole number >= 1 or null",
+    ),
+    (["--model.init_args.encoder.depth=-1"], "invalid `encoder.depth=-1`: must be a whole number >= 1 or null"),
+    (
+        ["--model.init_args.encoder.size=giant"],
+        "invalid `model.encoder.size=giant`: must be tiny, small, base, large, huge or null",
+    ),
     (
         ["--model.init_args.encoder.in_chans=4"],
         "invalid `in_chans=4`: must be 1 or 3, the channels of images (encoder.in_chans).",
     ),
-    (["--model.init_args.encoder.in_chans=0"], "encoder.in_chans must be at least 1, got 0"),
+    (["--model.init_args.encoder.in_chans=0"], "invalid `encoder.in_chans=0`: must be a whole number >= 1"),
     (["--model.init_args.encoder.img_size=[8,9]"], "encoder.img_size [8, 9] is not a multiple of encoder.patch_size 2"),
     (["--model.init_args.encoder.img_size=[8]"], "img_size"),
     (["--model.init_args.encoder.img_size=9"], "encoder.img_size 9 is not a multiple of encoder.patch_size 2"),
@@ -408,21 +425,27 @@ REFUSED = [
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
     (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
     (["--model.init_args.levels=[{cell: 3}, {cell: image}]"], "levels.cell 3 does not divide"),
-    (["--model.init_args.levels=thre"], "model.levels must be a list or 'flat' or 'three', got 'thre'"),
-    (["--model.init_args.levels=[1, 2]"], "model.levels must be a list of mappings or 'flat' or 'three', got '1'"),
+    (
+        ["--model.init_args.levels=thre"],
+        "invalid `model.levels=thre`: must be a list of mappings, flat or three; did you mean three?",
+    ),
+    (["--model.init_args.levels=[1, 2]"], "invalid `model.levels=1`: must be a list of mappings, flat or three"),
     (["--model.init_args.levels=null"], "levels must be 'flat' or 'three' or a list of levels, got None"),
-    (["--model.init_args.levels.weight=2"], "levels.weight changes one entry of a list unsaid; give the whole list"),
-    (["--data.init_args.datasets.weight=2"], "datasets.weight changes one entry of a list unsaid"),
+    (
+        ["--model.init_args.levels.weight=2"],
+        "levels.weight would silently change one entry of a list; pass the whole list",
+    ),
+    (["--data.init_args.datasets.weight=2"], "datasets.weight would silently change one entry of a list"),
     (
         ["--model.init_args.levels=[{cell: 1}, {cell: image, masked_view: both}]"],
-        "model.levels.masked_view must be 'add' or 'replace' or null, got 'both'",
+        "invalid `model.levels.masked_view=both`: must be add, replace or null",
     ),
-    (["--model.init_args.pyramid=true"], "model.pyramid must be a mapping of its keys or null, got 'True'"),
+    (["--model.init_args.pyramid=true"], "invalid `model.pyramid=true`: must be a mapping or null"),
     (["--model.init_args.encoder.attention=efficient"], "encoder.attention 'efficient' does not exist on device 'cpu'"),
     (["--model.init_args.masks={target_scale: [0.4, 0.2]}"], "masks.target_scale"),
     (["--model.init_args.regularizers=[]"], "no term on stream 'image'"),
     (["--model.init_args.regularizers=[{kind: sigrag}]"], "sigrag"),
-    (["--model.init_args.optimizer.lr=-1"], "optimizer.lr must be a positive number"),
+    (["--model.init_args.optimizer.lr=-1"], "invalid `optimizer.lr=-1`: must be a number > 0"),
     (["--data.init_args.views=1"], "data.views 1 is too few"),
     (["--data.init_args.batch_size=1"], "batch_size=1"),
     (["--data.init_args.datasets=[]"], "datasets"),
@@ -459,9 +482,9 @@ REFUSED = [
     (["--data.init_args.augmentation.gray=0.2"], "gray"),
     (
         ["--data.init_args.augmentation=deit4"],
-        "data.augmentation must be a mapping of its keys or 'small' or 'jepa' or 'simclr' or 'deit3' or 'none', got",
+        "invalid `data.augmentation=deit4`: must be a mapping, small, jepa, simclr, deit3 or none; did you mean",
     ),
-    (["--data.init_args.augmentation.preset=deit4"], "data.augmentation.preset must be 'small' or 'jepa'"),
+    (["--data.init_args.augmentation.preset=deit4"], "invalid `data.augmentation.preset=deit4`: must be small, jepa"),
     (["--data.init_args.augmentation=deit3"], "jitter=[0.3, 0.3, 0.3, 0]`: changes colors, but all images are gray"),
     (["--data.init_args.augmentation=none"], "invalid `data.views=2`: all views would be the same"),
     (["--data.init_args.augmentation.mixup=0.8", "--data.init_args.batch_size=31"], "set it to 32"),
@@ -475,22 +498,25 @@ REFUSED = [
     (["--trainer.precision=bf8"], "bf8"),
     (["--time_budget=soon"], "time_budget must be written"),
     (["--trainer.max_time=00:01:00:00"], "use time_budget"),
-    (["--ckpt_path=last"], "nothing was saved yet"),
+    (["--ckpt_path=last"], "nothing has been saved yet"),
     (["--ckpt_path=no.ckpt"], "there is no file no.ckpt"),
     (["--checkpoint.mode=up"], "mode"),
     (["--collapse.action=explode"], "explode"),
     (["--config=none.yaml"], "none.yaml"),
-    (["--experiment_name=.."], "experiment_name '..'"),
-    (["--override=true"], "override does nothing without ckpt_path"),
-    (["--trainer.default_root_dir=x"], "trainer.default_root_dir"),
+    (["--experiment_name=.."], "invalid `experiment_name=..`: must be the name of a folder"),
+    (["--override=true"], "invalid `override=true`: has no effect without ckpt_path"),
+    (["--trainer.default_root_dir=x"], "invalid `trainer.default_root_dir=x`: has no effect; use results_dir"),
     (["--trainer.precision=64-true"], "trainer.precision=64-true"),
     (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0"),
-    (["--checkpoint.monitor=loss"], "checkpoint.monitor=loss`: is no validation metric of a probe set"),
+    (["--checkpoint.monitor=loss"], "checkpoint.monitor=loss`: must be probe/digits/linear_val, "),
     (["--checkpoint.monitor=probe/digits/linear"], "test split, which would no longer tell"),
     (["--checkpoint.monitor=probe/digits/knn_online"], "use probe/digits/knn_val_online"),
     (["--checkpoint.monitor=probe/digits/linear_top5"], "use probe/digits/linear_val"),
-    (["--collapse.max_image_share=0"], "invalid `collapse.max_image_share=0.0`: use above 0 to 1"),
-    (["--logging.wandb_project=x"], "logging.wandb_project does nothing without logging.wandb true"),
+    (["--collapse.max_image_share=0"], "invalid `collapse.max_image_share=0`: must be a number in (0, 1]"),
+    (
+        ["--logging.wandb_project=x"],
+        "invalid `logging.wandb_project=x`: has no effect with logging.wandb=false; set logging.wandb",
+    ),
     (["--model.init_args.encoder.size=tiny"], "encoder.size 'tiny' does nothing"),
     (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),
     (["--model.init_args.masks={target_scale: [0.01, 0.02]}"], "masks.target_scale"),
@@ -558,7 +584,7 @@ def test_a_checkpoint_from_before_a_key_goes_on_where_the_key_changes_nothing(co
     assert main(["predict", "--config", str(config), "--ckpt_path=old.ckpt"]) == 0
     changed = ["--model.init_args.projector.norm=layer", "--trainer.max_epochs=2"]
     assert fit(config, "--ckpt_path=old.ckpt", *changed) == 2
-    assert "projector.norm was 'batch', is 'layer'" in capsys.readouterr().err
+    assert "projector.norm was batch, is layer" in capsys.readouterr().err
 
 
 def test_a_dataset_may_have_its_own_augmentation_and_a_metric_of_its_own(config, capsys) -> None:
@@ -588,7 +614,7 @@ def test_a_dataset_may_have_its_own_augmentation_and_a_metric_of_its_own(config,
     assert fit(config, plain) == 0
     more = ["--ckpt_path=last", "--trainer.max_epochs=2"]
     assert fit(Path("own.yaml"), *more) == 2
-    assert "data.datasets[1].augmentation.crop_scale was None, is [0.5, 1.0]" in capsys.readouterr().err
+    assert "data.datasets[1].augmentation.crop_scale was null, is [0.5, 1]" in capsys.readouterr().err
     assert fit(config, plain, *more) == 0, capsys.readouterr().err
 
 
@@ -597,14 +623,14 @@ def test_a_preset_followed_by_parts_is_not_dropped_unsaid(config, capsys) -> Non
     first.write_text(yaml.safe_dump({"data": {"init_args": {"augmentation": "deit3"}}}))
     second.write_text(yaml.safe_dump({"data": {"init_args": {"augmentation": {"crop_scale": [0.3, 1.0]}}}}))
     assert fit(config, "--config", str(first), "--config", str(second)) == 2
-    assert "give `preset: deit3` among the parts" in capsys.readouterr().err
+    assert "add `preset: deit3` to these keys" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(config, capsys) -> None:
     Path("junk.ckpt").write_bytes(b"junk")
     torch.save({"weights": 1}, "other.ckpt")
     assert fit(config, "--ckpt_path=junk.ckpt") == 2
-    assert "junk.ckpt' cannot be read as a checkpoint" in capsys.readouterr().err
+    assert "junk.ckpt cannot be read as a checkpoint" in capsys.readouterr().err
     assert fit(config, "--ckpt_path=other.ckpt") == 2
     assert "is not a checkpoint of this package" in capsys.readouterr().err
 

@@ -10,12 +10,13 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 
-from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule, schema
+from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.__main__ import main
+from hjepa_pl.cli import help as schema
 from hjepa_pl.cli.arguments import read_words
 from hjepa_pl.cli.cli import HJEPACLI
 from hjepa_pl.cli.main import start
-from hjepa_pl.cli.unknown_keys import refuse_unknown
+from hjepa_pl.cli.unknown_keys import check_keys_known
 from hjepa_pl.data.sources.registry import DATASETS
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import to_plain
@@ -50,7 +51,7 @@ def accepts(words: list[str]) -> str:
     """Return nothing if the real parser takes these words, else what it says."""
     try:
         read = read_words(["fit", *words])
-        refuse_unknown(read[1:], parser().parse_args(read)["fit"])
+        check_keys_known(read[1:], parser().parse_args(read)["fit"])
     except (ConfigError, Exception) as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -75,7 +76,14 @@ def test_print_config_prints_every_key_with_its_default(capsys, group, kind) -> 
 def test_help_shows_ours_first_and_lightnings_when_asked(capsys) -> None:
     assert main(["fit", "--help"]) == 0
     shown = capsys.readouterr().out
-    for key in ("--model.encoder.depth int|null", "--data.augmentation.gray", "--model.levels.cell", "--time_budget"):
+    for key in (
+        "--model.encoder.depth int >= 1|null",
+        "--data.augmentation.gray",
+        "--model.levels.cell",
+        "--time_budget",
+        "--collapse.min_std float in [0, 1) = 0.1",
+        "--model.optimizer.betas [float in [0, 1), float in [0, 1)]",
+    ):
         assert key in shown
     assert "--trainer.max_epochs" not in shown
     assert "hjepa fit --help trainer" in shown

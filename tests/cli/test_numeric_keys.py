@@ -12,7 +12,7 @@ import torch
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.__main__ import main
-from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
+from hjepa_pl.callbacks.collapse_monitor import CollapseConfig
 from hjepa_pl.cli.checkpoints import CheckpointConfig
 from hjepa_pl.cli.run_folder import LoggingConfig
 from hjepa_pl.modules.check_trainer import check_keys
@@ -26,7 +26,7 @@ OWNERS = {
     "trainer": pl.Trainer.__init__,
     "model": HJEPALightningModule.__init__,
     "data": MultiDatasetDataModule.__init__,
-    "collapse": CollapseMonitor.__init__,
+    "collapse": CollapseConfig,
     "checkpoint": CheckpointConfig,
     "logging": LoggingConfig,
 }
@@ -72,7 +72,7 @@ def make(key: str, value: Any, beside: Mapping[str, Any]) -> Any:
             return HJEPALightningModule(**given)
     if owner == "data":
         return MultiDatasetDataModule(**given)
-    return CollapseMonitor(**given) if owner == "collapse" else from_plain(CheckpointConfig, given, "checkpoint")
+    return from_plain({"collapse": CollapseConfig, "checkpoint": CheckpointConfig}[owner], given, owner)
 
 
 def held(made: Any, key: str) -> Any:

@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from hjepa_pl.cli.resume import refuse_other_settings
+from hjepa_pl.cli.resume import check_same_settings
 from hjepa_pl.losses.prediction import position_baseline, prediction_loss
 from hjepa_pl.models.config import PyramidConfig
 from hjepa_pl.modules.hjepa import HJEPALightningModule
@@ -325,7 +325,7 @@ def test_settings_from_python_and_from_a_mapping_are_one(tiny_module) -> None:
 def test_a_resumed_run_may_be_given_another_weight_and_no_other_shape() -> None:
     plain = {"fusion": "add", "dim": 8, "weight": 1.0}
     old, wider, heavier = ({"pyramid": plain | change} for change in ({}, {"dim": 9}, {"weight": 2.0}))
-    refuse_other_settings(old, heavier, override=True)
+    check_same_settings(old, heavier, override=True)
     for new, override in ((heavier, False), (wider, True), ({"pyramid": None}, True)):
         with pytest.raises(ConfigError, match="made with other settings: pyramid"):
-            refuse_other_settings(old, new, override=override)
+            check_same_settings(old, new, override=override)

@@ -54,7 +54,7 @@ def test_images_that_are_not_square_train_and_are_watched(tiny_module, tmp_path,
     assert module.hparams["encoder"]["img_size"] == list(size)
     assert module.context_encoder.grid == (size[0] // 2, size[1] // 2)
     monitor = train(module, 3, size, tmp_path)
-    assert {"collapse/b1_c1/std", "collapse/last_c2/gain", "collapse/rank"} <= set(monitor.figures)
+    assert {"collapse/b1_c1/std", "collapse/last_c2/gain", "collapse/rank"} <= set(monitor.metrics)
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert module.encode_tokens(torch.randn(2, 3, *size)).shape == (2, size[0] * size[1] // 4, 48)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hjepa_pl import HJEPALightningModule
-from hjepa_pl.callbacks.budget_clock import Clock, seconds_noted
+from hjepa_pl.callbacks.budget_clock import BudgetClock, seconds_written
 from hjepa_pl.optim.budget import RunProgress
 from hjepa_pl.types import ConfigError
 from tests.modules.test_training import make_data, make_module, make_trainer
@@ -128,14 +128,14 @@ def test_a_killed_run_has_spent_what_came_after_its_checkpoint_too(tmp_path) -> 
     saved: list[float] = []
     (tmp_path / "logs").mkdir()
     before = Watch()
-    run, module, data = budgeted(tmp_path, before, Clock(str(tmp_path)), Kill(), check_val_every_n_epoch=1000)
+    run, module, data = budgeted(tmp_path, before, BudgetClock(str(tmp_path)), Kill(), check_val_every_n_epoch=1000)
     with pytest.raises(Killed):
         run.fit(module, data)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["hjepa_seconds"] <= saved[0]
-    noted = seconds_noted(tmp_path)
+    noted = seconds_written(tmp_path)
     assert noted > saved[0] + 0.3  # a note is at most a second old
     watch = Watch()
-    run, again, data = budgeted(tmp_path, watch, Clock(str(tmp_path)))
+    run, again, data = budgeted(tmp_path, watch, BudgetClock(str(tmp_path)))
     again.clock = {"started": time.monotonic(), "spent": noted}
     run.fit(again, data, ckpt_path=tmp_path / "last.ckpt")
     assert again.progress.rehearsal > PAUSE  # the checkpoint's: a resumed run has no sanity check
@@ -145,7 +145,7 @@ def test_a_killed_run_has_spent_what_came_after_its_checkpoint_too(tmp_path) -> 
     # What was lost is none of the schedules': they go on where the checkpoint was.
     assert before.shares[3] < watch.shares[0] < before.shares[3] + 0.001
     assert watch.shares == sorted(watch.shares)
-    assert seconds_noted(tmp_path) == pytest.approx(again.progress.seconds, abs=0.5)
+    assert seconds_written(tmp_path) == pytest.approx(again.progress.seconds, abs=0.5)
 
 
 def test_the_larger_share_counts_and_the_last_step_is_known_before_it_runs() -> None:

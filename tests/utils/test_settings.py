@@ -41,7 +41,7 @@ class PartConfig:
         ({"depth": True}, "invalid `part.depth=true`: must be a whole number >= 1 or null."),
         ({"depth": "3"}, "invalid `part.depth=3`: must be a whole number >= 1 or null."),
         ({"depth": 2.0}, "invalid `part.depth=2`: must be a whole number >= 1 or null."),
-        ({"size": "tiny"}, "invalid `part.size=tiny`: must be small or base or null."),
+        ({"size": "tiny"}, "invalid `part.size=tiny`: must be small, base or null."),
         ({"scale": [0.0, 2]}, "invalid `part.scale=[0, 2]`: must be a list of 2, each a number in (0, 1]."),
         ({"scale": [0.1]}, "invalid `part.scale=[0.1]`: must be a list of 2, each a number in (0, 1]."),
         ({"lr": float("nan")}, "invalid `part.lr=nan`: must be a number > 0."),

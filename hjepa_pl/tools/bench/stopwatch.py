@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from hjepa_pl.callbacks.throughput import images_in
+from hjepa_pl.callbacks.run_status import images_in
 from hjepa_pl.tools.bench.step_parts import Parts, now
 from hjepa_pl.utils.run_length import end_after_step
 

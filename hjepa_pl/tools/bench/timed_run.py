@@ -76,9 +76,9 @@ class BenchCLI(ToolCLI):
 
     watch: ClassVar[Stopwatch]
 
-    def _watchers(self, config: dict[str, Any], options: Any) -> list[Any]:
+    def _callbacks(self, config: dict[str, Any], options: Any) -> list[Any]:
         config["enable_progress_bar"] = config["enable_model_summary"] = False
-        return [*super()._watchers(config, options), self.watch]
+        return [*super()._callbacks(config, options), self.watch]
 
 
 def measure(

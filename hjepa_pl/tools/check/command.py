@@ -24,7 +24,7 @@ def run(args: Sequence[str]) -> int:
         print(_HELP)
         return 0
     # Not at the top: --help shall not wait for Lightning.
-    from hjepa_pl.tools.arguments import fail, find_configs, layers, refuse_other_files, sentence, sort_words
+    from hjepa_pl.tools.arguments import check_config_file, fail, find_configs, layers, sentence, sort_words
 
     try:
         words = sort_words(args, {"--data": False})
@@ -44,7 +44,7 @@ def run(args: Sequence[str]) -> int:
             continue
         for path in runs:
             try:
-                refuse_other_files(path)
+                check_config_file(path)
             except ConfigError as error:
                 status = fail("check", path, str(error))
                 continue

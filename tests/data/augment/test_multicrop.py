@@ -7,7 +7,7 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-from hjepa_pl.cli.resume import refuse_other_settings
+from hjepa_pl.cli.resume import check_same_settings
 from hjepa_pl.data import MultiCropConfig, MultiDatasetDataModule
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
@@ -191,9 +191,9 @@ def test_a_resumed_run_has_the_crops_that_were_left(tmp_path):
 def test_a_resume_with_other_crops_is_rejected():
     old, new = (digits(multicrop=m).settings() for m in ({"local_size": [4, 8]}, {"local_size": 4}))
     with pytest.raises(ConfigError, match=r"multicrop.local_size was \[4, 8\], is 4"):
-        refuse_other_settings({"data": old}, {"data": new}, override=False)
+        check_same_settings({"data": old}, {"data": new}, override=False)
     with pytest.raises(ConfigError, match=r"multicrop.local_views was None, is 6"):
-        refuse_other_settings({"data": digits().settings()}, {"data": new}, override=False)
+        check_same_settings({"data": digits().settings()}, {"data": new}, override=False)
 
 
 @pytest.mark.parametrize(
