@@ -26,9 +26,10 @@ def check_datasets(datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConf
     """
     if not datasets:
         raise ConfigError("invalid `datasets=[]`: must be a list of at least one dataset.")
-    for key, entries in (("datasets", datasets), ("probe", probes)):
-        for entry in entries:
-            check_dataset(key, entry.name, entry.root, entry.classes)
+    for config in datasets:
+        check_dataset("datasets", config.name, config.root, config.classes)
+    for probe in probes:
+        check_dataset("probe", probe.name, probe.root, probe.classes)
     weights = [d.weight for d in datasets]
     mixture_weights(loading.sampling, weights, [1] * len(weights), loading.temperature)
     if len(datasets) == 1 and weights[0] != 1.0:

@@ -1,6 +1,5 @@
 """Data module: augmented views of a mixture of datasets for training, clean images of labeled datasets for probes."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -26,7 +25,6 @@ from hjepa_pl.data.loaded_sets import LoadedSets, dataset_names
 from hjepa_pl.data.loading.batches import RawBatch
 from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
 from hjepa_pl.data.loading.image_spec import ImageSpec, image_spec, of_encoder, of_module
-from hjepa_pl.data.loading.memory_sets import memory_device
 from hjepa_pl.data.loading.train_data import TrainData, plan_epoch, usable_size
 from hjepa_pl.data.loading.train_loader import TrainLoader
 from hjepa_pl.data.loading.trainer_info import trainer_info
@@ -114,16 +112,13 @@ class MultiDatasetDataModule(LightningDataModule):
         self._bad = BadFiles(max_bad_fraction, self._run_folder)
         self._sets = LoadedSets(self.seed, self._bad)
         self._image_spec: ImageSpec | None = None
-        self._data: TrainData | None = None
+        self._train_data: TrainData | None = None
         self._planned_batches: int | None = None
         check_datasets(self.datasets, self.probe, loading)
         check_augmentations(self.datasets, self.augmentation, loading)
 
     def _run_folder(self) -> str | None:
-        """Return the folder of the run, None without a Trainer and with fast_dev_run."""
-        if self.trainer is None or getattr(self.trainer, "fast_dev_run", False):
-            return None
-        return str(self.trainer.default_root_dir)
+        return trainer_info(self.trainer).run_folder
 
     @property
     def names(self) -> list[str]:
@@ -138,14 +133,14 @@ class MultiDatasetDataModule(LightningDataModule):
     @property
     def batches_per_epoch(self) -> int:
         """Global batches per epoch, known once the training sets are loaded, or planned from `epoch_size`."""
-        if self._data is None and self._planned_batches is not None:
+        if self._train_data is None and self._planned_batches is not None:
             return self._planned_batches
         return self._loaded().views.batches
 
     @property
     def knows_epoch(self) -> bool:
         """Whether `batches_per_epoch` is known."""
-        return self._data is not None or self._planned_batches is not None
+        return self._train_data is not None or self._planned_batches is not None
 
     @property
     def sets(self) -> LoadedSets:
@@ -188,7 +183,7 @@ class MultiDatasetDataModule(LightningDataModule):
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
-            self._data = self._train_data(views)
+            self._train_data = self._make_train_data(views)
 
     def planned_views(self) -> ViewPlan:
         """Return the views, and with `epoch_size` the batches per epoch: what is known without loading data."""
@@ -221,7 +216,7 @@ class MultiDatasetDataModule(LightningDataModule):
         patch = of_module(self.trainer, "patch_size")
         return view_plan(self.multicrop, augmenter, self.views, patch, self.augmentations)
 
-    def _train_data(self, views: ViewPlan) -> TrainData:
+    def _make_train_data(self, views: ViewPlan) -> TrainData:
         sets, processes = self._sets.train, trainer_info(self.trainer).world_size
         check_gray_sets(self.datasets, self.names, sets, views, self.image_spec.channels)
         plan = plan_epoch(
@@ -239,31 +234,24 @@ class MultiDatasetDataModule(LightningDataModule):
             raise ConfigError(
                 f"invalid `data.num_workers={self.num_workers}`: has no effect, all images are in memory; remove it."
             )
-        self._workers(sets)  # raises for a number of workers that is impossible
+        self._workers(sets)  # raises for too few shards
         return TrainData(sets, self.names, plan, views, self.image_spec.channels)
 
     def _workers(self, sets: Sequence[Images]) -> int:
-        """Return the number of worker processes that read these datasets."""
+        """Return the number of workers that read some sets."""
         available = available_workers(self.trainer)
         return choose_num_workers(sets, self.num_workers, available, trainer_info(self.trainer).world_size)
 
     def _loaded(self) -> TrainData:
-        if self._data is None:
-            raise ConfigError("the training sets are not loaded; call setup('fit') first.")
-        return self._data
+        if self._train_data is None:
+            raise ConfigError("The training sets are not loaded; call setup('fit') first.")
+        return self._train_data
 
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of the mixture."""
-        # Lightning looks for a loader with a state; this one takes its position from the Trainer (`TrainLoader`).
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         data, trainer = self._loaded(), trainer_info(self.trainer)
         return TrainLoader(
-            data,
-            batch_size=self.batch_size,
-            num_workers=self._workers(data.sets),
-            trainer=trainer,
-            bad=self._bad,
-            device=memory_device(data.sets, trainer.device),
+            data, batch_size=self.batch_size, num_workers=self._workers(data.sets), trainer=trainer, bad=self._bad
         )
 
     def share_drawn(self, epoch: int = 0) -> dict[str, float]:

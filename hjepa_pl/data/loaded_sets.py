@@ -23,8 +23,8 @@ class LoadedSets:
     """The loaded datasets.
 
     Args:
-        seed: Seed of the images that are held out, and of fractions.
-        bad: Collects the files that cannot be decoded.
+        seed: Of fractions and of images that are held out.
+        bad: Takes the files that cannot be decoded.
 
     Attributes:
         train: Datasets of the mixture, in order; empty until they are loaded.
@@ -38,7 +38,7 @@ class LoadedSets:
         self.train: list[Images] = []
         self.probe: list[tuple[IndexedImages, Tensor]] = []
         self.splits: list[ProbeSplit] = []
-        self._trees: dict[Hashable, Tree | None] = {}
+        self._trees: dict[tuple[str, str | None, str, str | None], Tree | None] = {}
         self._loaded: dict[Hashable, IndexedImages] = {}
 
     def load_mixture(self, datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig]) -> None:
@@ -53,7 +53,7 @@ class LoadedSets:
             images = self._load(config.name, config.root, config.split, config.classes)
             tree = self._tree(config.name, config.root, config.split, config.classes)
             if tree is not None:
-                images = without_held_out(images, config, tree, holdouts, self.seed)
+                images = without_held_out(images, config, resolved(tree), holdouts, self.seed)
             self.train.append(_part(images, config.fraction, self.seed))
 
     def load_probes(self, probes: Sequence[ProbeConfig]) -> None:
@@ -87,21 +87,21 @@ class LoadedSets:
     def _load(self, name: str, root: str | None, split: str, classes: str | None) -> IndexedImages:
         """Load a dataset once; a probe often uses one of the mixture."""
         tree = self._tree(name, root, split, classes)
-        key = tree or (name, root, split)
+        key = (name, root, split) if tree is None else resolved(tree)
         if key not in self._loaded:
             self._loaded[key] = load_images(name, root, split, tree, self.bad)
         return self._loaded[key]
 
     def _tree(self, name: str, root: str | None, split: str, classes: str | None) -> Tree | None:
-        """Return the class folders that are read, by real path, None of a dataset without any; found once."""
+        """Return the class folders that are read, None of a dataset without any; found once."""
         key = (name, root, split, classes)
         if key not in self._trees:
-            tree = tree_of(*key)
-            self._trees[key] = None if tree is None else resolved(tree)
+            self._trees[key] = tree_of(*key)
         return self._trees[key]
 
     def _probe_tree(self, probe: ProbeConfig) -> Tree | None:
-        return self._tree(probe.name, probe.root, "train", probe.classes)
+        tree = self._tree(probe.name, probe.root, "train", probe.classes)
+        return None if tree is None else resolved(tree)
 
 
 def _part(images: IndexedImages, fraction: float, seed: int) -> IndexedImages:

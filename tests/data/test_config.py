@@ -54,7 +54,7 @@ def test_rejected_augmentations(kwargs, message):
         ({"epoch_size": 0}, "invalid `data.epoch_size=0`: must be a whole number >= 1 or null."),
         ({"num_workers": -1}, "invalid `data.num_workers=-1`: must be a whole number >= 0 or null."),
         ({"sampling": "odd"}, "invalid `data.sampling=odd`: must be weighted, balanced, concat or temperature."),
-        ({"temperature": 1.0}, "invalid `temperature=1`: has no effect with sampling=weighted"),
+        ({"temperature": 1.0}, "invalid `data.temperature=1`: has no effect with sampling=weighted"),
         ({"std": (0.0, 1.0, 1.0)}, r"invalid `data.std=\[0, 1, 1\]`: must be a list, each a number > 0 or null."),
         ({"mean": (0.5,), "in_chans": 3}, r"invalid `data.mean=\[0.5\]`: must be 3 number\(s\), one per channel"),
         ({"augmentation": {"flop": 1}}, "augmentation does not accept 'flop'"),

@@ -138,7 +138,9 @@ def test_resumed_run_sees_what_was_left(tmp_path):
 
 def test_geometry_is_the_modules_or_asked_for(tmp_path):
     data = digits(img_size=None, in_chans=None)
-    with pytest.raises(ConfigError, match=r"invalid `img_size=null`: must be set, as the module has no `img_size`"):
+    with pytest.raises(
+        ConfigError, match=r"invalid `data.img_size=null`: must be set, as the module has no `img_size`"
+    ):
         data.setup("fit")
     module = Watcher()
     trainer(tmp_path, fast_dev_run=1).fit(module, data)
@@ -159,7 +161,7 @@ def test_geometry_is_the_modules_or_asked_for(tmp_path):
         ),
         ({"num_workers": 2}, "invalid `data.num_workers=2`: has no effect, all images are in memory; remove it."),
         ({"in_chans": 2}, r"invalid `in_chans=2`: must be 1 or 3, the channels of images \(encoder.in_chans\)"),
-        ({"batch_size": 4096}, "invalid `batch_size=4096`: x 1 process.*at most 1438"),
+        ({"batch_size": 4096}, "invalid `data.batch_size=4096`: x 1 process.*at most 1438"),
     ],
 )
 def test_rejected_in_setup(kwargs, message):
@@ -226,7 +228,7 @@ def test_images_that_are_not_square_from_files_and_memory(tmp_path, workers):
 
 def test_a_size_given_to_both_is_the_same_as_a_list_or_refused(tmp_path):
     trainer(tmp_path, fast_dev_run=1).fit(Oblong(), digits(img_size=[8, 24], in_chans=3))
-    with pytest.raises(ConfigError, match=r"invalid `img_size=\[24, 8\]`: must be the encoder's \[8, 24\]"):
+    with pytest.raises(ConfigError, match=r"invalid `data.img_size=\[24, 8\]`: must be the encoder's \[8, 24\]"):
         trainer(tmp_path, fast_dev_run=1).fit(Oblong(), digits(img_size=[24, 8], in_chans=3))
 
 

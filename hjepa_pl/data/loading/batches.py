@@ -31,7 +31,7 @@ class RawGroup(NamedTuple):
     boxes: Tensor | None
     """(views, n, 4) float32 of cropped and flipped images, as in `ViewBatch`. None of whole images."""
     pair: int = 0
-    """Index of their `AugmenterPair` in the `ViewPlan`."""
+    """Index of their pair of augmenters in `ViewPlan.augmenters`."""
 
 
 class FileRows(NamedTuple):

@@ -38,6 +38,19 @@ def image_spec(
     return ImageSpec(size, channels, tuple(mean), tuple(std))
 
 
+def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None) -> None:
+    """Check that mean and standard deviation are one number per channel.
+
+    Raises:
+        ConfigError: If one of them is not.
+    """
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and channels is not None and len(values) != channels:
+            raise ConfigError(
+                f"invalid `data.{key}={as_typed(values)}`: must be {channels} number(s), one per channel of in_chans."
+            )
+
+
 def of_module(trainer: Trainer | None, key: str) -> Any:
     """Return an attribute of the Trainer's module, None without one."""
     return getattr(getattr(trainer, "lightning_module", None), key, None)
@@ -51,25 +64,12 @@ def of_encoder(trainer: Trainer | None, key: str, value: Any) -> Any:
     """
     encoders = of_module(trainer, key)
     if value is None and encoders is None:
-        raise ConfigError(f"invalid `{key}=null`: must be set, as the module has no `{key}`.")
+        raise ConfigError(f"invalid `data.{key}=null`: must be set, as the module has no `{key}`.")
     if value is None:
         return encoders
     if encoders is not None and sides(encoders) != sides(value):
         raise ConfigError(
-            f"invalid `{key}={as_typed(value)}`: must be the encoder's {as_typed(encoders)}; remove it, as the data "
-            "module takes it from the encoder."
+            f"invalid `data.{key}={as_typed(value)}`: must be the encoder's {as_typed(encoders)}; remove it, as "
+            "the data module takes it from the encoder."
         )
     return value
-
-
-def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int | None) -> None:
-    """Check that mean and standard deviation are one number per channel.
-
-    Raises:
-        ConfigError: If one of them is not.
-    """
-    for key, values in (("mean", mean), ("std", std)):
-        if values is not None and channels is not None and len(values) != channels:
-            raise ConfigError(
-                f"invalid `data.{key}={as_typed(values)}`: must be {channels} number(s), one per channel of in_chans."
-            )

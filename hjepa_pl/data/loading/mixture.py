@@ -27,15 +27,17 @@ def mixture_weights(
         ConfigError: If a value is invalid or has no effect.
     """
     if sampling not in SAMPLINGS:
-        raise ConfigError(f"invalid `sampling={sampling}`: must be {', '.join(SAMPLINGS[:-1])} or {SAMPLINGS[-1]}.")
+        raise ConfigError(
+            f"invalid `data.sampling={sampling}`: must be {', '.join(SAMPLINGS[:-1])} or {SAMPLINGS[-1]}."
+        )
     if sampling == "temperature" and (temperature is None or not 0 < temperature < float("inf")):
         raise ConfigError(
-            f"invalid `temperature={as_typed(temperature)}`: must be a number > 0 with sampling=temperature."
+            f"invalid `data.temperature={as_typed(temperature)}`: must be a number > 0 with sampling=temperature."
         )
     if sampling != "temperature" and temperature is not None:
         raise ConfigError(
-            f"invalid `temperature={as_typed(temperature)}`: has no effect with sampling={sampling}; remove it, or set "
-            "sampling to temperature."
+            f"invalid `data.temperature={as_typed(temperature)}`: has no effect with sampling={sampling}; remove it, "
+            "or set sampling to temperature."
         )
     if sampling in ("balanced", "concat") and any(w != 1 for w in weights):
         weight = next(w for w in weights if w != 1)

@@ -46,8 +46,8 @@ def usable_size(epoch_size: int, batch_size: int, world_size: int) -> int:
     whole = batch_size * world_size
     if epoch_size < whole:
         raise ConfigError(
-            f"invalid `batch_size={batch_size}`: x {world_size} process(es) is more than the {epoch_size} images of an "
-            f"epoch; lower it to at most {epoch_size // world_size}, or set epoch_size."
+            f"invalid `data.batch_size={batch_size}`: x {world_size} process(es) is more than the {epoch_size} images "
+            f"of an epoch; lower it to at most {epoch_size // world_size}, or set epoch_size."
         )
     return epoch_size // whole * whole
 

@@ -1,5 +1,6 @@
 """The training loader: an iterable whose position in the run is a function of a counter, and of nothing else."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hjepa_pl.data.loading.batches import Draw, FileRows, RawBatch
-from hjepa_pl.data.loading.memory_sets import MemorySets
+from hjepa_pl.data.loading.memory_sets import MemorySets, memory_device
 from hjepa_pl.data.loading.reader import FileDraws, FileReader, IndexedSource, Source
 from hjepa_pl.data.loading.shard_stream import ShardStream
 from hjepa_pl.data.loading.train_data import TrainData, usable_size
@@ -34,7 +35,7 @@ class TrainLoader:
         num_workers: Workers that decode files.
         trainer: Process, device, and position in the run.
         bad: Takes the files that cannot be decoded.
-        device: Where to keep the images of sets in memory; the host by default.
+        device: Where to keep the images of sets in memory; by default the GPU if they are small, or the host.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class TrainLoader:
         bad: BadFiles | None = None,
         device: torch.device | None = None,
     ) -> None:
+        # Lightning looks for a loader with a state; this one takes its position from the Trainer.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         self.data = data
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -58,6 +61,7 @@ class TrainLoader:
             limit = int(len(self) * limit)
         self.limit = max(1, min(limit or len(self), len(self)))
         """Batches of an epoch of the Trainer; its next epoch continues from there."""
+        device = device or memory_device(data.sets, self.trainer.device)
         self._memory = MemorySets(data.sets, data.views.dataset_augmenters, device)
         self.reader = self._make_reader()
         self._tried = dict.fromkeys(data.names, 0)

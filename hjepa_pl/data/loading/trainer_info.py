@@ -1,4 +1,4 @@
-"""The process of a loader and its position in the run, read from the Trainer."""
+"""The process of a loader, its position in the run, and the run's folder, read from the Trainer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +18,8 @@ class TrainerInfo(NamedTuple):
     """Where batches go."""
     limit: int | float | None = None
     """`limit_train_batches`: batches of an epoch as a number or a fraction; None takes all."""
+    run_folder: str | None = None
+    """None without a Trainer and with fast_dev_run."""
     position: Callable[[], int] = lambda: 0
     """Returns the number of training batches processed since the start of the run. Call it when the loader starts: a
     resumed Trainer knows it only then."""
@@ -44,5 +46,6 @@ def trainer_info(trainer: Trainer | None) -> TrainerInfo:
         trainer.world_size,
         getattr(trainer.strategy, "root_device", torch.device("cpu")),
         trainer.limit_train_batches,
+        None if getattr(trainer, "fast_dev_run", False) else str(trainer.default_root_dir),
         lambda: int(progress.total.processed),  # type: ignore[attr-defined]
     )

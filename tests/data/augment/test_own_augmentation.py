@@ -87,7 +87,7 @@ def test_groups_are_few_and_their_order_does_not_matter(sets):
     for batch, made in zip(raw, batches, strict=True):
         assert len(batch.groups) == 4  # two augmentations each in memory and in files
         assert torch.equal(torch.cat([g.rows for g in batch.groups]).sort().values, torch.arange(32))
-        reversed_order = view_batch(batch._replace(groups=batch.groups[::-1]), data._feed.views, 3)
+        reversed_order = view_batch(batch._replace(groups=batch.groups[::-1]), data._train_data.views, 3)
         assert all(torch.equal(a, b) for a, b in zip(reversed_order.views, made.views, strict=True))
 
 
@@ -109,8 +109,8 @@ def test_an_own_augmentation_of_gray_images_leaves_out_color_operations():
     mixture = [{"name": "digits"}, {"name": "fake"}]
     data = drawn(mixture, {0: gray}, img_size=8)[0]
     alone = drawn(mixture[:1], augmentation=gray, img_size=8)[0]
-    assert [a.views.images_are_gray for a in data._feed.views.augmenters] == [False, True]
-    assert [a.views.images_are_gray for a in alone._feed.views.augmenters] == [True]
+    assert [a.views.images_are_gray for a in data._train_data.views.augmenters] == [False, True]
+    assert [a.views.images_are_gray for a in alone._train_data.views.augmenters] == [True]
 
 
 REJECTED = {

@@ -55,7 +55,7 @@ def test_samplings():
 @pytest.mark.parametrize(
     ("sampling", "weights", "temperature", "message"),
     [
-        ("even", [1, 1], None, "invalid `sampling=even`: must be weighted, balanced, concat or temperature"),
+        ("even", [1, 1], None, "invalid `data.sampling=even`: must be weighted, balanced, concat or temperature"),
         ("temperature", [1, 1], None, "must be a number > 0 with sampling=temperature"),
         ("temperature", [1, 1], float("nan"), "must be a number > 0 with sampling=temperature"),
         ("weighted", [1, 1], 2.0, "has no effect with sampling=weighted"),

@@ -185,6 +185,6 @@ def test_many_broken_files_stop_the_run(files):
 def test_an_epoch_smaller_than_a_batch_is_refused():
     assert usable_size(100, 8, 3) == 96
     with pytest.raises(
-        ConfigError, match=r"invalid `batch_size=64`: x 2 process\(es\) is more than the 100 images.*at most 50"
+        ConfigError, match=r"invalid `data.batch_size=64`: x 2 process\(es\) is more than the 100 images.*at most 50"
     ):
         usable_size(100, 64, 2)

@@ -271,5 +271,5 @@ def test_adapt_channels():
     colour = adapt_channels(gray, 3)
     assert torch.equal(colour[:, 2], gray[:, 0])
     assert torch.equal(adapt_channels(colour.contiguous(), 1), gray)
-    with pytest.raises(ConfigError, match="`in_chans=2` does not fit images of 3 channels"):
+    with pytest.raises(ConfigError, match=r"invalid `data\.in_chans=2`: images have 3 channels; use 1 or 3"):
         adapt_channels(colour, 2)
