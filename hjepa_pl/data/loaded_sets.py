@@ -38,7 +38,7 @@ class LoadedSets:
         self.train: list[Images] = []
         self.probe: list[tuple[IndexedImages, Tensor]] = []
         self.splits: list[ProbeSplit] = []
-        self._trees: dict[Hashable, Tree | None] = {}
+        self._trees: dict[tuple[str, str | None, str, str | None], Tree | None] = {}
         self._loaded: dict[Hashable, IndexedImages] = {}
 
     def load_mixture(self, datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig]) -> None:
