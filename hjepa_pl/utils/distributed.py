@@ -1,4 +1,4 @@
-"""The few collective operations that the objectives need, with gradients."""
+"""Collective operations, with gradients where objectives need them."""
 
 import re
 from collections.abc import Sequence
@@ -31,7 +31,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].clone(memory_format=torch.contiguous_format)  # reduced in place, and not ours to change
+        grad = grads[0].clone(
+            memory_format=torch.contiguous_format
+        )  # reduced in place
         dist.all_reduce(grad)
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -39,14 +41,14 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(x: Tensor) -> Tensor:
     """Gather (B, ...) from every rank into (world * B, ...), with gradients; the identity with one process.
 
-    A loss of the gathered rows is the same number on every rank. DDP averages gradients over ranks, and the sum taken
-    here makes that average the gradient of the global loss.
+    A loss of the gathered rows is equal on all ranks. DDP averages gradients over ranks; the backward pass here sums
+    them, so that the average is the gradient of the global loss.
     """
     return _GatherRows.apply(x) if world_size() > 1 else x
 
 
 def own_rows(x: Tensor) -> Tensor:
-    """Return the rows that this rank gave to `gather_rows`."""
+    """Return the rows of this rank from those of `gather_rows`."""
     return x.chunk(world_size())[dist.get_rank()] if world_size() > 1 else x
 
 
@@ -60,15 +62,15 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def from_rank_zero(values: Sequence[float], device: torch.device) -> list[float]:
-    """Return rank zero's numbers on every rank, exactly: one tensor of theirs, on the device that the group uses."""
-    told = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.broadcast(told, 0)
-    found: list[float] = told.tolist()
-    return found
+    """Broadcast rank zero's numbers in float64; `device` is the one that the process group uses."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.broadcast(tensor, 0)
+    numbers: list[float] = tensor.tolist()
+    return numbers
 
 
 def peer_ended(error: BaseException) -> bool:
-    """Return whether an error is that of a collective operation whose other side is gone."""
+    """Return True if an error is that of a collective operation whose peer process has ended."""
     seen: BaseException | None = error
     while seen is not None and world_size() > 1:
         if isinstance(seen, dist.DistError):

@@ -1,31 +1,35 @@
-"""How long a run is: in steps by the Trainer's limits, how it ends sooner, and seconds in words."""
+"""Length of a run in steps, by the Trainer's limits; its early end; seconds as text."""
 
 import math
 from typing import Any
 
 
 def limited(trainer: Any, batches: int) -> int:
-    """Return how many of an epoch's batches `limit_train_batches` leaves."""
+    """Return the batches of an epoch within `limit_train_batches`."""
     limit = trainer.limit_train_batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def steps_per_epoch(trainer: Any, batches: float | None = None) -> float:
-    """Return the optimizer steps of one epoch, infinite for data without a length.
+    """Return the optimizer steps of one epoch; infinite for data without a length.
 
-    `batches` are those of an epoch, where the Trainer does not know them yet.
+    Reading `trainer.estimated_stepping_batches` instead, before the loaders are made, loses their state on a resume
+    (Lightning issue 20550).
 
-    `trainer.estimated_stepping_batches` would give it too, but reading that before the loaders are made loses their
-    state on a resume (Lightning issue 20550).
+    Args:
+        trainer: The Trainer.
+        batches: Batches of an epoch, if the Trainer does not know them yet.
     """
     batches = float(trainer.num_training_batches if batches is None else batches)
     return batches if math.isinf(batches) else float(math.ceil(batches / trainer.accumulate_grad_batches))
 
 
 def total_steps(trainer: Any, batches: float | None = None) -> float:
-    """Return the optimizer steps of the whole run, infinite if nothing but the clock ends it.
+    """Return the optimizer steps of the whole run; infinite if only a time budget ends it.
 
-    `batches` are those of an epoch, where the Trainer does not know them yet.
+    Args:
+        trainer: The Trainer.
+        batches: Batches of an epoch, if the Trainer does not know them yet.
     """
     ends = [float(trainer.max_steps)] if trainer.max_steps > 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
@@ -34,7 +38,7 @@ def total_steps(trainer: Any, batches: float | None = None) -> float:
 
 
 def end_after_step(trainer: Any) -> None:
-    """Let a run end after the step in hand, with a validation of its last weights whatever the epoch's number."""
+    """End a run after the current step, with a validation of the final weights in any epoch."""
     trainer.should_stop = True
     if trainer.check_val_every_n_epoch is not None:
         trainer.check_val_every_n_epoch = 1
