@@ -1,5 +1,6 @@
 """The `hjepa` command: a dispatcher that imports nothing heavy before the command is known."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -55,15 +56,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
+    if args is None and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for import paths of one's own parts, as `python -m` does
     command = argv[0] if argv else "help"
     if command in ("-h", "--help", "help") and len(argv) < 2:
-        print(
-            _HELP.format(
-                commands="\n".join(
-                    f"  {k:<8}  {v}" for k, v in (_LIGHTNING | {k: v for k, (_, v) in _TOOLS.items()}).items()
-                )
-            )
-        )
+        described = _LIGHTNING | {name: meaning for name, (_, meaning) in _TOOLS.items()}
+        print(_HELP.format(commands="\n".join(f"  {name:<8}  {meaning}" for name, meaning in described.items())))
         return 0
     if command in ("-V", "--version", "version"):
         from importlib.metadata import version

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -250,11 +251,15 @@ def _hints(annotation: Any) -> list[str]:
 
 
 def _sequence(parts: tuple[Any, ...]) -> str:
-    """Return a tuple in words: "a list of 2, each a number > 0"."""
+    """Return a tuple in words: "a list of 2 numbers > 0"."""
     if parts[-1:] == (...,):
-        return f"a list, each {describe(parts[0])}"
+        return f"a list of {_plural(describe(parts[0]))}"
     kinds = list(dict.fromkeys(map(describe, parts)))
-    return f"a list of {len(parts)}, each {kinds[0]}" if len(kinds) == 1 else f"a list of {', '.join(kinds)}"
+    return f"a list of {len(parts)} {_plural(kinds[0])}" if len(kinds) == 1 else f"a list of {', '.join(kinds)}"
+
+
+def _plural(kind: str) -> str:
+    return re.sub(r"^a (whole number|number|list|mapping)\b", r"\1s", kind)
 
 
 def _options(hint: Any) -> list[str]:

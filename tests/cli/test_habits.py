@@ -35,7 +35,7 @@ ANSWERED: list[tuple[str, list[str], str]] = [
     ("tiny", ["--model.encoder.depth"], "--model.encoder.depth lacks its value; write --model.encoder.depth=VALUE"),
     ("tiny", ["--model.encoder.dpth=3"], "--model.encoder.dpth is not a key; did you mean --model.encoder.depth?"),
     ("tiny", ["--model.levels=[{cell:1}]"], "does not accept 'cell:1'; YAML needs a space after the colon"),
-    ("tiny", ["--model.optimizer.betas=[0.9]"], "betas=[0.9]`: must be a list of 2, each a number in [0, 1)"),
+    ("tiny", ["--model.optimizer.betas=[0.9]"], "betas=[0.9]`: must be a list of 2 numbers in [0, 1)"),
     ("tiny", ["--trainer.callbacks=[{class_path: EarlyStoping}]"], "`trainer.callbacks.class_path=EarlyStoping`: must"),
     ("tiny", ["--data.datasets=digits"], "write data.datasets=[{name: digits}]"),
     ("tiny", ["--data.datasets=[digits]"],

@@ -10,7 +10,7 @@ NAN = float("nan")
     ("kwargs", "message"),
     [
         ({"crop_scale": (1.0, 0.2)}, r"`augmentation.crop_scale=\[1, 0.2\]`: .*; the smaller one first."),
-        ({"crop_scale": (0.0, 1.0)}, r"each a number in \(0, 1\]"),
+        ({"crop_scale": (0.0, 1.0)}, r"a list of 2 numbers in \(0, 1\]"),
         ({"crop_scale": (NAN, 1.0)}, "augmentation.crop_scale"),
         ({"crop_scale": 0.5}, "`augmentation.crop_scale=0.5`: must be a list of 2"),
         ({"crop_ratio": (-1, 1)}, "augmentation.crop_ratio"),
@@ -55,7 +55,7 @@ def test_rejected_augmentations(kwargs, message):
         ({"num_workers": -1}, "invalid `data.num_workers=-1`: must be a whole number >= 0 or null."),
         ({"sampling": "odd"}, "invalid `data.sampling=odd`: must be weighted, balanced, concat or temperature."),
         ({"temperature": 1.0}, "invalid `data.temperature=1`: has no effect with sampling=weighted"),
-        ({"std": (0.0, 1.0, 1.0)}, r"invalid `data.std=\[0, 1, 1\]`: must be a list, each a number > 0 or null."),
+        ({"std": (0.0, 1.0, 1.0)}, r"invalid `data.std=\[0, 1, 1\]`: must be a list of numbers > 0 or null."),
         ({"mean": (0.5,), "in_chans": 3}, r"invalid `data.mean=\[0.5\]`: must be 3 number\(s\), one per channel"),
         ({"augmentation": {"flop": 1}}, "augmentation does not accept 'flop'"),
         ({"augmentation": {}, "in_chans": 1}, r"jitter=.*`: changes colors, but all images are gray \(in_chans=1\)"),

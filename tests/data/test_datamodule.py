@@ -234,6 +234,6 @@ def test_a_size_given_to_both_is_the_same_as_a_list_or_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [(8,), (8, 8, 8), (8, 1), 1, "8", (8, 9.5), True])
 def test_what_is_no_size_is_refused(size):
-    sentence = r"`data.img_size=.*`: must be a whole number >= 2, a list of 2, each a whole number >= 2 or null"
+    sentence = r"`data.img_size=.*`: must be a whole number >= 2, a list of 2 whole numbers >= 2 or null"
     with pytest.raises(ConfigError, match=sentence):
         digits(img_size=size)

@@ -329,9 +329,9 @@ def test_impossible_masks_are_rejected_with_a_fix(config, grid, cells, message) 
         ),
         (
             {"target_scale": (0.3, 1.1)},
-            "invalid `masks.target_scale=[0.3, 1.1]`: must be a list of 2, each a number ",
+            "invalid `masks.target_scale=[0.3, 1.1]`: must be a list of 2 numbers ",
         ),
-        ({"aspect_ratio": (-1.0, 1.0)}, "invalid `masks.aspect_ratio=[-1, 1]`: must be a list of 2, each a number > 0"),
+        ({"aspect_ratio": (-1.0, 1.0)}, "invalid `masks.aspect_ratio=[-1, 1]`: must be a list of 2 numbers > 0"),
         ({"num_targets": 0}, "invalid `masks.num_targets=0`: must be a whole number >= 1 or auto."),
         ({"kind": "random", "ratio": 1.5}, "invalid `masks.ratio=1.5`: must be a number in (0, 1)."),
         ({"max_visible": 0.0}, "invalid `masks.max_visible=0`: must be a number in (0, 1] or null."),

@@ -278,11 +278,11 @@ def test_checkpointing_changes_memory_and_not_gradients(position) -> None:
         ),
         (
             {"img_size": (32, 32, 32)},
-            "img_size=[32, 32, 32]`: must be a whole number >= 1 or a list of 2, each a whole number >= 1.",
+            "img_size=[32, 32, 32]`: must be a whole number >= 1 or a list of 2 whole numbers >= 1.",
         ),
         (
             {"img_size": (32, 0)},
-            "img_size=[32, 0]`: must be a whole number >= 1 or a list of 2, each a whole number >= 1.",
+            "img_size=[32, 0]`: must be a whole number >= 1 or a list of 2 whole numbers >= 1.",
         ),
         (
             {"name": "vit_tiny_patch16_224", "img_size": 40},

@@ -89,11 +89,11 @@ NAN = float("nan")
         ),
         (
             {"erase": 0.5, "erase_scale": (0.5, 1.1)},
-            r"`augmentation.erase_scale=\[0.5, 1.1\]`: must be a list of 2, each a number in \(0, 1\]",
+            r"`augmentation.erase_scale=\[0.5, 1.1\]`: must be a list of 2 numbers in \(0, 1\]",
         ),
         (
             {"erase": 0.5, "erase_ratio": (0, 1)},
-            r"`augmentation.erase_ratio=\[0, 1\]`: must be a list of 2, each a number > 0",
+            r"`augmentation.erase_ratio=\[0, 1\]`: must be a list of 2 numbers > 0",
         ),
         ({"erase": 0.5, "erase_ratio": (NAN, 1)}, r"augmentation.erase_ratio=\[nan, 1\]"),
         ({"mixup": -0.1}, "invalid `augmentation.mixup=-0.1`: must be a number >= 0."),

@@ -212,11 +212,11 @@ REJECTED = {
     ),
     "beyond": (
         {"local_scale": [0.3, 1.1]},
-        r"`multicrop.local_scale=\[0.3, 1.1\]`: must be a list of 2, each a number in \(0, 1\]",
+        r"`multicrop.local_scale=\[0.3, 1.1\]`: must be a list of 2 numbers in \(0, 1\]",
     ),
     "zero": (
         {"local_scale": [0.0, 0.1]},
-        r"`multicrop.local_scale=\[0, 0.1\]`: must be a list of 2, each a number in \(0, 1\]",
+        r"`multicrop.local_scale=\[0, 0.1\]`: must be a list of 2 numbers in \(0, 1\]",
     ),
     "no size": (
         {"local_size": [8, 8, 8]},
