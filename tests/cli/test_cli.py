@@ -411,7 +411,7 @@ REFUSED = [
     (["--model.init_args.encoder.pretrained=true"], "encoder.pretrained true has nothing to take weights from"),
     (["--model.init_args.encoder.pretrained=none.pth"], "encoder.pretrained 'none.pth': there is no such file"),
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
-    (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
+    (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "invalid `levels.block=9`: must"),
     (["--model.init_args.levels=[{cell: 3}, {cell: image}]"], "levels.cell 3 does not divide"),
     (["--model.init_args.levels=thre"], "model.levels must be a list or 'flat' or 'three', got 'thre'"),
     (["--model.init_args.levels=[1, 2]"], "model.levels must be a list of mappings or 'flat' or 'three', got '1'"),
