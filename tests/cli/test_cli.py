@@ -429,7 +429,7 @@ REFUSED = [
     (["--model.init_args.encoder.pretrained=true"], "invalid `encoder.pretrained=true`: needs encoder.name"),
     (["--model.init_args.encoder.pretrained=none.pth"], "invalid `encoder.pretrained=none.pth`: there is no such file"),
     (["--model.init_args.levels=[{cell: 1, blok: 2}]"], "blok"),
-    (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "levels.block 9"),
+    (["--model.init_args.levels=[{cell: 1, block: 9}]", "--data.init_args.views=1"], "invalid `levels.block=9`: must"),
     (["--model.init_args.levels=[{cell: 3}, {cell: image}]"], "invalid `levels.cell=3`: must divide the grid"),
     (
         ["--model.init_args.levels=thre"],
