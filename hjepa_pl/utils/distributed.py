@@ -31,9 +31,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].clone(
-            memory_format=torch.contiguous_format
-        )  # reduced in place
+        grad = grads[0].clone(memory_format=torch.contiguous_format)  # reduced in place
         dist.all_reduce(grad)
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
