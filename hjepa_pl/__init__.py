@@ -17,7 +17,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public classes at first use: `hjepa --help` shall not wait for torch."""
+    """Import the public classes at first use, so that `hjepa --help` does not wait for torch."""
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'hjepa_pl' has no attribute '{name}'")

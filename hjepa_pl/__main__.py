@@ -1,4 +1,4 @@
-"""The `hjepa` command: a dispatcher that imports nothing heavy until it knows what is asked for."""
+"""The `hjepa` command: a dispatcher that imports nothing heavy before the command is known."""
 
 import sys
 import time
@@ -9,23 +9,26 @@ from importlib.util import find_spec
 from hjepa_pl.cli.guard import guarded
 
 _STARTED = time.monotonic()
-"""When the process began, or nearly: a time budget counts the seconds that imports take."""
+"""Start of the process: a time budget includes the time of imports."""
 
 _LIGHTNING = {
     "fit": "pretrain a model, or resume a run",
-    "validate": "evaluate a checkpoint on the probe sets",
-    "test": "the same, under Lightning's name for it",
+    "validate": "evaluate a checkpoint on the probe datasets",
+    "test": "same as validate",
 }
 _HIDDEN = ("predict",)
-"""Works, but gives row numbers of the training sets in the place of file names."""
+"""Works, but writes indices of the training images instead of file names."""
 _TOOLS = {
-    "check": ("check.command", "say what a config amounts to, or why it is refused (hjepa check --help)"),
-    "bench": ("bench.command", "measure what a config's steps and run take on this machine (hjepa bench --help)"),
-    "shards": ("make_shards", "make tar shards from a folder of images (hjepa shards --help)"),
+    "check": (
+        "check.command",
+        "validate a config and print its parameters, tokens, FLOPs and memory (hjepa check --help)",
+    ),
+    "bench": ("bench.command", "measure the speed and memory of a config on this machine (hjepa bench --help)"),
+    "shards": ("make_shards", "write a folder of images as tar shards (hjepa shards --help)"),
 }
-"""Commands beside Lightning's own: the module of `hjepa_pl.tools` whose function `run` each is, and what it does."""
-_MEANT = {"train": "fit", "pretrain": "fit", "resume": "fit", "eval": "validate", "evaluate": "validate"}
-"""Commands of other programs."""
+"""Commands in addition to Lightning's: the module of `hjepa_pl.tools` with their function `run`, and a description."""
+_ALIASES = {"train": "fit", "pretrain": "fit", "resume": "fit", "eval": "validate", "evaluate": "validate"}
+"""Names that other programs have for a command."""
 
 _HELP = """usage: hjepa COMMAND [CONFIG] [--config FILE.yaml] [--key value ...]
 
@@ -33,19 +36,19 @@ commands:
 {commands}
 
 examples:
-  hjepa fit quickstart                                a config that the package brings, by name
-  hjepa fit --config configs/quickstart.yaml          a config by its path
-  hjepa fit --ckpt_path results/quickstart            resume a run; its config is taken from the folder
+  hjepa fit quickstart                                a config of the package, by name
+  hjepa fit --config configs/quickstart.yaml          a config by path
+  hjepa fit --ckpt_path results/quickstart            resume a run, with the config in its folder
   hjepa fit --help                                    every key with its type, default and meaning
-  hjepa fit --help trainer                            Lightning's keys; any word that a key holds will do
-  hjepa fit --print_config                            every key with its default, as a config
+  hjepa fit --help trainer                            keys that contain a word, here those of Lightning's Trainer
+  hjepa fit --print_config                            a config with every key and its default
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    It is 0, 1 for a run that had to stop or failed, 2 for a refused setting, 130 for Ctrl-C before a run.
+    It is 0 for success, 1 if a run failed or had to stop, 2 for a wrong setting, 130 for Ctrl-C before a run.
     """
     return guarded(lambda: _dispatch(args))
 
@@ -80,7 +83,7 @@ def _dispatch(args: Sequence[str] | None) -> int:
 
 
 def _lightning(argv: list[str], began: float, *, of_process: bool) -> int:
-    """Run one of Lightning's commands, once its words are known to say something."""
+    """Run one of Lightning's commands, after its words have been read."""
     from hjepa_pl.cli.arguments import help_topic, read_words
     from hjepa_pl.types import ConfigError
 
@@ -97,21 +100,21 @@ def _lightning(argv: list[str], began: float, *, of_process: bool) -> int:
     from hjepa_pl.cli.main import run
 
     if of_process and sys.modules["__main__"].__spec__ is None:
-        # Lightning starts a run's other processes by this name, or else by a path that may lead nowhere.
+        # Lightning starts the other processes of a run by this name, or else by a path that may not exist.
         sys.modules["__main__"].__spec__ = find_spec("hjepa_pl.__main__")
     return run(words, began)
 
 
 def _unknown(command: str, argv: Sequence[str]) -> str:
-    """Return what to say to a command that there is not."""
+    """Return the message for a command that does not exist."""
     known = [*_LIGHTNING, *_TOOLS]
     if command.startswith("-"):
-        return f"a command comes first: hjepa fit {' '.join(argv)}"
+        return f"the command is missing; write hjepa fit {' '.join(argv)}"
     from hjepa_pl.cli.config_files import shipped_configs
 
     if command in shipped_configs() or command.endswith((".yaml", ".yml")):
-        return f"a command comes first: hjepa fit {' '.join(argv)}"
-    near = [_MEANT[command]] if command in _MEANT else get_close_matches(command, known, 1)
+        return f"the command is missing; write hjepa fit {' '.join(argv)}"
+    near = [_ALIASES[command]] if command in _ALIASES else get_close_matches(command, known, 1)
     hint = f"did you mean hjepa {near[0]}? T" if near else "t"
     return f"unknown command '{command}'; {hint}he commands are {', '.join(known)}."
 

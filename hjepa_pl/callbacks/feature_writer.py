@@ -1,4 +1,4 @@
-"""What `hjepa predict` leaves behind: the features of every image of the mixture."""
+"""Output of `hjepa predict`: the features of all training images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 class FeatureWriter(BasePredictionWriter):
     """Writes `<directory>/features.pt`: per dataset `features` (N, D), `label` (N,) and `place` (N,), tensors.
 
-    Under several processes each writes what it encoded, to `features.rank<r>.pt`; `place` tells the rows' order.
+    `place` is the index of the image in its dataset. Of several processes each writes its own
+    `features.rank<r>.pt`.
     """
 
     def __init__(self, directory: str) -> None:
@@ -27,7 +28,7 @@ class FeatureWriter(BasePredictionWriter):
         predictions: Sequence[Any],
         batch_indices: Sequence[Any],
     ) -> None:
-        """Join the batches of each dataset and save them."""
+        """Concatenate the batches of each dataset and save them."""
         names = trainer.datamodule.names  # type: ignore[attr-defined]
         sets = [predictions] if len(names) == 1 else predictions
         joined = {
@@ -40,6 +41,6 @@ class FeatureWriter(BasePredictionWriter):
         path = self.directory / f"features{rank}.pt"
         torch.save(joined, path)
         rank_zero_info(
-            f"features of the training sets ({', '.join(joined)}) written to {path}: rows by number in each set "
-            "('place'), without names of files."
+            f"Features of the training images ({', '.join(joined)}) written to {path}; 'place' is the index of an "
+            "image in its dataset."
         )

@@ -1,4 +1,4 @@
-"""No process of a run outlives the others: what a collective operation would wait for, for minutes or for ever."""
+"""Ends all processes of a run when one has failed; otherwise the others would wait in a collective operation."""
 
 import os
 import subprocess
@@ -12,26 +12,26 @@ import lightning.pytorch as pl
 
 from hjepa_pl.utils.distributed import PEER_ENDED
 
-_EVERY = 0.5
-"""Seconds between two looks."""
+_INTERVAL = 0.5
+"""Seconds between two checks."""
 _GRACE = 10.0
-"""Seconds that a process has to end by itself once another is gone, with a summary and a sentence of its own."""
+"""Seconds that a process has to write its summary and its message after another one has failed."""
 
 
 class Peers(pl.Callback):
-    """Watch the processes that Lightning started on this machine, from the first of them.
+    """Watch, from the first process, the others that Lightning started on this machine.
 
     Lightning's own watch kills the first process five seconds after another has failed, before it has written why.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take over from Lightning's watch, which has nothing to look at once its list is empty."""
+        """Replace Lightning's watch, which does nothing once its list is empty."""
         launcher: Any = trainer.strategy.launcher
-        given = getattr(launcher, "procs", [])
-        if not given or not all(isinstance(process, subprocess.Popen) for process in given):
+        started = getattr(launcher, "procs", [])
+        if not started or not all(isinstance(process, subprocess.Popen) for process in started):
             return
-        processes = launcher.procs = list(given)
-        given.clear()
+        processes = launcher.procs = list(started)
+        started.clear()
 
         def failed() -> bool:
             return any(process.poll() for process in processes)
@@ -44,22 +44,22 @@ class Peers(pl.Callback):
 
 
 def watch_parent() -> None:
-    """End this process after the one that started it, where it is one of several of a run."""
+    """End this process when the one that started it has ended, if it is one of several of a run."""
     if "LOCAL_RANK" not in os.environ or not hasattr(os, "getppid"):
         return
     parent = os.getppid()
     _watch(lambda: os.getppid() != parent, lambda: None)
 
 
-def _watch(failed: Callable[[], bool], last_act: Callable[[], None]) -> None:
-    """Look from a thread whether another process has failed; if so, end this one when its time of grace is over."""
+def _watch(failed: Callable[[], bool], end_others: Callable[[], None]) -> None:
+    """Watch the other processes from a thread; when one has failed, end this one after the grace period."""
 
-    def look() -> None:
+    def watch() -> None:
         while not failed():
-            time.sleep(_EVERY)
+            time.sleep(_INTERVAL)
         time.sleep(_GRACE)
         print(f"hjepa: error: {PEER_ENDED}", file=sys.stderr, flush=True)
-        last_act()
-        os._exit(1)  # the main thread waits in a collective operation, deaf to signals
+        end_others()
+        os._exit(1)  # the main thread waits in a collective operation and ignores signals
 
-    threading.Thread(target=look, daemon=True, name="hjepa-peers").start()
+    threading.Thread(target=watch, daemon=True, name="hjepa-peers").start()

@@ -1,1 +1,1 @@
-"""From the command line to a run and its exit status."""
+"""Command line of a run: arguments, config, checks, checkpoints and exit status."""

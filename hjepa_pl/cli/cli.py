@@ -52,12 +52,20 @@ __all__ = ["HJEPACLI", "HJEPALightningModule", "MultiDatasetDataModule"]
 class HJEPACLI(LightningCLI):
     """LightningCLI with the package's callbacks, outputs and checks."""
 
-    argv: ClassVar[Sequence[str]] = ()
-    """The words of the command line, to tell a key from its beginning."""
-    started: ClassVar[float] = 0.0
-    """When the command was given, by `time.monotonic`."""
     begun: ClassVar[Path | None] = None
     """Folder of the run, once known."""
+
+    def __init__(self, *args: Any, argv: Sequence[str], started: float, **kwargs: Any) -> None:
+        """Parse the command line, make the objects and run them.
+
+        Args:
+            args: As of LightningCLI.
+            argv: The words of the command line after the command, to tell a key from its beginning.
+            started: When the command was given, by `time.monotonic`.
+            kwargs: As of LightningCLI.
+        """
+        self.argv, self.started = argv, started
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys that belong to a run rather than to model, data or Trainer."""
@@ -136,7 +144,7 @@ class HJEPACLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         """Create the Trainer with loggers, checkpoints and callbacks."""
-        options = self.config[self.subcommand]
+        options = self.config_init[self.subcommand]
         if self.subcommand == "fit":
             resumed = self.checkpoint["global_step"] if self.checkpoint and self._resumes() else None
             config["logger"] = loggers(config["logger"], options["logging"], self.folder, resumed)

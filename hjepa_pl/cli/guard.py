@@ -1,4 +1,4 @@
-"""What nobody foresaw: one sentence for the person, the traceback in a file for who mends it."""
+"""Unexpected errors: one sentence on the screen, the traceback in a file."""
 
 import os
 import sys
@@ -13,10 +13,10 @@ INTERRUPTED = 130
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command and return its exit status, whatever happens in it: never a traceback.
+    """Run a command and return its exit status; no error is printed as a traceback.
 
     Args:
-        command: Returns its own exit status, also of what it refuses.
+        command: Returns its exit status; handles the errors that it expects.
     """
     try:
         status = command()
@@ -25,7 +25,7 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("hjepa: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # who reads the output (`| head`) has enough of it
+    except BrokenPipeError:  # the reader of the output (`| head`) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -39,28 +39,28 @@ def unexpected(error: BaseException, folder: Path | None = None) -> str:
     With HJEPA_DEBUG=1 in the environment the traceback is printed too.
 
     Args:
-        error: Of the program, or of what it builds on.
-        folder: Of the run, if there is one.
+        error: The error.
+        folder: Folder of the run, if there is one.
     """
-    told = "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(error))
     if os.environ.get("HJEPA_DEBUG", "0") not in ("", "0"):
-        print(told, file=sys.stderr)
-    path = _write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n{told}\n", folder)
-    said = " ".join(str(error).split())[:300].rstrip(".")
-    what = f"unexpected {type(error).__name__}{f': {said}' if said else ''}"
+        print(trace, file=sys.stderr)
+    path = _write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n{trace}\n", folder)
+    message = " ".join(str(error).split())[:300].rstrip(".")
+    name = f"unexpected {type(error).__name__}{f': {message}' if message else ''}"
     if path is None:
-        return f"{what}; no file could be written for the traceback, which follows:\n{told}"
-    return f"{what}; the traceback is in {path}."
+        return f"{name}; no file could be written for the traceback, which follows:\n{trace}"
+    return f"{name}; the traceback is in {path}."
 
 
 def _write(text: str, folder: Path | None) -> Path | None:
-    """Append a text to the first file that can be written: of the run, of the working folder, of the system."""
+    """Append a text to the first writable file: in the run, the working folder, or the temporary folder."""
     rank = os.environ.get("LOCAL_RANK", "0")
     name = "error.log" if rank == "0" else f"error.rank{rank}.log"
-    places = [Path(f"hjepa_{name}"), Path(tempfile.gettempdir()) / f"hjepa_{name}"]
+    paths = [Path(f"hjepa_{name}"), Path(tempfile.gettempdir()) / f"hjepa_{name}"]
     if folder is not None and (folder / "logs").is_dir():
-        places.insert(0, folder / "logs" / name)
-    for path in places:
+        paths.insert(0, folder / "logs" / name)
+    for path in paths:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)

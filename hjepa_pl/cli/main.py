@@ -1,4 +1,4 @@
-"""From the words of a command line to its run and its exit status."""
+"""Run a command line and return its exit status."""
 
 import logging
 import os
@@ -8,6 +8,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from hjepa_pl.callbacks.peers import watch_parent
 from hjepa_pl.cli.cli import HJEPACLI
@@ -19,26 +20,29 @@ from hjepa_pl.types import RunStopped
 from hjepa_pl.utils.distributed import PEER_ENDED, peer_ended, world_size
 
 
-def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | None = None) -> HJEPACLI:
-    """Parse a command line, make its objects and run it, as `kind` does each of the three.
+def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | None = None, **own: Any) -> HJEPACLI:
+    """Parse a command line, create its objects and run it.
 
     Args:
-        args: The words, the command first.
-        kind: The class; a subclass may stop before the run.
-        began: When the command was given, by `time.monotonic`, where a time budget counts from; None is now.
+        args: The words of the command line, the command first.
+        kind: The class of the command line; a subclass may stop before the run.
+        began: Start of the command by `time.monotonic`, from which a time budget counts; None is now.
+        own: Further keyword arguments of `kind`.
     """
     for message in (
-        ".*does not have many workers.*",  # sets in memory need none
-        r"Found \d+ module\(s\) in eval mode.*",  # the target encoder always is
-        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch, nothing that a user could change
+        ".*does not have many workers.*",  # datasets in memory need none
+        r"Found \d+ module\(s\) in eval mode.*",  # the target encoder is always in eval mode
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # about Lightning's own use of torch
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
-    kind.argv, kind.started = list(args[1:]), time.monotonic() if began is None else began
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_about_the_run)
     return kind(
         PretrainModule,
         MultiDatasetDataModule,
         args=list(args),
+        argv=list(args[1:]),
+        started=time.monotonic() if began is None else began,
+        **own,
         seed_everything_default=0,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -50,19 +54,19 @@ def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | N
     )
 
 
-def _says_something(record: logging.LogRecord) -> bool:
-    """Return whether a note of Lightning is about the run: not an advertisement, a TPU, or a table that is ours."""
+def _is_about_the_run(record: logging.LogRecord) -> bool:
+    """Return True if a message of Lightning is about the run: not an advertisement, TPUs, or the model summary."""
     return not record.getMessage().startswith(
         ("\N{ELECTRIC LIGHT BULB} Tip", "TPU available: False", "Trainer already")
     )
 
 
 def run(args: Sequence[str], began: float) -> int:
-    """Run a Lightning command; return 0, 1 for a run that had to stop or failed, 2 for a refused setting.
+    """Run a Lightning command and return its exit status: 0, 1 if the run failed or had to stop, 2 for a wrong setting.
 
     Args:
         args: The words of the command line.
-        began: When it was given, by `time.monotonic`.
+        began: Start of the command by `time.monotonic`.
     """
     watch_parent()
     HJEPACLI.begun = None
@@ -75,7 +79,7 @@ def run(args: Sequence[str], began: float) -> int:
             return _fail(PEER_ENDED, 1)
         if (lost := _lost_worker(error)) is not None:
             return _fail(
-                f"a loader's worker was killed{lost}, as a system does that has no memory left; "
+                f"a loader's worker was killed{lost}, probably because the machine ran out of memory; "
                 "lower data.num_workers, or data.batch_size, and resume with --ckpt_path last.",
                 1,
             )
@@ -87,12 +91,12 @@ def run(args: Sequence[str], began: float) -> int:
 
 
 def _lost_worker(error: BaseException) -> str | None:
-    """Return which of the loader's workers is gone (" (process 7)", or "" where that is not known); None if none is."""
+    """Return the loader's worker that was lost: " (process 7)", or "" if unknown; None if no worker was lost."""
     seen: BaseException | None = error
     while seen is not None:
         if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited|is killed)", str(seen)):
             return f" (process {found[1]})"
-        # Or it was gone while a tensor of its was being fetched.
+        # It may also be lost while one of its tensors is fetched.
         frames = traceback.extract_tb(seen.__traceback__)
         if isinstance(seen, ConnectionError | EOFError) and any("multiprocessing" in f.filename for f in frames):
             return ""
@@ -104,7 +108,7 @@ def _fail(sentence: str, status: int) -> int:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     print(f"hjepa: error{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr, flush=True)
     if world_size() > 1:
-        # At once: taking leave of processes that are gone, or wait for this one, may take for ever.
+        # At once: a regular exit may wait for the other processes for ever.
         sys.stdout.flush()
         os._exit(status)
     return status

@@ -87,7 +87,7 @@ def check_folder(folder: Path) -> None:
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"results_dir/experiment_name {folder}: the folder {existing} is not writable; change its permissions, or "
+            f"results_dir/experiment_name {folder}: the folder {existing} is read-only; make it writable, or "
             "set results_dir to another folder."
         )
 

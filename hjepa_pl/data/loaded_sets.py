@@ -23,8 +23,8 @@ class LoadedSets:
     """The loaded datasets.
 
     Args:
-        seed: Of fractions and of images that are held out.
-        bad: Takes the files that cannot be decoded.
+        seed: Seed of the images that are held out, and of fractions.
+        bad: Collects the files that cannot be decoded.
 
     Attributes:
         train: Datasets of the mixture, in order; empty until they are loaded.
@@ -38,7 +38,7 @@ class LoadedSets:
         self.train: list[Images] = []
         self.probe: list[tuple[IndexedImages, Tensor]] = []
         self.splits: list[ProbeSplit] = []
-        self._trees: dict[tuple[str, str | None, str, str | None], Tree | None] = {}
+        self._trees: dict[Hashable, Tree | None] = {}
         self._loaded: dict[Hashable, IndexedImages] = {}
 
     def load_mixture(self, datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig]) -> None:

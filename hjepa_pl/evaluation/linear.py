@@ -59,6 +59,8 @@ class LinearProbe(Probe):
         return f"the {end} penalty of the grid; one beyond it might be better, so the accuracy is a lower bound."
 
 
+# scikit-learn's LogisticRegression takes about 0.6 of this solver's CPU time (tol 1e-6, digits, 1200 x 192, 2026-11-21:
+# 0.41 s against 0.68 s) but chooses other penalties, which moves accuracies by up to 0.5 points, and has no GPU.
 def fit_logistic(
     x: Tensor, y: Tensor, num_classes: int, l2: float, start: Tensor | None = None, max_iter: int = _FINAL_STEPS
 ) -> Tensor:

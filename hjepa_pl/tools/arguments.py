@@ -1,4 +1,4 @@
-"""The arguments of a tool: its own keys, those of `hjepa fit`, and config files; and how it rejects them."""
+"""Arguments of the tools: their own keys, those of `hjepa fit`, and config files; error messages."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from hjepa_pl.types import ConfigError, RunStopped
 
 
 class Words(NamedTuple):
-    """A command line, sorted."""
+    """A command line, by kind of argument."""
 
     paths: list[str]
-    """Those that are no key."""
+    """Arguments that are not keys."""
     own: dict[str, str]
     """The tool's own keys; a flag has the value ''."""
     fit: list[str]
@@ -24,11 +24,11 @@ class Words(NamedTuple):
 
 
 def sort_words(args: Sequence[str], own: Mapping[str, bool]) -> Words:
-    """Tell a tool's own keys from those of fit.
+    """Separate a tool's own keys from those of fit.
 
     Args:
-        args: The words.
-        own: The tool's keys; whether each takes a value.
+        args: The command line.
+        own: The tool's keys; True for those that take a value.
 
     Raises:
         ConfigError: If one of the tool's keys lacks its value.
@@ -38,7 +38,7 @@ def sort_words(args: Sequence[str], own: Mapping[str, bool]) -> Words:
         word = rest.pop(0)
         name, given, value = word.partition("=")
         if name in own and own[name] and not given and not rest:
-            raise ConfigError(f"{name} lacks its value.")
+            raise ConfigError(f"{name} needs a value.")
         if own.get(name):
             found.own[name] = value if given else rest.pop(0)
         elif word in own:
@@ -56,7 +56,7 @@ _YAML = (".yaml", ".yml")
 
 
 def find_configs(path: str) -> tuple[list[str], list[str]]:
-    """Return the runs that a file or a folder holds, and the files of a folder that are layers for others.
+    """Return the runs in a file or folder, and the files of a folder that are layers for them.
 
     A run in a folder names its `experiment_name`; a file without one is read after another that does. A file that is
     given by itself is a run.
@@ -68,14 +68,14 @@ def find_configs(path: str) -> tuple[list[str], list[str]]:
         try:
             path = find_config(path)
         except ConfigError:
-            raise ConfigError("there is no such file or folder.") from None
+            raise ConfigError("no such file or folder.") from None
     if not Path(path).is_dir():
         return [path], []
     files = sorted(str(p) for p in Path(path).rglob("*") if p.suffix in _YAML and p.is_file())
     runs = [file for file in files if _is_run(file)]
     if not runs:
         raise ConfigError(
-            f"the folder holds no run: {'no file in it names an experiment_name' if files else 'no *.yaml in it'}."
+            f"the folder has no run: {'no file in it has an experiment_name' if files else 'no *.yaml in it'}."
         )
     return runs, [file for file in files if file not in runs]
 
@@ -84,15 +84,15 @@ def _is_run(path: str) -> bool:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError):
-        return True  # which is then refused with the reason
+        return True  # reported as an error when it is read
     return isinstance(tree, dict) and "experiment_name" in tree
 
 
 def layers(words: Sequence[str]) -> list[str]:
-    """Return the files that are given by --config among words for fit.
+    """Return the files that are passed with --config.
 
     Raises:
-        ConfigError: If one of them is no config; the sentence names it.
+        ConfigError: If one of them is not a config.
     """
     pairs = zip(words, [*words, ""][1:], strict=True)
     named = [(w.partition("=")[2] or after) for w, after in pairs if w.partition("=")[0] in ("--config", "-c")]
@@ -105,14 +105,14 @@ def layers(words: Sequence[str]) -> list[str]:
 
 
 def sentence(error: Exception) -> str:
-    """Return the sentence of a refusal; raise the error itself if it is a defect of the program."""
-    said = str(error) if isinstance(error, RunStopped) else one_sentence(error)
-    if said is None:
+    """Return the message of an expected error; raise an unexpected one."""
+    message = str(error) if isinstance(error, RunStopped) else one_sentence(error)
+    if message is None:
         raise error
-    return said
+    return message
 
 
-def fail(tool: str, place: str, said: str, status: int = 2) -> int:
-    """Print a refusal, or what else ended a tool, and return its exit status."""
-    print(f"{tool}: {place}: {said}" if place else f"hjepa {tool}: error: {said}", file=sys.stderr)
+def fail(tool: str, source: str, message: str, status: int = 2) -> int:
+    """Print an error, of a config (`source`) or of the command line, and return the exit status."""
+    print(f"{tool}: {source}: {message}" if source else f"hjepa {tool}: error: {message}", file=sys.stderr)
     return status

@@ -1,10 +1,10 @@
-"""The objects that `hjepa fit` would make of a config, without a run."""
+"""The objects of a `hjepa fit` run, made without running."""
 
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -20,26 +20,37 @@ from hjepa_pl.utils.run_length import limited, total_steps
 
 @contextmanager
 def scratch_folder() -> Iterator[str]:
-    """Give a folder in the place of results_dir, for the time of a tool; quiet Lightning's notes about the machine."""
-    noisy = [logging.getLogger(f"lightning.{n}") for n in ("fabric", "pytorch")]
-    levels = [log.level for log in noisy]
+    """Yield a temporary results_dir, and silence Lightning's messages about the hardware."""
+    loggers = [logging.getLogger(f"lightning.{n}") for n in ("fabric", "pytorch")]
+    levels = [log.level for log in loggers]
     try:
-        for log in noisy:
+        for log in loggers:
             log.setLevel(logging.WARNING)
         with tempfile.TemporaryDirectory(prefix="hjepa-") as folder:
             yield folder
     finally:
-        for log, level in zip(noisy, levels, strict=True):
+        for log, level in zip(loggers, levels, strict=True):
             log.setLevel(level)
 
 
 class ToolCLI(HJEPACLI):
-    """Makes what `hjepa fit` would make of a command line, and does not run it. Its files go to a scratch folder."""
+    """Makes the objects of `hjepa fit`, and does not run them.
 
-    scratch: ClassVar[str] = ""
+    Args:
+        scratch: The folder that replaces results_dir.
+    """
+
+    def __init__(self, *args: Any, scratch: str, **kwargs: Any) -> None:
+        self.scratch = scratch
+        super().__init__(*args, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return fit only: the parsers of the other commands take most of the time of parsing."""
+        return {"fit": HJEPACLI.subcommands()["fit"]}
 
     def before_instantiate_classes(self) -> None:
-        """Refuse as fit does; then let the run's folder be the scratch folder."""
+        """Replace results_dir, then check the settings as fit does."""
         self.config["fit"]["results_dir"] = self.scratch
         super().before_instantiate_classes()
 
@@ -48,16 +59,16 @@ class ToolCLI(HJEPACLI):
 
 
 class DryCLI(ToolCLI):
-    """What fit would make, with networks that have shapes but no storage: nothing is read, nothing is computed.
+    """Makes the objects of `hjepa fit` with networks on the meta device: no image is read, nothing is computed.
 
     Attributes:
-        views: Which views the data makes.
+        views: The views that the data module makes.
     """
 
     views: ViewPlan | None = None
 
     def instantiate_classes(self) -> None:
-        """Make the networks on the meta device. Weights that fit would download are not; those in a file are read."""
+        """Make the networks on the meta device. Nothing is downloaded; a file of pretrained weights is read."""
         encoder = self.config["fit"]["model"]["init_args"].get("encoder")
         downloads = getattr(encoder, "pretrained", None) is True or (
             hasattr(encoder, "get") and encoder.get("pretrained") is True
@@ -66,12 +77,12 @@ class DryCLI(ToolCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Make the Trainer, for this machine's device."""
+        """Make the Trainer on this machine's device, not the meta device."""
         with torch.device("cpu"):
             return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Let model, data and Trainer meet as far as they do before data is read, and refuse what fit would."""
+        """Connect model, data and Trainer, and check them as fit does before data is read."""
         super().after_instantiate_classes()
         self.trainer._data_connector.attach_data(self.model, datamodule=self.datamodule)
         self.trainer.strategy.connect(self.model)
@@ -80,19 +91,19 @@ class DryCLI(ToolCLI):
         self.model.setup("fit")
 
     def load_data(self) -> None:
-        """Read the data sets, as fit does when it starts; nothing is downloaded."""
+        """Load the datasets as fit does; nothing is downloaded."""
         self.datamodule.setup("fit")
 
     def batches(self) -> int | None:
-        """Return the batches of an epoch; None where that depends on data that are not loaded."""
+        """Return the batches of an epoch; None if that depends on data that are not loaded."""
         if not getattr(self.datamodule, "knows_epoch", False):
             return None
         return limited(self.trainer, self.datamodule.batches_per_epoch)
 
     def steps(self) -> float | None:
-        """Return the optimizer steps of the run, and refuse a warm-up or curriculum that it would not reach the end of.
+        """Return the optimizer steps of the run, and check that warm-up and curricula end within them.
 
-        None where that depends on data; infinite where only the clock ends it.
+        None if that depends on data that are not loaded; infinite if only the time budget ends the run.
         """
         batches = self.batches()
         if batches is None or not isinstance(self.model, PretrainModule):
@@ -103,11 +114,16 @@ class DryCLI(ToolCLI):
         return total_steps(self.trainer)
 
 
-def prepare(words: Sequence[str], kind: type[ToolCLI], scratch: str) -> Any:
-    """Return the command line object of `hjepa fit` with these words.
+def prepare(words: Sequence[str], kind: type[ToolCLI], scratch: str, **own: Any) -> Any:
+    """Return the command-line object of `hjepa fit`, which holds model, data and Trainer.
+
+    Args:
+        words: The arguments of fit.
+        kind: The class of the object.
+        scratch: The folder that replaces results_dir.
+        own: Further keyword arguments of `kind`.
 
     Raises:
-        ConfigError: As fit refuses. (Other errors that `one_sentence` has a sentence for come as they are.)
+        ConfigError: As fit; errors of the parser and of Lightning are raised as they are (see `one_sentence`).
     """
-    kind.scratch = scratch
-    return start(read_words(["fit", *words]), kind)
+    return start(read_words(["fit", *words]), kind, scratch=scratch, **own)

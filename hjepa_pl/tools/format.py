@@ -1,4 +1,4 @@
-"""How the tools write: rows of 80 columns, numbers with a fitting unit."""
+"""Text output of the tools: rows of 80 columns, tables, and numbers with units."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ _LABEL = 14
 
 
 def row(label: str, text: str) -> str:
-    """Return a label and a text beside it, wrapped."""
+    """Return a label and a text to the right of it, wrapped."""
     indent = " " * (_LABEL + 2)
     first = f"  {label:<{_LABEL}}"
     return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=indent, break_long_words=False)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines in columns: the first to the left, the others to the right, two blanks between."""
+    """Return the lines of a table; the first column is left-aligned, the others right-aligned."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     shown = []
@@ -42,13 +42,13 @@ def memory(size: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in the unit that people would say."""
+    """Return seconds as seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def span(values: Sequence[int]) -> str:
-    """Return the least and the most of some counts, once if they are equal."""
+    """Return the range of some counts, or one number if they are equal."""
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"

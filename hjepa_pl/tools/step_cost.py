@@ -1,9 +1,9 @@
-"""What a step costs, counted without computing it: operations, memory and tokens."""
+"""Operations, memory and tokens of a training step, counted on fake tensors without computing it."""
 
+import dataclasses
 import statistics
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,20 +20,20 @@ from hjepa_pl.types import Counters, ViewBatch
 
 
 class Encoded(NamedTuple):
-    """One pass of an encoder over all images of a batch."""
+    """One forward pass of an encoder."""
 
     images: int
-    """Views or crops that it is given, of one image."""
+    """Views or crops per image."""
     tokens: int
-    """Patches of each that it computes on."""
+    """Patches of each that are encoded."""
 
 
-class Passes:
-    """Notes the tokens of every pass of the encoders and the predictor, while it is entered.
+class TokenCounter:
+    """Context manager that counts the tokens of the encoders' and the predictor's forward passes.
 
     Args:
-        module: Whose networks.
-        batch_size: Images of the batch that they are given.
+        module: The module.
+        batch_size: Images of the batch.
     """
 
     def __init__(self, module: HJEPALightningModule, batch_size: int) -> None:
@@ -42,66 +42,67 @@ class Passes:
         self._predicted = 0
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> "Passes":
+    def __enter__(self) -> "TokenCounter":
         for name, net in (("context", self.module.context_encoder), ("target", self.module.target_encoder)):
             if net is not None:
-                self._hooks.append(net.register_forward_hook(self._encodes(name)))
+                self._hooks.append(net.register_forward_hook(self._encoder_hook(name)))
         if self.module.predictor is not None:
-            self._hooks.append(self.module.predictor.register_forward_hook(self._predicts))
+            self._hooks.append(self.module.predictor.register_forward_hook(self._predictor_hook))
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def _encodes(self, name: str) -> Callable[..., None]:
-        def note(net: nn.Module, args: Any, out: dict[Any, Tensor]) -> None:
+    def _encoder_hook(self, name: str) -> Callable[..., None]:
+        def hook(net: nn.Module, args: Any, out: dict[Any, Tensor]) -> None:
             images, tokens = next(iter(out.values())).shape[:2]
             self._encoded[name].append(Encoded(images // self.batch_size, tokens))
 
-        return note
+        return hook
 
-    def _predicts(self, net: Any, args: Any, out: tuple[Tensor, ...]) -> None:
-        context, _, targets, beside = args
+    def _predictor_hook(self, net: Any, args: Any, out: tuple[Tensor, ...]) -> None:
+        context, _, targets, crops = args
         copies = targets[0].shape[1] if net.config.targets == "separate" else 1
-        seen = copies * context.shape[1] + (0 if beside is None else beside.tokens.shape[1])
-        self._predicted += seen + sum(x.shape[1] for x in out)
+        visible = copies * context.shape[1] + (0 if crops is None else crops.tokens.shape[1])
+        self._predicted += visible + sum(x.shape[1] for x in out)
 
     @property
-    def found(self) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]:
-        """The passes of context and target encoder, and the predictor's tokens of an image."""
+    def counts(self) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]:
+        """The passes of context and target encoder, and the predictor's tokens per image."""
         return tuple(self._encoded["context"]), tuple(self._encoded["target"]), self._predicted
 
 
 _LATE = 10**12
-"""A step after every curriculum of local crops."""
+"""A step after all curricula of local crops."""
 
 
 class StepCount(NamedTuple):
-    """What one step of one process takes."""
+    """Cost of one training step of one process."""
 
     flops: int
-    """Of forward and backward, two a multiplication with addition; what checkpointing repeats is not counted."""
+    """Floating-point operations of forward and backward, two per multiply-add, without those that checkpointing
+    repeats."""
     peak: int
-    """Most bytes alive at a time, beside weights, moments and the images: gradients, activations, what they need."""
+    """Peak bytes of gradients, activations and temporaries; weights, optimizer moments and images not included."""
     context: tuple[Encoded, ...]
     """The passes of the context encoder, with gradient."""
     target: tuple[Encoded, ...]
     """The passes of the target encoder."""
     predictor: int
-    """Tokens of an image that the predictor computes on, with a query for every cell; 0 without one."""
+    """Tokens of the predictor per image, queries included; 0 without a predictor."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of an image that the two encoders compute on."""
+        """Tokens of the two encoders per image."""
         return sum(p.images * p.tokens for p in (*self.context, *self.target))
 
 
 class PeakBytes(TorchDispatchMode):
-    """Keeps account of the storages that are alive, and of the most there were at a time.
+    """Tracks the bytes of live storages and their peak.
 
     Args:
-        known: Tensors that are there before, and are not counted.
+        known: Existing tensors, which are not counted.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -110,7 +111,7 @@ class PeakBytes(TorchDispatchMode):
         self._seen = weakref.WeakSet(t.untyped_storage() for t in known)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it made."""
+        """Run an operation, and count its outputs."""
         out = func(*args, **(kwargs or {}))
         for value in tree_iter(out):
             if isinstance(value, Tensor):
@@ -129,13 +130,13 @@ class PeakBytes(TorchDispatchMode):
 
 
 class StepCounter:
-    """Counts the steps of a module that has no storage, whose parameters become fake tensors.
+    """Counts the cost of training steps on fake tensors.
 
     Args:
-        module: On the meta device; it is of no other use afterwards.
-        views: Which views its batches have; the steps counted are those after any curriculum.
-        device: Whose kernels are taken.
-        half: Whether a step runs under autocast to bfloat16.
+        module: A module on the meta device; its parameters become fake tensors.
+        views: The views of a batch; local crops are counted after any curriculum.
+        device: The device whose kernels are counted.
+        half: True if steps run under autocast to bfloat16.
     """
 
     def __init__(self, module: HJEPALightningModule, views: ViewPlan, device: torch.device, half: bool) -> None:
@@ -146,21 +147,23 @@ class StepCounter:
         module.train()
 
     def count(self, batch_size: int, step: int = 0) -> StepCount:
-        """Return what a step of so many images takes; its number decides the sizes of the masks."""
-        configs = [c for c in (self.module.context_encoder.config, *self._predictor_config()) if c.grad_checkpointing]
-        flops, peak, seen = self._run(batch_size, step)
-        if configs:
-            # Once more without checkpointing, which computes twice what counts once.
-            with _changed(configs, "grad_checkpointing", False):
-                flops = self._run(batch_size, step)[0]
-        return StepCount(flops, peak, *seen)
-
-    def _predictor_config(self) -> list[Any]:
-        return [] if self.module.predictor is None else [self.module.predictor.config]
+        """Return the cost of a step; `step` decides the sizes of the masks."""
+        flops, peak, passes = self._run(batch_size, step)
+        networks: list[Any] = [self.module.context_encoder, self.module.predictor]
+        recomputing = [n for n in networks if n is not None and n.config.grad_checkpointing]
+        if recomputing:
+            # Again without checkpointing: operations that it repeats do not count.
+            configs = [network.config for network in recomputing]
+            for network in recomputing:
+                network.config = dataclasses.replace(network.config, grad_checkpointing=False, checkpoint_every=1)
+            flops, _, _ = self._run(batch_size, step)
+            for network, config in zip(recomputing, configs, strict=True):
+                network.config = config
+        return StepCount(flops, peak, *passes)
 
     def _run(self, batch_size: int, step: int) -> tuple[int, int, tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]]:
         module = self.module
-        with self._fake, Passes(module, batch_size) as passes:
+        with self._fake, TokenCounter(module, batch_size) as passes:
             batch = empty_batch(module, self.views, batch_size, step, self.device)
             known = [*module.parameters(), *module.buffers(), *tree_iter(batch)]
             flops, peak = FlopCounterMode(display=False), PeakBytes(t for t in known if isinstance(t, Tensor))
@@ -172,7 +175,7 @@ class StepCounter:
                 if module.ema is not None:
                     module.move_target(0.5)
             module.zero_grad(set_to_none=True)
-        return flops.get_total_flops(), peak.peak, passes.found
+        return flops.get_total_flops(), peak.peak, passes.counts
 
 
 def sizes_of(views: ViewPlan) -> list[tuple[int, int]]:
@@ -183,7 +186,7 @@ def sizes_of(views: ViewPlan) -> list[tuple[int, int]]:
 def empty_batch(
     module: HJEPALightningModule, views: ViewPlan, images: int, step: int, device: torch.device
 ) -> ViewBatch:
-    """Return a batch of the shapes that the data would make, after any curriculum; its pixels mean nothing."""
+    """Return a batch of zeros with the shapes of the data module's, after any curriculum."""
     made = tuple(torch.zeros(images, module.in_chans, *size, device=device) for size in sizes_of(views))
     label = torch.zeros(images, dtype=torch.int64, device=device)
     counters = Counters(0, step, torch.arange(images, device=device))
@@ -194,7 +197,7 @@ def empty_batch(
 
 
 def steps_by_shape(masks: MaskGenerator | None) -> dict[MaskShape | None, int]:
-    """Return a step for each row of the masks' table, in its order: the first that has these sizes."""
+    """Return the first step of each mask shape, in the order of the masks' table."""
     if masks is None:
         return {None: 0}
     found: dict[MaskShape | None, int] = {}
@@ -206,35 +209,35 @@ def steps_by_shape(masks: MaskGenerator | None) -> dict[MaskShape | None, int]:
 
 
 class TableCount(NamedTuple):
-    """What the steps of a run take: one for each row of the masks' table, of which every step draws one."""
+    """Costs of the steps of a run, one for each row of the masks' table; every step draws a row."""
 
     steps: list[int]
-    """A step that has the row's sizes."""
+    """A step with the sizes of each row."""
     counts: list[StepCount]
 
     @property
     def flops(self) -> float:
-        """Of a step of one process, on average."""
+        """Mean operations of a step of one process."""
         return statistics.fmean(c.flops for c in self.counts)
 
     @property
     def tokens(self) -> float:
-        """Of an image, on average."""
+        """Mean tokens of the encoders per image."""
         return statistics.fmean(c.tokens for c in self.counts)
 
     @property
     def peak(self) -> int:
-        """Most bytes alive in any of the steps."""
+        """Peak bytes of all steps."""
         return max(c.peak for c in self.counts)
 
     @property
     def heaviest(self) -> int:
-        """The step that needs most memory."""
+        """The step with the highest peak."""
         return max(zip(self.counts, self.steps, strict=True), key=lambda pair: pair[0].peak)[1]
 
 
 def count_table(counter: StepCounter, batch_size: int) -> TableCount:
-    """Count a step for each row of the masks' table; rows of the same lengths are counted once."""
+    """Count a step for each row of the masks' table; rows with the same numbers of tokens are counted once."""
     masks = counter.module.masks
     by_shape = steps_by_shape(masks)
     counted: dict[object, StepCount] = {}
@@ -248,17 +251,3 @@ def count_table(counter: StepCounter, batch_size: int) -> TableCount:
 
 def _lengths(shape: MaskShape | None) -> object:
     return None if shape is None else shape.lengths
-
-
-@contextmanager
-def _changed(objects: Iterable[Any], key: str, value: Any) -> Iterator[None]:
-    """Set a field of frozen settings for a while."""
-    objects = list(objects)
-    old = [getattr(o, key) for o in objects]
-    try:
-        for o in objects:
-            object.__setattr__(o, key, value)
-        yield
-    finally:
-        for o, before in zip(objects, old, strict=True):
-            object.__setattr__(o, key, before)

@@ -1,4 +1,4 @@
-"""Memory: what a step needs, what is free, and the largest batch that fits."""
+"""Memory of a step, free memory, and the largest batch that fits."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,17 +24,17 @@ class Memory(NamedTuple):
     weights: int
     """Of the trained networks, in 32 bits, with their buffers."""
     target: int
-    """Of the moving averages."""
+    """Of the target networks."""
     adam: int
     """Two moments of every trained parameter."""
     images: int
     """The views, in 32 bits."""
     step: int
-    """Gradients and activations: the most that is alive at a time."""
+    """Peak of gradients and activations."""
 
 
 def memory_of(module: HJEPALightningModule, views: ViewPlan, batch_size: int, peak: int) -> Memory:
-    """Return what a step needs, given the most that is alive in it (`StepCount.peak`)."""
+    """Return the memory of a step, given its peak of gradients and activations (`StepCount.peak`)."""
     trained = list({id(p): p for net in module.trained_modules() for p in net.parameters()}.values())
     held = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     target = 4 * (parameters_of(module.target_encoder) + parameters_of(module.target_pyramid))
@@ -47,9 +47,9 @@ def largest(fits: Callable[[int], bool], start: int, most: int = 2**20) -> int:
     """Return about the largest number that fits: by doubling from `start`, then halving the gap to a twentieth.
 
     Args:
-        fits: Whether a number does; all below one that fits do too.
-        start: Where to begin.
-        most: Where to stop.
+        fits: True for numbers that fit; monotonic.
+        start: The first number to try.
+        most: The largest number to try.
 
     Returns:
         The number; 0 if not even 2 fits.
@@ -72,7 +72,7 @@ def largest(fits: Callable[[int], bool], start: int, most: int = 2**20) -> int:
 
 
 def by_trial(module: Any, views: ViewPlan, device: torch.device, half: bool, start: int, step: int) -> int:
-    """Return the largest batch of which a CUDA device can make a step: networks, loss, backward, optimizer, EMA."""
+    """Return the largest batch size whose training step fits on a CUDA device, by running steps."""
     module.to(device).train()
     optimizer = module.configure_optimizers()
 
@@ -101,7 +101,7 @@ def by_trial(module: Any, views: ViewPlan, device: torch.device, half: bool, sta
 
 
 def by_count(counter: StepCounter, views: ViewPlan, batch_size: int, step: int, available: int) -> int:
-    """Return how large a batch may be for its counted memory to be available: bytes grow evenly with images."""
+    """Estimate the largest batch size that fits into `available` bytes; memory is linear in the batch size."""
     one, two = (
         sum(memory_of(counter.module, views, size, counter.count(size, step).peak))
         for size in (batch_size, 2 * batch_size)
@@ -111,13 +111,13 @@ def by_count(counter: StepCounter, views: ViewPlan, batch_size: int, step: int, 
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes of memory that are free for use, by the machine and by the process's control groups.
+    """Return the free memory in bytes, within the limits of the machine and of the process's control groups.
 
     Args:
         root: Folder that holds `proc` and `sys`.
 
     Returns:
-        The bytes; None where the system does not say.
+        The bytes; None if the system does not report them.
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
@@ -131,11 +131,11 @@ _GROUPS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Of control groups of version 2 and 1: folder, limit, use, and what of the use is cache that gives way."""
+"""Files of control groups of version 2 and 1: folder, limit, usage, and the reclaimable cache within the usage."""
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """Return what the limits of the process's control groups leave, those of the groups around them included."""
+    """Yield the free bytes of the process's control groups and of their parents."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux

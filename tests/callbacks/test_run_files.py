@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hjepa_pl.callbacks import CollapseMonitor, MetricsCSV, ProbeCallback, RunSummary, TrainLog
+from hjepa_pl.callbacks import CollapseMonitor, MetricsCSV, ProbeCallback, ProgressBar, RunSummary, TrainLog
 from hjepa_pl.types import ConfigError
 from tests.callbacks.callback_toy import ToyData, ToyModule, fit
 
@@ -52,6 +53,27 @@ def test_completed_run(tmp_path: Path) -> None:
     ):
         assert any(words in line for line in lines), words
     assert "completed at step 12" in lines[-1]
+
+
+def test_the_log_and_the_bar_word_a_step_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, [*run_files(tmp_path), ProgressBar()], enable_progress_bar=True, log_every_n_steps=6)
+    bar = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    log = [line for line in (tmp_path / "logs" / "train.log").read_text().splitlines() if "  step " in line]
+    assert len(bar) == len(log) == 2
+    for shown, written in zip(bar, log, strict=True):
+        epoch, speed, *terms = shown.split("  ")
+        assert all(part in written for part in (epoch, *terms)), (shown, written)
+        assert len(terms) == 2  # loss, last_c1
+        for line in (speed, written.rpartition("  ")[2]):
+            assert re.fullmatch(r"[\d.]+ images/s, \d:\d\d:\d\d left", line)
+
+
+def test_the_probe_metrics_of_a_summary_are_those_of_the_callback(tmp_path: Path) -> None:
+    probe = ProbeCallback()
+    trainer, _ = fit(tmp_path, [*run_files(tmp_path), probe])
+    metrics = summary(tmp_path)["metrics"]
+    assert {name: value for name, value in metrics.items() if name.startswith("probe/")} == probe.results
+    assert metrics["train/loss"] == trainer.callback_metrics["train/loss"].item()
 
 
 def test_failed_run_leaves_a_summary(tmp_path: Path) -> None:

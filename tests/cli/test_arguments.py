@@ -20,8 +20,8 @@ ANSWERED = [  # (words, part of the answer); all with status 2, before torch is 
     ("train quickstart", "did you mean hjepa fit?"),
     ("evaluate", "did you mean hjepa validate?"),
     ("fti", "did you mean hjepa fit?"),
-    ("quickstart", "a command comes first: hjepa fit quickstart"),
-    ("--config x.yaml", "a command comes first: hjepa fit --config x.yaml"),
+    ("quickstart", "the command is missing; write hjepa fit quickstart"),
+    ("--config x.yaml", "the command is missing; write hjepa fit --config x.yaml"),
     ("fit quickstat", "did you mean quickstart?"),
     ("fit nothing_like_it", "the package has cifar10"),
     ("fit --config", "--config lacks its file"),
@@ -114,7 +114,7 @@ def test_the_config_of_a_checkpoint_is_its_runs(tmp_path) -> None:
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").touch()
     path = run / "checkpoints" / "last.ckpt"
-    with pytest.raises(ConfigError, match=r"name the config: hjepa validate --config FILE --ckpt_path"):
+    with pytest.raises(ConfigError, match=r"add the config: hjepa validate --config FILE --ckpt_path"):
         read_words(["validate", "--ckpt_path", str(path)])
     (run / "config.yaml").write_text("experiment_name: run\n")
     for given in (path, path.parent, run):

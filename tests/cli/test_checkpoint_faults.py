@@ -39,23 +39,23 @@ def reshape_weight(kept: dict) -> None:
 
 OF_ALL = {
     "nan": (spoil("context_encoder.vit.pos_embed"), "that are not finite (context_encoder.vit.pos_embed)"),
-    "nan in a batch norm": (spoil("projector.mlp.1.running_var"), "holds weights that are not finite (projector"),
-    "text for weights": (lambda kept: put(kept, "state_dict", "text"), "is damaged: its 'state_dict' is no mapping"),
-    "text for a weight": (lambda kept: put(kept, "state_dict/predictor.mask_token", "text"), "is no tensor"),
-    "text for settings": (lambda kept: put(kept, "hyper_parameters", "text"), "its 'hyper_parameters' is no mapping"),
+    "nan in a batch norm": (spoil("projector.mlp.1.running_var"), "has weights that are not finite (projector"),
+    "text for weights": (lambda kept: put(kept, "state_dict", "text"), "its 'state_dict' is not a mapping"),
+    "text for a weight": (lambda kept: put(kept, "state_dict/predictor.mask_token", "text"), "is not a tensor"),
+    "text for settings": (lambda kept: put(kept, "hyper_parameters", "text"), "'hyper_parameters' is not a mapping"),
     "text for encoder": (lambda kept: put(kept, "hyper_parameters/encoder", "text"), "with other settings: encoder."),
     "lost weight": (
         lambda kept: put(kept, "state_dict/projector.mlp.1.running_var", None),
-        'Missing key(s) in state_dict: "projector.mlp.1.running_var"); give another',
+        'Missing key(s) in state_dict: "projector.mlp.1.running_var"); use another',
     ),
     "a later Lightning": (lambda kept: put(kept, "pytorch-lightning_version", "99.1.0"), "written by Lightning 99.1.0"),
 }  # fmt: skip
 OF_FIT = {
-    "reshaped weight": (reshape_weight, "lacks the optimizer's state in the shapes of its weights"),
-    "no optimizer": (lambda kept: put(kept, "optimizer_states", None), "lacks the optimizer's state"),
-    "no optimizers": (lambda kept: put(kept, "optimizer_states", []), "lacks the optimizer's state"),
-    "empty optimizer": (lambda kept: put(kept, "optimizer_states/0/state", {}), "lacks the optimizer's state"),
-    "reshaped optimizer": (reshape_moment, "lacks the optimizer's state"),
+    "reshaped weight": (reshape_weight, "lacks an optimizer state in the shapes of its weights"),
+    "no optimizer": (lambda kept: put(kept, "optimizer_states", None), "lacks an optimizer state"),
+    "no optimizers": (lambda kept: put(kept, "optimizer_states", []), "lacks an optimizer state"),
+    "empty optimizer": (lambda kept: put(kept, "optimizer_states/0/state", {}), "lacks an optimizer state"),
+    "reshaped optimizer": (reshape_moment, "lacks an optimizer state"),
     "no groups": (lambda kept: put(kept, "optimizer_states/0/param_groups", []), "is damaged (ValueError: "),
     "no loops": (lambda kept: put(kept, "loops", {}), "lacks the counters of its loops"),
     "text in loops": (lambda kept: put(kept, "loops/fit_loop/epoch_progress", "text"), "lacks the counters"),

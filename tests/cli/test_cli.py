@@ -262,6 +262,17 @@ def test_checkpoints_of_every_kind_and_a_users_own_callbacks(config) -> None:
     assert list(Path("mine").glob("*.ckpt"))
 
 
+def test_checkpoints_and_logs_can_be_switched_off_and_a_monitor_of_ones_own_replaces_the_packages(config) -> None:
+    off = ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.max_steps=2"]
+    own = "--trainer.callbacks=[{class_path: CollapseMonitor, init_args: {every_n_steps: 1, window: 16}}]"
+    assert fit(config, *off, own) == 0
+    assert not Path("results/tiny/checkpoints").exists()
+    assert not Path("results/tiny/metrics.csv").exists()
+    record = json.loads(Path("results/tiny/summary.json").read_text())
+    assert any(name.startswith("collapse/") for name in record["metrics"])
+    assert record["evaluated"] == "target"
+
+
 def test_wandb_logs_offline_into_the_run_and_a_resumed_one_is_the_same(config) -> None:
     words = [
         "--logging.wandb=true",

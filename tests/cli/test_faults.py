@@ -48,7 +48,7 @@ def test_a_folder_that_cannot_be_written_is_refused(config, capsys) -> None:  # 
     Path("results").mkdir()
     Path("results/tiny").write_text("a file")
     assert fit(config) == 2
-    assert f"{Path('results/tiny').absolute()} is a file; remove it, or take another name." in capsys.readouterr().err
+    assert f"{Path('results/tiny').absolute()} is a file; remove it, or choose another name." in capsys.readouterr().err
     assert fit(config, "--results_dir=results/tiny/deeper") == 2
     assert f"{Path('results/tiny').absolute()} is a file" in capsys.readouterr().err
     Path("still").mkdir()
@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written_is_refused(config, capsys) -> None:  # 
         pytest.skip("mounting needs root")
     try:
         assert fit(config, "--results_dir=still/x") == 2
-        assert f"the folder {Path('still').absolute()} is read-only; let it be written" in capsys.readouterr().err
+        assert f"the folder {Path('still').absolute()} is read-only; make it writable, or" in capsys.readouterr().err
     finally:
         subprocess.run(["umount", "-l", "still"], check=True)
 
@@ -87,7 +87,7 @@ def test_a_run_that_ends_worse_than_it_began_is_not_completed(config, capsys) ->
         assert fit(config, *long, "--model.init_args.optimizer.lr=1") == 0
     found = json.loads(SUMMARY.read_text())
     assert found["status"] == "diverged"
-    assert "so that the network is worse than an untrained one; lower optimizer.lr" in found["notes"][0]
+    assert "so the network is worse than an untrained one; lower optimizer.lr" in found["notes"][0]
     assert "diverged at step 10" in Path("results/tiny/logs/train.log").read_text().splitlines()[-1]
 
 
@@ -141,17 +141,17 @@ def test_a_reader_who_has_enough_is_no_error(config) -> None:  # noqa: F811
 REFUSED = {
     "--trainer.devices=-1": "invalid `trainer.devices=-1`: a CPU has no number of devices",
     "--trainer.accelerator=tpu": "invalid `trainer.accelerator=tpu`: must be",
-    "--trainer.callbacks=DeviceStatsMonitor": "install it, or remove the key that asks for it",
+    "--trainer.callbacks=DeviceStatsMonitor": "install it, or remove the key that needs it",
     "--trainer.logger=wandb": "write --logging.wandb=true",
     "--trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: foo}}]": (
-        "EarlyStopping.monitor 'foo' is logged by nothing; take train/loss"
+        "invalid `trainer.callbacks.EarlyStopping.monitor=foo`: must be train/loss, another train/... or"
     ),
     "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {monitor: probe/digits/knnn_val}}]": (
-        "ModelCheckpoint.monitor 'probe/digits/knnn_val' is logged by nothing; take train/loss, another train/..., "
-        "collapse/..., probe/digits/"
+        "invalid `trainer.callbacks.ModelCheckpoint.monitor=probe/digits/knnn_val`: must be train/loss, another "
+        "train/... or collapse/... metric, probe/digits/"
     ),
     "--trainer.callbacks=[{class_path: LambdaCallback, init_args: {on_fit_start: os.system}}]": (
-        "LambdaCallback takes functions, which no config can hold"
+        "LambdaCallback takes functions, which a config cannot hold"
     ),
 }
 

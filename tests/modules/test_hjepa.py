@@ -328,14 +328,20 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
             {"predictor": SMALL_PREDICTOR | {"targets": "separate"}, "masks": {"num_targets": 1}},
             "invalid `predictor.targets=separate`: has no effect with one target block",
         ),
-        ({"encoder": TINY | {"depth": 1, "drop_path_rate": 0.2}},
-         "invalid `encoder.drop_path_rate=0.2`: has no effect with one block"),
-        ({"encoder": TINY | {"grad_checkpointing": True, "checkpoint_every": 4}},
-         "checkpoint_every=4`: must be at most 3, the encoder's blocks"),
+        (
+            {"encoder": TINY | {"depth": 1, "drop_path_rate": 0.2}},
+            "invalid `encoder.drop_path_rate=0.2`: has no effect with one block",
+        ),
+        (
+            {"encoder": TINY | {"grad_checkpointing": True, "checkpoint_every": 4}},
+            "checkpoint_every=4`: must be at most 3, the encoder's blocks",
+        ),
         ({"levels": None}, "invalid `levels=null`: must be flat or three, or a list of levels"),
         ({"levels": "four"}, "invalid `levels=four`: must be flat or three, or a list of levels"),
-        ({"levels": [{"cell": 1, "masked_view": "add"}]},
-         "invalid `levels.masked_view=add`: has no effect with levels.cell=1"),
+        (
+            {"levels": [{"cell": 1, "masked_view": "add"}]},
+            "invalid `levels.masked_view=add`: has no effect with levels.cell=1",
+        ),
         (
             {"levels": [{"cell": "image", "masked_view": "add"}]},
             "invalid `levels.masked_view=add`: has no effect without a token level",

@@ -17,8 +17,7 @@ class MemorySets:
 
     Args:
         sets: All datasets of the mixture; those that are not in memory are skipped.
-        pairs: For each dataset, the index of its augmenters (`ViewPlan.dataset_augmenters`); empty if all have
-            the first.
+        pairs: For each dataset, the index of its augmenters (`ViewPlan.dataset_augmenters`); empty for the first.
         device: Where to keep the images; the host by default.
     """
 

@@ -1,4 +1,4 @@
-"""Which parts a step's time goes to."""
+"""Profiler that splits a step into data, forward, target, predictor, backward, optimizer and EMA."""
 
 import time
 from typing import Any
@@ -14,14 +14,14 @@ _PARTS = {
     "backward": "backward",
     "optimizer_step": "optimizer_step",
 }
-"""What Lightning profiles, by the end of the action's name."""
+"""Part of each action that Lightning profiles, by the end of the action's name."""
 
 _WITHIN = ("training_step", "backward", "ema")
-"""Parts that Lightning or the module calls within an optimizer step."""
+"""Parts that run within an optimizer step."""
 
 
 def now(device: torch.device) -> float:
-    """Return the time in seconds, when the device has done what it was given."""
+    """Return the time in seconds, after a synchronization of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -30,30 +30,30 @@ def now(device: torch.device) -> float:
 
 
 class Parts(Profiler):
-    """Sums the seconds of a step's parts while it is the Trainer's profiler; each part waits for the device.
+    """Trainer profiler that sums the seconds of a step's parts; the device is synchronized after each.
 
     Attributes:
-        seconds: Of each part; those of target encoder, predictor and EMA are within those of Lightning's hooks.
+        seconds: Seconds of each part. Target encoder, predictor and EMA are included in Lightning's parts too.
     """
 
     def __init__(self, module: Any, device: torch.device) -> None:
         super().__init__()
         self.seconds: dict[str, float] = {}
         self._stepping = 0.0
-        """Seconds of the parts that ran within optimizer steps: all but where gradients accumulate."""
+        """Seconds of the parts that ran within optimizer steps (not those of accumulated batches)."""
         self._device = device
         self._began: dict[str, list[float]] = {}
         self._module = module
         self._hooks: list[Any] = []
 
     def start(self, action_name: str) -> None:
-        """Begin a part, if the action is one."""
+        """Start the part of an action, if it has one."""
         part = _PARTS.get(action_name.rpartition(".")[2])
         if part is not None:
             self._start(part)
 
     def stop(self, action_name: str) -> None:
-        """End it."""
+        """Stop the part of an action."""
         part = _PARTS.get(action_name.rpartition(".")[2])
         if part is not None:
             self._stop(part)
@@ -63,17 +63,17 @@ class Parts(Profiler):
 
     def _stop(self, part: str) -> None:
         began = self._began.get(part, [])
-        if not began:  # it began before the first measured step
+        if not began:  # started before the first measured step
             return
         first = began.pop()
-        if not began:  # a part within itself counts once
+        if not began:  # nested calls count once
             took = now(self._device) - first
             self.seconds[part] = self.seconds.get(part, 0.0) + took
             if part in _WITHIN and self._began.get("optimizer_step"):
                 self._stepping += took
 
     def install(self) -> None:
-        """Time the networks and the moving average too."""
+        """Add timers to the networks and the EMA."""
         for name, part in (("target_encoder", "target"), ("predictor", "predictor")):
             network = getattr(self._module, name, None)
             if isinstance(network, nn.Module):
@@ -91,14 +91,14 @@ class Parts(Profiler):
             ema.update = timed
 
     def remove(self) -> None:
-        """Take the timers off."""
+        """Remove the timers."""
         for hook in self._hooks:
             hook.remove()
         if getattr(self._module, "ema", None) is not None:
             del self._module.ema.update
 
     def shares(self, wall: float) -> dict[str, float]:
-        """Return the share of each part in so many seconds; they sum to 1 with `other`."""
+        """Return the fraction of each part in `wall` seconds; with `other` they sum to 1."""
         took = {p: self.seconds.get(p, 0.0) for p in (*_PARTS.values(), "target", "predictor", "ema")}
         parts = {
             "data": took["data"],

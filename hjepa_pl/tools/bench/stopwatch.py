@@ -1,4 +1,4 @@
-"""How long a run's steps, epochs and validations take."""
+"""Callback that times the steps, epochs and validations of a run."""
 
 import time
 from typing import Any
@@ -12,15 +12,15 @@ from hjepa_pl.utils.run_length import end_after_step
 
 
 class Stopwatch(pl.Callback):
-    """Times a run, and ends it after so many steps, with a last validation as every run has.
+    """Times a run, and ends it after some steps with a last validation.
 
-    Where an epoch is one step, the end of the epoch counts to the step.
+    If an epoch is one step, the end of the epoch counts as part of the step.
 
     Args:
         warmup: Optimizer steps before the measured ones.
         steps: Optimizer steps to measure.
-        seconds: After which no more are measured, five at least.
-        parts: Steps of a second pass, in which the parts are timed; 0 for none.
+        seconds: Limit of the measurement; at least five steps are measured.
+        parts: Further steps in which the parts of a step are timed.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Stopwatch(pl.Callback):
         self.steps: list[float] = []
         """Seconds of each measured step, from the end of the one before it."""
         self.epochs: list[float] = []
-        """Seconds that the end of an epoch and the start of the next take, a step and validation left out."""
+        """Seconds from the last step of an epoch to the end of the first of the next, without validation."""
         self.validations: list[float] = []
         self.images = 0
-        """Of the last batch, in one process."""
+        """Images of the last batch, of one process."""
         self.shares: dict[str, float] = {}
         self.finished = 0.0
-        """Seconds from the last step to the end, validation left out."""
+        """Seconds from the last step to the end, without validation."""
         self._began = self._validation_began = 0.0
         self._last = self._paused = self._validation = 0.0
         self._step = 0
@@ -56,11 +56,11 @@ class Stopwatch(pl.Callback):
         return trainer.strategy.root_device
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Start the clock of the whole run, where its summary does."""
+        """Start the clock of the whole run."""
         self._began = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how long the start took, the validation of the untrained network included."""
+        """Store the time of the startup, with the validation of the untrained network."""
         self._last = now(self._device(trainer))
         self.started = self._last - self._began
         self._step = trainer.global_step
@@ -68,7 +68,7 @@ class Stopwatch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the time of a step, and go on to the next phase."""
+        """Store the time of a step; start the next phase after the last."""
         self.images = images_in(batch)
         if trainer.global_step == self._step:
             return
@@ -108,21 +108,21 @@ class Stopwatch(pl.Callback):
         end_after_step(trainer)
 
     def _close_parts(self, at: float) -> None:
-        """Take the shares; what lies between is a step each, or the end of an epoch."""
+        """Store the fractions of the parts."""
         if self._parts is not None and not self.shares:
             self.shares = self._parts.shares(at - self._parts_began - self._validation)
             self._parts.remove()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the next step be the first of an epoch, unless each is."""
+        """Mark the next step as the first of an epoch, unless every step is."""
         self._new_epoch = trainer.num_training_batches > trainer.accumulate_grad_batches
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock of the steps."""
+        """Pause the clock of the steps."""
         self._validation_began = now(self._device(trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let it go on."""
+        """Resume the clock of the steps."""
         if not trainer.sanity_checking:
             self.validations.append(now(self._device(trainer)) - self._validation_began)
             self._paused += self.validations[-1]
@@ -130,7 +130,7 @@ class Stopwatch(pl.Callback):
                 self._validation += self.validations[-1]
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note how long the end took."""
+        """Store the time of the end."""
         at = now(self._device(trainer))
         self._close_parts(at)
         self.finished = at - self._last - self._paused

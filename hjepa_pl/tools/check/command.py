@@ -1,4 +1,4 @@
-"""`hjepa check`: refuse what `hjepa fit` would refuse, and say what a config amounts to, without running it."""
+"""`hjepa check`: validate configs, and print a table of each, without running them."""
 
 import sys
 from collections.abc import Sequence
@@ -7,30 +7,29 @@ from hjepa_pl.types import ConfigError
 
 _HELP = """usage: hjepa check CONFIG_OR_FOLDER... [--data] [--key=value ...]
 
-Refuses each config that `hjepa fit` would refuse, in the same words, and prints a table of the others: parameters,
-levels, masks, tokens, steps, operations, memory. Nothing is written, networks get no storage, and no image is read but
-of the sets that the package brings along (digits and fake). Of a folder, every *.yaml with an experiment_name is a run;
-the others are layers to read after one: `hjepa check RUN.yaml --config LAYER.yaml`. Keys are those of fit, for every
-config given.
+Validates each config as `hjepa fit` does, with the same messages, and prints parameters, levels, masks, tokens, steps,
+FLOPs and memory. Nothing is written, no weights are allocated, and no images are read, except those of digits and fake.
+In a folder, every *.yaml with an experiment_name is a run; the others are layers for one:
+`hjepa check RUN.yaml --config LAYER.yaml`. Keys are those of fit and apply to every config.
 
-  --data   also look at the images, sample them and time the loader (nothing is downloaded)
+  --data   also load the datasets, sample images and time the loader (nothing is downloaded)
 
-Exit status 0, or 2 with a line on stderr for each config that is refused."""
+Exit status: 0, or 2 with one line on stderr for each invalid config."""
 
 
 def run(args: Sequence[str]) -> int:
-    """Check the configs; return 0, or 2 if one of them is refused."""
+    """Check the configs; return 0, or 2 if one of them is invalid."""
     if any(word in ("-h", "--help") for word in args):
         print(_HELP)
         return 0
-    # Not at the top: --help shall not wait for Lightning.
+    # Not at the top: --help does not import Lightning.
     from hjepa_pl.tools.arguments import check_config_file, fail, find_configs, layers, sentence, sort_words
 
     try:
         words = sort_words(args, {"--data": False})
         above = layers(words.fit)
         if not words.paths and not above:
-            raise ConfigError("name a config or a folder of configs, as in hjepa check configs/quickstart.yaml.")
+            raise ConfigError("a config or folder is missing; for example hjepa check configs/quickstart.yaml.")
     except ConfigError as error:
         return fail("check", "", str(error))
     if not words.paths:  # --config FILE --config LAYER, as for fit
@@ -69,11 +68,11 @@ def _check(label: str, words: list[str], *, data: bool) -> int:
             sets = [*getattr(cli.datamodule, "datasets", [None]), *getattr(cli.datamodule, "probe", [])]
             embedded = {name for name, entry in DATASETS.items() if isinstance(entry, Dataset) and entry.embedded}
             if data or all(getattr(s, "name", None) in embedded for s in sets):
-                cli.load_data()  # what the package brings along is read at once
+                cli.load_data()  # embedded datasets are read at once
             if data:
-                from hjepa_pl.tools.check.data_report import look
+                from hjepa_pl.tools.check.data_report import describe_data
 
-                lines = ["", *look(cli, scratch)]
+                lines = ["", *describe_data(cli)]
             lines = [*describe(cli), *lines]
         except Exception as error:
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a config says, in a table: parameters, levels, masks, tokens, run, operations and memory."""
+"""The table of `hjepa check`: parameters, levels, masks, tokens, run, FLOPs and memory."""
 
 import math
 from collections.abc import Sequence
@@ -20,11 +20,14 @@ _NETWORKS = ("context_encoder", "predictor", "fusion", "projector", "pyramid", "
 
 
 def describe(cli: DryCLI) -> list[str]:
-    """Return the lines for a config whose objects are made."""
+    """Return the lines of the table, from the objects of a config."""
     module = cli.model
     lines = _parameters(module)
     if not isinstance(module, HJEPALightningModule) or cli.views is None:
-        return [*lines, row("step", f"counted for HJEPALightningModule with its own data only, not for {_kinds(cli)}.")]
+        return [
+            *lines,
+            row("step", f"counted for HJEPALightningModule with MultiDatasetDataModule only, not for {_kinds(cli)}."),
+        ]
     lines += _levels(module) + _masks(module)
     steps = cli.steps()
     lines.append(row("run", _run(cli, steps)))
@@ -63,7 +66,7 @@ def _levels(module: HJEPALightningModule) -> list[str]:
         rows.append((level.name, str(level.block), str(level.cell), *cells, f"{level.weight:g}"))
     if module.image_level is not None:
         level = module.image_level
-        rows.append(("image", str(level.block), "image", "1", "its views", f"{level.weight:g}"))
+        rows.append(("image", str(level.block), "image", "1", "views", f"{level.weight:g}"))
     return ["", *table(("level", "block", "cell", "grid", "predicted", "weight"), rows), ""]
 
 
@@ -72,9 +75,9 @@ def _masks(module: HJEPALightningModule) -> list[str]:
         return []
     patches = module.masks.grid[0] * module.masks.grid[1]
     shapes = dict.fromkeys(module.masks.shapes)
-    said = [f"{s.blocks} of {s.height} x {s.width} ({s.visible} visible)" for s in shapes]
+    texts = [f"{s.blocks} of {s.height} x {s.width} ({s.visible} visible)" for s in shapes]
     kind = module.mask_config.kind
-    return [row("masks", f"{kind}, of {patches} patches; a step hides {' or '.join(said)}")]
+    return [row("masks", f"{kind} on {patches} patches; blocks per step: {' or '.join(texts)}")]
 
 
 def _run(cli: DryCLI, steps: float | None) -> str:
@@ -87,17 +90,17 @@ def _run(cli: DryCLI, steps: float | None) -> str:
         length = f"{epochs} epochs" if epochs and epochs > 0 else "epochs"
         limit = f", at most {trainer.max_steps:,} steps" if trainer.max_steps > 0 else ""
         return (
-            f"{length} of (images of the mixture) / {images:,} steps{limit}{end}: how many images there are is known "
-            "with --data, or with data.init_args.epoch_size"
+            f"{length} of (images of the mixture) / {images:,} steps{limit}{end}; for the number of images add --data, "
+            "or set data.epoch_size"
         )
     per_epoch = steps_per_epoch(trainer)
     if steps == math.inf:
-        return f"epochs of {per_epoch:,.0f} steps of {images:,} images, until the clock ends it{end}"
-    return f"{steps:,.0f} steps of {images:,} images, {per_epoch:,.0f} an epoch{end}"
+        return f"epochs of {per_epoch:,.0f} steps of {images:,} images, until the time budget ends the run{end}"
+    return f"{steps:,.0f} steps of {images:,} images, {per_epoch:,.0f} per epoch{end}"
 
 
 def _cost(cli: DryCLI, module: HJEPALightningModule, steps: float | None) -> list[str]:
-    """Return tokens, operations and memory, counted for all sizes of the masks."""
+    """Return tokens, FLOPs and memory, counted for all sizes of the masks."""
     data, trainer, views = cli.datamodule, cli.trainer, cli.views
     assert views is not None
     batch_size, half = data.batch_size, str(trainer.precision) != "32-true"
@@ -105,18 +108,19 @@ def _cost(cli: DryCLI, module: HJEPALightningModule, steps: float | None) -> lis
     batches = trainer.world_size * trainer.accumulate_grad_batches
     step = _range([c.flops * batches for c in counted.counts], "FLOP")
     image = _range([c.flops / batch_size for c in counted.counts], "FLOP")
-    whole = "" if steps in (None, math.inf) else f", about {scaled(counted.flops * batches * steps, 'FLOP')} the run"
+    whole = "" if steps in (None, math.inf) else f", about {scaled(counted.flops * batches * steps, 'FLOP')} in all"
     need = memory_of(module, views, batch_size, counted.peak)
     where = f" on each of {trainer.world_size} devices" if trainer.world_size > 1 else ""
     return [
         row("tokens/image", _tokens(counted.counts)),
-        row("compute", f"{image} an image, {step} a step{whole} (forward and backward; hjepa bench measures seconds)"),
+        row(
+            "compute", f"{image} per image, {step} per step{whole} (forward and backward; for seconds see hjepa bench)"
+        ),
         row(
             "memory",
             f"about {memory(sum(need))}{where} at batch {batch_size}, an estimate: weights {memory(need.weights)}, "
             f"target {memory(need.target)}, Adam {memory(need.adam)}, views {memory(need.images)}, gradients and "
-            f"activations {memory(need.step)} (most alive at a time, counted; what allocators and kernels take "
-            "beside is not in it)",
+            f"activations {memory(need.step)} (peak, without the overhead of allocators and kernels)",
         ),
     ]
 
@@ -128,18 +132,18 @@ def _range(values: Sequence[float], unit: str) -> str:
 
 
 def _tokens(counts: Sequence[StepCount]) -> str:
-    """Return the tokens that each network computes on, for one image."""
+    """Return the tokens of each network per image."""
     parts = [f"context encoder {_passes([c.context for c in counts])}"]
     if counts[0].target:
         parts.append(f"target encoder {_passes([c.target for c in counts])}")
     if counts[0].predictor:
         parts.append(f"predictor {span([c.predictor for c in counts])}")
-    return f"{'; '.join(parts)}; encoded in all {span([c.tokens for c in counts])}"
+    return f"{'; '.join(parts)}; both encoders {span([c.tokens for c in counts])}"
 
 
 def _passes(counts: Sequence[Sequence[Encoded]]) -> str:
-    shown = []
+    texts = []
     for passes in zip(*counts, strict=True):
         images = passes[0].images
-        shown.append(f"{f'{images} x ' if images > 1 else ''}{span([p.tokens for p in passes])}")
-    return " + ".join(shown)
+        texts.append(f"{f'{images} x ' if images > 1 else ''}{span([p.tokens for p in passes])}")
+    return " + ".join(texts)

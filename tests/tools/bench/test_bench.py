@@ -12,10 +12,11 @@ import yaml
 
 from hjepa_pl import MultiDatasetDataModule
 from hjepa_pl.__main__ import main
-from hjepa_pl.tools.bench.benchmark import Question, bench
-from hjepa_pl.tools.bench.report import shown
+from hjepa_pl.tools.bench.benchmark import BenchRequest, bench
+from hjepa_pl.tools.bench.forecast import forecast
+from hjepa_pl.tools.bench.report import format_report
 from hjepa_pl.tools.bench.stopwatch import Stopwatch
-from hjepa_pl.tools.bench.timed_run import Trial, forecast, measure
+from hjepa_pl.tools.bench.timed_run import TimedRun, measure
 from hjepa_pl.tools.step_memory import available_memory, largest
 from tests.cli.test_cli import TINY
 
@@ -65,28 +66,34 @@ def test_what_is_printed_reads_in_80_columns(config, capsys) -> None:
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     said = " ".join(out.split())
-    assert re.search(r"step [\d.]+ ms \(median of \d+, most between", said)
-    assert re.search(r"time goes to data [\d.]+ %, forward [\d.]+ %, target [\d.]+ %, predictor", said)
-    assert re.search(r"1e\+05 epochs need .* here; [\d.]+ fit into the time_budget of 10.0 min", said)
+    assert re.search(r"step [\d.]+ ms \(median of \d+, 90 % between", said)
+    assert re.search(r"time per part data [\d.]+ %, forward [\d.]+ %, target [\d.]+ %, predictor", said)
+    assert re.search(r"1e\+05 epochs take .*; [\d.]+ fit into the time_budget of 10.0 min", said)
     assert [line.split()[1] for line in out.splitlines() if line.startswith("  batch ")] == ["16", "32", "64", "128"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "name a config"),
+        ([], "a config is missing"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no file"),
         (["--config", "last.ckpt"], "--config last.ckpt: this is a checkpoint, not a config"),
-        (["tiny.yaml"], "'tiny.yaml' belongs to no key; a config is given by --config."),
-        (["--config", "tiny.yaml", "--steps", "none"], "--steps must be a whole number of at least 1, got 'none'"),
-        (["--config", "tiny.yaml", "--steps"], "--steps lacks its value"),
-        (["--config", "tiny.yaml", "--sweep=heads"], "--sweep 'heads' is no axis; batch, precision, compile are."),
-        (["--config", "tiny.yaml", "--model.init_args.encoder.depth=0"], "encoder.depth must be at least 1"),
+        (["tiny.yaml"], "unexpected argument 'tiny.yaml'; pass a config with --config."),
+        (["--config", "tiny.yaml", "--steps", "none"], "invalid `--steps=none`: must be a whole number >= 1."),
+        (["--config", "tiny.yaml", "--steps"], "--steps needs a value"),
+        (
+            ["--config", "tiny.yaml", "--sweep=heads"],
+            "invalid `--sweep=heads`: must be batch, precision, compile, or several of them.",
+        ),
+        (
+            ["--config", "tiny.yaml", "--model.init_args.encoder.depth=0"],
+            "invalid `encoder.depth=0`: must be a whole number >= 1",
+        ),
         (
             ["--config", "tiny.yaml", "--data.init_args.views=1"],
             "invalid `data.views=1`: the image level compares views",
         ),
-        (["--config", "tiny.yaml", "--trainer.max_steps=2"], "the run ends after 2 steps, of which 3 warm it up"),
+        (["--config", "tiny.yaml", "--trainer.max_steps=2"], "the run has 2 steps, 3 of which are warm-up"),
     ],
 )
 def test_bad_input_is_one_sentence(config, capsys, arguments, said) -> None:
@@ -106,13 +113,13 @@ PLUGIN = "--trainer.plugins={class_path: lightning.pytorch.plugins.MixedPrecisio
 @pytest.mark.slow
 def test_a_precision_that_is_refused_costs_no_measurement(config, capsys, recwarn) -> None:
     more = ["--steps=2", "--data.init_args.probe=[]", "--trainer.accumulate_grad_batches=2", PLUGIN]
-    found = bench(Question(["--config", str(config), *more[1:]], (2, 60.0), ()))
+    found = bench(BenchRequest(["--config", str(config), *more[1:]], (2, 60.0), ()))
     assert found["precision"] == "bf16-mixed"
     assert found["batch_size"] == 64
     assert found["step_ms"] > 0
-    assert found["other_precision"].keys() == {"precision", "refused"}
-    assert "precision=32-true" in found["other_precision"]["refused"]
-    assert not any("32-true would" in line for line in shown(found))
+    assert found["other_precision"].keys() == {"precision", "error"}
+    assert "precision=32-true" in found["other_precision"]["error"]
+    assert not any("precision=32-true" in line for line in format_report(found))
     assert not [w for w in recwarn if "model summary" in str(w.message)]
 
 
@@ -186,7 +193,7 @@ def test_a_forecast_adds_up_what_was_timed() -> None:
     watch.started, watch.finished = 10.0, 9.0
     watch.warm, watch.steps = [3.0, 1.0, 1.0], [0.9, 1.0, 1.1, 1.0]
     watch.epochs, watch.validations = [3.0], [5.0]
-    run = Trial("a machine", "cpu", "32-true", 8, watch, 0, 20.0, 100, 4, None)
+    run = TimedRun("a machine", "cpu", "32-true", 8, watch, 0, 20.0, 100, 4, None)
     expected = forecast(run)
     assert expected.start == pytest.approx(10 + 2)  # the first steps took two seconds longer than theirs
     assert expected.steps == pytest.approx(2000)

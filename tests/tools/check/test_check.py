@@ -45,7 +45,7 @@ def test_the_table_has_the_numbers_of_the_real_module_and_run(config, capsys) ->
     total = sum(p.numel() for p in module.parameters())
     trained = sum(p.numel() for net in module.trained_modules() for p in net.parameters())
     assert re.search(rf"total +{trained:,} +{total:,}\n", out)
-    assert "12 steps of 32 images, 4 an epoch" in out  # 128 images an epoch
+    assert "12 steps of 32 images, 4 per epoch" in out  # 128 images an epoch
     assert module.masks is not None
     visible = sorted({shape.visible for shape in module.masks.shapes})
     assert all(f"({v} visible)" in out for v in visible)
@@ -63,7 +63,7 @@ def test_counted_operations_are_those_of_a_real_step(config, capsys) -> None:
     with FlopCounterMode(display=False) as counter:
         module.compute(batch)[0].backward()
     assert main(["check", str(config), "--data.init_args.batch_size=16"]) == 0
-    found = re.search(r"compute +\S+ \S+ an image, (\S+) MFLOP a step", capsys.readouterr().out)
+    found = re.search(r"compute +\S+ \S+ per image, (\S+) MFLOP per step", capsys.readouterr().out)
     assert found is not None
     assert float(found[1]) == pytest.approx(counter.get_total_flops() / 1e6, rel=0.005)
 
@@ -112,8 +112,8 @@ def test_sizes_that_leave_as_much_visible_count_each(config, capsys) -> None:
     assert min(flops) < table.flops / 32e6 < max(flops)
     assert main(["check", *words]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert f"compute {min(flops):.3g} to {max(flops):.3g} MFLOP an image" in out
-    assert f"about {scaled(table.flops * 4, 'FLOP')} the run" in out
+    assert f"compute {min(flops):.3g} to {max(flops):.3g} MFLOP per image" in out
+    assert f"about {scaled(table.flops * 4, 'FLOP')} in all" in out
 
 
 @pytest.mark.parametrize("targets", ["joint", "separate"])
@@ -186,9 +186,9 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "hjepa check: error: name a config"),
-        (["nowhere.yaml"], "check: nowhere.yaml: there is no such file or folder."),
-        (["empty"], "check: empty: the folder holds no run"),
+        ([], "hjepa check: error: a config or folder is missing"),
+        (["nowhere.yaml"], "check: nowhere.yaml: no such file or folder."),
+        (["empty"], "check: empty: the folder has no run"),
         (["last.ckpt"], "check: last.ckpt: this is a checkpoint, not a config"),
         (["noise.yaml"], "check: noise.yaml: this is no text file"),
         (["list.yaml"], "check: list.yaml: this is no config"),
@@ -222,12 +222,12 @@ def test_data_are_looked_at_and_nothing_is_left(config, capsys) -> None:
     more += ["--data.init_args.max_bad_fraction=0.5"]
     assert main(["check", str(config), "--data", *more]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "folder in pictures, train: 13 images, of 40 x 20, 40 x 30, 40 x 40 (smallest, median, largest)" in out
+    assert "folder in pictures, train: 13 images, 40 x 20 to 40 x 40 pixels, median 40 x 30 (12 sampled)" in out
     assert "2 classes; 25.0 % of an epoch" in out
-    assert "digits, train: 1,438 images, grey of 8 x 8 in memory, 10 classes; 75.0 % of an epoch" in out
+    assert "digits, train: 1,438 images, gray, 8 x 8 pixels, in memory, 10 classes; 75.0 % of an epoch" in out
     assert "digits, train: 200 images of 10 classes" in out
     assert "digits, test: 100 images of 10 classes" in out
-    assert re.search(r"about [\d,]+ images/s here \(median of \d+ batches of 32", out)
+    assert re.search(r"about [\d,]+ images/s \(median of \d+ batches of 32", out)
     assert "bad file pictures/a/99.jpg: not an image" in out
     assert sorted(Path().rglob("*")) == before
 
