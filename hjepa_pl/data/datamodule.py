@@ -238,7 +238,7 @@ class MultiDatasetDataModule(LightningDataModule):
         return TrainData(sets, self.names, plan, views, self.image_spec.channels)
 
     def _workers(self, sets: Sequence[Images]) -> int:
-        """Return the number of workers that read some sets."""
+        """Return the number of worker processes that read these datasets."""
         available = available_workers(self.trainer)
         return choose_num_workers(sets, self.num_workers, available, trainer_info(self.trainer).world_size)
 
