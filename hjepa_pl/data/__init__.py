@@ -7,11 +7,14 @@ from hjepa_pl.data.augment.parts import PARTS
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig
 from hjepa_pl.data.datamodule import MultiDatasetDataModule
 from hjepa_pl.data.probe_splits import ProbeSplit
+from hjepa_pl.data.sources.images import ArrayImages, FileImages
 
 __all__ = [
     "PARTS",
+    "ArrayImages",
     "AugmentationConfig",
     "DatasetConfig",
+    "FileImages",
     "MultiCropConfig",
     "MultiDatasetDataModule",
     "Part",
