@@ -48,7 +48,7 @@ class ProgressBar(RichProgressBar):
         if self._plain:
             self.disable()
 
-    def configure_columns(self, trainer: pl.Trainer) -> list:
+    def configure_columns(self, trainer: pl.Trainer) -> list[Any]:
         """Return the columns, narrow enough for 100 characters with a few loss terms."""
         style = self.theme.progress_bar
         bar = CustomBarColumn(

@@ -66,7 +66,7 @@ def fused_is_faster(device: str, half: bool, gradient: bool) -> bool:
     return not (device == "cpu" and half)
 
 
-def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, x: Tensor) -> AbstractContextManager:
+def attention_kernel(blocks: Iterable[nn.Module], kind: AttentionKind, x: Tensor) -> AbstractContextManager[None]:
     """Set fused or plain attention in blocks, and return the context manager to run them in.
 
     'auto' is PyTorch's choice, or plain products where they are faster; 'eager' is plain products; the others are the

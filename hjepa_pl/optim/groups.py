@@ -1,6 +1,7 @@
 """Parameter groups."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -8,7 +9,7 @@ from torch import nn
 _NOT_MATRICES = ("pos_embed", "cls_token", "reg_token", "mask_token", "level_embed", "freqs")
 
 
-def weight_decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
+def weight_decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
     """Split trainable parameters into those with decay and those without (1-D ones, positions, tokens)."""
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -106,7 +106,7 @@ class PeakBytes(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self._seen = weakref.WeakSet(t.untyped_storage() for t in known)
 
@@ -143,7 +143,7 @@ class StepCounter:
         self.module, self.views, self.device, self.half = module, views, device, half
         self._fake = FakeTensorMode()
         with self._fake:
-            module._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
+            module._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))  # type: ignore[no-untyped-call]
         module.train()
 
     def count(self, batch_size: int, step: int = 0) -> StepCount:

@@ -4,6 +4,7 @@ All take and return (B, C, H, W) float32 in [0, 1].
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -121,7 +122,7 @@ def apply_operation(images: Tensor, name: str, magnitude: int, sign: int) -> Ten
         return T.posterize(images, 8 - round(4 * strength))
     if name == "Solarize":
         return T.solarize(images, 1 - strength)
-    return {
+    operations: dict[str, Callable[[], Tensor]] = {
         "Identity": lambda: images,
         "Brightness": lambda: T.adjust_brightness(images, 1 + change),
         "Color": lambda: T.adjust_saturation(images, 1 + change),
@@ -129,7 +130,8 @@ def apply_operation(images: Tensor, name: str, magnitude: int, sign: int) -> Ten
         "Sharpness": lambda: T.adjust_sharpness(images, 1 + change),
         "AutoContrast": lambda: T.autocontrast(images),
         "Equalize": lambda: T.equalize(images),
-    }[name]()
+    }
+    return operations[name]()
 
 
 def three_augment(images: Tensor, u: Tensor, has_color: bool) -> Tensor:

@@ -23,7 +23,8 @@ def run(args: Sequence[str]) -> int:
         print(_HELP)
         return 0
     # Not at the top: --help does not import Lightning.
-    from hjepa_pl.tools.arguments import check_config_file, fail, find_configs, layers, sentence, sort_words
+    from hjepa_pl.cli.config_files import check_config_file
+    from hjepa_pl.tools.arguments import fail, find_configs, layers, sentence, sort_words
 
     try:
         words = sort_words(args, {"--data": False})
