@@ -1,7 +1,6 @@
 """Every config in configs/ runs two real steps through the real CLI, on small files in the official formats."""
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +55,9 @@ def write_tree(root: Path, classes: list[str], per_class: int = 2) -> None:
 
 
 @pytest.fixture
-def data_folder(tmp_path, monkeypatch) -> Iterator[Path]:
+def data_folder(tmp_path, monkeypatch) -> Path:
     """A working directory whose data/ holds small files in the official formats."""
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(2)  # images of 224 pixels are work enough for two
     for cls in (tv.CIFAR10, tv.CIFAR100, tv.STL10):
         for name in ("train_list", "test_list"):  # torchvision checks the official checksums: ours are other files
             monkeypatch.setattr(cls, name, [[row[0], None] for row in getattr(cls, name)])
@@ -68,8 +66,7 @@ def data_folder(tmp_path, monkeypatch) -> Iterator[Path]:
     write_cifar(tmp_path / "data", tv.CIFAR10, "labels")
     write_cifar(tmp_path / "data", tv.CIFAR100, "fine_labels")
     write_stl10(tmp_path / "data")
-    yield tmp_path
-    torch.set_num_threads(1)
+    return tmp_path
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -97,7 +94,9 @@ def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
         assert (run / file).is_file(), file
 
 
-@pytest.mark.parametrize("path", OBJECTIVES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[] if p.stem == "multicrop" else pytest.mark.slow, id=p.stem) for p in OBJECTIVES]
+)
 def test_every_objective_runs_on_imagenet100_by_one_more_file(path, data_folder, capsys) -> None:
     write_tree(data_folder / "data" / "imagenet", imagenet100_classes())
     status = main([

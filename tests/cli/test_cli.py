@@ -527,7 +527,10 @@ REFUSED = [
         "invalid `logging.wandb_project=x`: has no effect with logging.wandb=false; set logging.wandb",
     ),
     (["--model.init_args.encoder.size=tiny"], "invalid `encoder.size=tiny`: has no effect"),
-    (["--model.init_args.predictor={targets: separate, attention: cross}"], "predictor.targets 'separate'"),
+    (
+        ["--model.init_args.predictor={targets: separate, attention: cross}"],
+        "invalid `predictor.targets=separate`: has no effect",
+    ),
     (["--model.init_args.masks={target_scale: [0.01, 0.02]}"], "masks.target_scale"),
 ]
 

@@ -53,10 +53,11 @@ CASES = {
                   "with one folder per class."),
     "other classes": (lambda: (tree("cat", "dog"), Path("pictures/val/cat").rename("pictures/val/emu")),
                       f"probe=[{FOLDER}]", "The probe folder has different classes in train and test; use"),
-    "weights by name": (None, "datasets={digits: 0.5, cifar10: 0.5}", "data.datasets must be a list, got"),
+    "weights by name": (None, "datasets={digits: 0.5, cifar10: 0.5}",
+                        "invalid `data.datasets={digits: 0.5, cifar10: 0.5}`: must be a list of mappings"),
     "a list of weights": (None, "weights=[0.5, 0.5]", "data does not accept 'weights'"),
     "more weights than sets": (None, "datasets=[{name: digits, weight: [0.5, 0.5]}]",
-                               "data.datasets.weight must be a number"),
+                               "invalid `data.datasets.weight=[0.5, 0.5]`: must be a number > 0"),
     "a weight without a set": (None, "datasets=[{name: digits}, {weight: 2}]", "data.datasets lacks the key 'name'"),
     "a weight of one set": (None, "datasets=[{name: digits, weight: 0.5}]", "`datasets.weight=0.5`: has no effect with "
                             "one dataset; remove it."),

@@ -41,7 +41,7 @@ def test_no_hidden_layer_is_a_linear_map() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"norm": "group"}, "projector.norm=group`: must be batch or layer or none."),
+        ({"norm": "group"}, "projector.norm=group`: must be batch, layer or none."),
         ({"hidden_layers": -1}, "projector.hidden_layers=-1`: must be a whole number >= 0."),
         ({"hidden_layers": 0, "norm": "layer"}, "projector.norm=layer`: has no effect with projector.hidden_layers=0"),
         (

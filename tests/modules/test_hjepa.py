@@ -347,7 +347,7 @@ def test_every_setting_changes_the_gradient(tiny_module, name) -> None:
             "invalid `levels.masked_view=add`: has no effect without a token level",
         ),
         ({"level_scale": "none"}, "invalid `level_scale=none`: must be baseline or raw"),
-        ({"predictor": {"embed_dim": 30}}, "predictor.embed_dim must be a multiple of 4"),
+        ({"predictor": {"embed_dim": 30}}, "invalid `predictor.embed_dim=30`: must be a multiple of 4"),
         ({"encoder": TINY | {"embed_dims": 3}}, "encoder does not accept 'embed_dims'; its keys are size, name"),
         ({"encoder": TINY | {"depth": "three"}}, "invalid `encoder.depth=three`: must be a whole number >= 1 or null"),
         ({"ema": {"momentum": 1.0}}, r"invalid `ema.momentum=1`: must be a number in \[0, 1\)"),

@@ -20,7 +20,7 @@ def test_an_encoder_by_size_or_by_timms_name() -> None:
         assert small.encoder.vit.embed_dim == 384
         assert named.encoder.vit.embed_dim == 192
         assert named.hparams["encoder"]["name"] == "vit_tiny_patch16_224"
-        with pytest.raises(ConfigError, match="'vit_tinny' is not a timm model"):
+        with pytest.raises(ConfigError, match=r"invalid `encoder.name=vit_tinny`: is not a timm model"):
             HJEPALightningModule(encoder="vit_tinny")
         with pytest.raises(
             ConfigError, match=r"invalid `encoder=VisionTransformer`: must be settings, not a network.*use a timm name"

@@ -147,7 +147,7 @@ def test_what_the_memory_count_says_is_what_tensors_take() -> None:
 
 
 # Keys, geometry, levels, data on the disk, data in memory, Trainer, run: one of each.
-SOME = ["modle", "img_size=9", "levels.block 9", "nowhere", "holds no image", "gray", "views 1", "bf16-true", "soon"]
+SOME = ["modle", "img_size=9", "levels.block=9", "nowhere", "holds no image", "gray", "views=1", "bf16-true", "soon"]
 PICKED = [next(r[0] for r in REFUSED if word in f"{r}") for word in SOME]
 
 
@@ -190,8 +190,8 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
         (["nowhere.yaml"], "check: nowhere.yaml: no such file or folder."),
         (["empty"], "check: empty: the folder has no run"),
         (["last.ckpt"], "check: last.ckpt: this is a checkpoint, not a config"),
-        (["noise.yaml"], "check: noise.yaml: this is no text file"),
-        (["list.yaml"], "check: list.yaml: this is no config"),
+        (["noise.yaml"], "check: noise.yaml: this is not a text file"),
+        (["list.yaml"], "check: list.yaml: this is not a config"),
         (["tiny.yaml", "--config", "nowhere.yaml"], "hjepa check: error: --config nowhere.yaml: there is no file"),
         (
             ["tiny.yaml", "--model.init_args.optimizer.warmup_steps=4"],
