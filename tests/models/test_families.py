@@ -59,7 +59,11 @@ def test_it_learns_from_every_part_of_the_loss() -> None:
     assert encoder.stem[0].weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("tool", [["check", "own.yaml"], ["bench", "--config", "own.yaml", "--steps=2"]], ids=str)
+@pytest.mark.parametrize(
+    "tool",
+    [["check", "own.yaml"], pytest.param(["bench", "--config", "own.yaml", "--steps=2"], marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_tools_take_it(tool, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["hjepa"])
