@@ -28,7 +28,7 @@ class BudgetClock(pl.Callback):
         if not trainer.is_global_zero or seconds - self._written < _INTERVAL:
             return
         self._written = seconds
-        with atomic_write(self.path) as file:
+        with atomic_write(self.path, sync=False) as file:
             file.write(f"{seconds:.1f}\n")
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -122,7 +122,7 @@ class _Table:
 
     def _rewrite(self) -> None:
         """Write the whole table anew, atomically."""
-        with atomic_write(self._path) as file:
+        with atomic_write(self._path, sync=False) as file:
             writer = csv.DictWriter(file, self._names, lineterminator="\n")
             writer.writeheader()
             rows = list(self._rows.values())

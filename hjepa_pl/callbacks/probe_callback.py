@@ -16,7 +16,7 @@ from hjepa_pl.callbacks.selection import reject_test_metric
 from hjepa_pl.evaluation.base import VAL
 from hjepa_pl.evaluation.probes import PROBES, evaluate_probes, metric_name
 from hjepa_pl.types import CleanBatch, ConfigError
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 NETWORKS = ("target", "online")
 _PIXELS = "pixels"

@@ -32,7 +32,7 @@ class ProgressBar(RichProgressBar):
     def __init__(self, refresh_rate: int = 4, leave: bool = True) -> None:
         if refresh_rate < 1:
             raise ConfigError(
-                f"invalid `refresh_rate={refresh_rate}`: must be a whole number >= 1; for no bar set "
+                f"invalid `ProgressBar.refresh_rate={refresh_rate}`: must be a whole number >= 1; for no bar set "
                 "trainer.enable_progress_bar to false."
             )
         super().__init__(refresh_rate=refresh_rate, leave=leave)

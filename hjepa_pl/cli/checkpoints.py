@@ -13,7 +13,8 @@ from lightning.pytorch.trainer import Trainer
 from hjepa_pl.callbacks.selection import reject_test_metric, selection_metrics
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.atomic_file import atomic_write
-from hjepa_pl.utils.settings import Count, either, settings
+from hjepa_pl.utils.settings import Count, settings
+from hjepa_pl.utils.wording import either
 
 
 @settings("checkpoint")

@@ -42,7 +42,8 @@ from hjepa_pl.modules.check_data import check_data
 from hjepa_pl.modules.check_trainer import check_trainer, check_warmup
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed, to_plain
+from hjepa_pl.utils.settings import to_plain
+from hjepa_pl.utils.wording import as_typed
 
 register_type(Regularizer, to_plain, read_regularizer, type_check=isinstance)  # each kind has keys of its own
 
@@ -173,7 +174,12 @@ class HJEPACLI(LightningCLI):
             made.append(FeatureWriter(str(self.folder)))
         if type(self.model) is HJEPALightningModule:  # a module of the user's may log other metrics
             check_callbacks(_as_list(config["callbacks"]), probes)
-        own = tuple({type(c) for c in _as_list(config["callbacks"])} - {ModelCheckpoint})
+        listed = _as_list(config["callbacks"])
+        if any(isinstance(c, CollapseMonitor) for c in listed) and options["collapse"] != CollapseConfig():
+            raise ConfigError(
+                "invalid `collapse`: has no effect with a CollapseMonitor in trainer.callbacks; remove one of them."
+            )
+        own = tuple({type(c) for c in listed} - {ModelCheckpoint})
         return [c for c in made if not own or not isinstance(c, own)]
 
     # ------------------------------------------------------------------------------------------------- before the run

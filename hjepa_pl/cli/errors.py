@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed, describe, either
+from hjepa_pl.utils.wording import as_typed, describe, either
 
 _LIST_KEYS = "'hjepa fit --print_config' lists the keys"
 _ALIASES = {

@@ -19,7 +19,8 @@ from hjepa_pl.losses import PREDICTION_LOSSES, REGULARIZERS, Regularizer
 from hjepa_pl.masks import MASKS
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.utils.registry import Registry
-from hjepa_pl.utils.settings import as_typed, bounds, to_plain
+from hjepa_pl.utils.settings import to_plain
+from hjepa_pl.utils.wording import as_typed, bounds
 
 
 class Key(NamedTuple):

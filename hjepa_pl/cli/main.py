@@ -108,7 +108,7 @@ def _fail(sentence: str, status: int) -> int:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     print(f"hjepa: error{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr, flush=True)
     if world_size() > 1:
-        # At once: a regular exit may wait for the other processes for ever.
+        # At once: a regular exit may wait for the other processes forever.
         sys.stdout.flush()
         os._exit(status)
     return status

@@ -12,7 +12,7 @@ import torch
 
 from hjepa_pl.cli.errors import first_line
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 _FREE = re.compile(
     r"time_budget|compile|encoder\.attention|(encoder|predictor)\.(grad_checkpointing|checkpoint_every)$"

@@ -14,7 +14,7 @@ from hjepa_pl.callbacks.train_log import TrainLog
 from hjepa_pl.cli.checkpoints import CheckpointConfig, checkpoint_callbacks
 from hjepa_pl.cli.run_folder import LoggingConfig, build_loggers
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import either
+from hjepa_pl.utils.wording import either
 
 
 def training_callbacks(

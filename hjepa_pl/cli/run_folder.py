@@ -12,7 +12,8 @@ from lightning.pytorch.trainer import Trainer
 
 from hjepa_pl.callbacks.metrics_csv import MetricsCSV
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed, settings
+from hjepa_pl.utils.settings import settings
+from hjepa_pl.utils.wording import as_typed
 
 
 @settings("logging")

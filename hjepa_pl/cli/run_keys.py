@@ -6,7 +6,7 @@ from typing import Any
 from hjepa_pl.cli.unknown_keys import check_accelerator
 from hjepa_pl.modules.check_trainer import check_keys
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 
 def check_seed(seed: Any) -> None:

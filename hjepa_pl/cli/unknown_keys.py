@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import either
+from hjepa_pl.utils.wording import either
 
 _LISTS = ("levels", "regularizers", "datasets", "probe")
 

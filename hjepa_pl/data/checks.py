@@ -15,7 +15,7 @@ from hjepa_pl.data.sources.images import Images, is_in_memory
 from hjepa_pl.data.sources.registry import check_dataset, find_dataset
 from hjepa_pl.data.sources.shards import local_path
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 
 def check_datasets(datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig], loading: LoadingConfig) -> None:
@@ -144,5 +144,5 @@ def _check_unique(key: str, names: Sequence[str]) -> None:
 
 def _identity(config: DatasetConfig) -> str:
     """Return what a dataset reads, to find duplicates."""
-    classes = "" if config.classes is None else f", classes={config.classes}"
-    return f"{config.name}, root={config.root}, split={config.split}{classes}"
+    given = {"root": config.root, "split": config.split, "classes": config.classes}
+    return ", ".join([config.name, *(f"{key}={value}" for key, value in given.items() if value is not None)])

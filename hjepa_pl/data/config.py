@@ -8,18 +8,8 @@ from pydantic import Strict
 
 from hjepa_pl.data.augment.config import AugmentationConfig, augmentation_config
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import (
-    Count,
-    Fraction,
-    Hint,
-    Name,
-    Pair,
-    PathText,
-    Positive,
-    PositiveFraction,
-    as_typed,
-    settings,
-)
+from hjepa_pl.utils.settings import Count, Fraction, Hint, Name, Pair, PathText, Positive, PositiveFraction, settings
+from hjepa_pl.utils.wording import as_typed
 
 Side = Annotated[int, Ge(2)]
 """Height or width of a view, in pixels."""

@@ -13,7 +13,7 @@ from hjepa_pl.data.sources.images import IndexedImages
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.stratify import stratified
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 
 class Holdout(NamedTuple):

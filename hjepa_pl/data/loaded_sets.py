@@ -46,25 +46,26 @@ class LoadedSets:
         if self.train:
             return
         holdouts = find_holdouts(probes, self._probe_tree)
+        train: list[Images] = []  # assigned when complete: an error leaves no part of a mixture behind
         for config in datasets:
             if config.name == "webdataset":
-                self.train.append(open_shards(str(config.root), config.samples, config.shuffle_buffer))
+                train.append(open_shards(str(config.root), config.samples, config.shuffle_buffer))
                 continue
             images = self._load(config.name, config.root, config.split, config.classes)
             tree = self._tree(config.name, config.root, config.split, config.classes)
             if tree is not None:
                 images = without_held_out(images, config, resolved(tree), holdouts, self.seed)
-            self.train.append(_part(images, config.fraction, self.seed))
+            train.append(_part(images, config.fraction, self.seed))
+        self.train = train
 
     def load_probes(self, probes: Sequence[ProbeConfig]) -> None:
         """Load the probe datasets."""
         if self.probe:
             return
         find_holdouts(probes, self._probe_tree)  # raises for a wrong `holdout`
-        for config in probes:
-            for split, images, index in load_probe(config, self.seed, self._load):
-                self.splits.append(split)
-                self.probe.append((images, index))
+        loaded = [part for config in probes for part in load_probe(config, self.seed, self._load)]
+        self.splits = [split for split, _, _ in loaded]
+        self.probe = [(images, index) for _, images, index in loaded]
 
     def any_files(self) -> bool:
         """Return whether any loaded dataset is read from files while it is used."""

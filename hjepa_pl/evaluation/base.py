@@ -10,7 +10,7 @@ VAL = "val"
 
 
 class Features(NamedTuple):
-    """Features of a labelled dataset."""
+    """Features of a labeled dataset."""
 
     train_x: Tensor
     """(N, D) of the training split."""

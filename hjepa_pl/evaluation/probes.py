@@ -1,4 +1,4 @@
-"""Registry of the probes, and the metrics of all of them on one labelled dataset."""
+"""Registry of the probes, and the metrics of all of them on one labeled dataset."""
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def _not_a_number(probe: Probe, features: Features) -> dict[str, float]:
 def _check_labels(train_y: Tensor, test_y: Tensor, num_classes: int) -> None:
     for name, y in (("train", train_y), ("test", test_y)):
         if len(y) == 0:
-            raise ConfigError(f"The {name} split of the probe dataset is empty; add labelled images.")
+            raise ConfigError(f"The {name} split of the probe dataset is empty; add labeled images.")
         if y.min() < 0 or y.max() >= num_classes:
             raise ConfigError(
                 f"Labels {int(y.min())} to {int(y.max())} in the {name} split of the probe dataset do not fit "

@@ -17,7 +17,7 @@ from hjepa_pl.losses.vicreg import VICReg
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.distributed import gather_rows
 from hjepa_pl.utils.registry import Registry
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 REGULARIZERS: Registry[type[Regularizer]] = Registry(
     "regularizers.kind", {"sigreg": SIGReg, "vicreg": VICReg, "ntxent": NTXent}
@@ -41,12 +41,16 @@ def read_regularizer(value: Any) -> Regularizer:
     make = REGULARIZERS.find(kind)
     if not (isinstance(make, type) and issubclass(make, Regularizer)):
         raise ConfigError(f"invalid `regularizers.kind={kind}`: must be a subclass of hjepa_pl.losses.Regularizer.")
+    if "__bounds__" not in vars(make):
+        raise ConfigError(
+            f"invalid `regularizers.kind={kind}`: must be decorated by @settings of hjepa_pl.utils.settings."
+        )
     _check_keys(kind, make, keys)
     return make(**keys)
 
 
 def _check_keys(kind: str, make: type[Regularizer], keys: Mapping[str, Any]) -> None:
-    """Reject keys of another kind, and keys that are spelt nearly as one of this kind."""
+    """Reject keys of another kind, and misspelled keys."""
     own = {f.name for f in fields(make)}
     known = {f.name for part in REGULARIZERS.values() for f in fields(part)}
     for key in sorted(keys.keys() - own):

@@ -9,7 +9,8 @@ from torch import Tensor
 from hjepa_pl.losses.base import Regularizer, as_views
 from hjepa_pl.losses.view_loss import paired_views
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import Hint, NonNegative, as_typed, settings
+from hjepa_pl.utils.settings import Hint, NonNegative, settings
+from hjepa_pl.utils.wording import as_typed
 
 _INVARIANCE = 25.0
 

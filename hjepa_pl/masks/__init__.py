@@ -1,5 +1,6 @@
 """Masks in plain PyTorch: which patches the context encoder sees, and which cells are predicted."""
 
+import inspect
 from dataclasses import fields
 
 from hjepa_pl.masks.base import MaskGenerator, MaskShape
@@ -9,7 +10,7 @@ from hjepa_pl.masks.multiblock import MultiBlockMasks
 from hjepa_pl.masks.random import RandomMasks
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.registry import Registry
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed, either
 
 __all__ = [
     "MASKS", "HierarchicalMasks", "MaskConfig", "MaskGenerator", "MaskShape", "MultiBlockMasks", "RandomMasks",
@@ -37,6 +38,11 @@ def find_masks(config: MaskConfig) -> type[MaskGenerator]:
                 f"invalid `masks.{field.name}={as_typed(value)}`: has no effect with masks.kind={config.kind}; "
                 "remove it."
             )
+    takes = list(inspect.signature(kind).parameters)[5:]  # after config, grid, cells, seed, joint
+    for option in config.options or {}:
+        if option not in takes:
+            known = f"its options are {', '.join(takes)}" if takes else "it has no options"
+            raise ConfigError(f"masks.options does not accept '{option}' with masks.kind={config.kind}; {known}.")
     return kind
 
 
@@ -72,9 +78,9 @@ def build_masks(
             possible = [c for c in divisors if _is_possible(kind, config, grid, cells, level, c)] or divisors
             raise ConfigError(
                 f"invalid `levels.cell={cell}`: must divide the grid of {grid[0]} x {grid[1]} patches; use "
-                f"{_either(possible)}."
+                f"{either(map(str, possible))}."
             )
-    return kind(config, grid, cells, seed, joint)
+    return kind(config, grid, cells, seed, joint, **(config.options or {}))
 
 
 def _is_possible(
@@ -88,12 +94,7 @@ def _is_possible(
     """Return True if masks can be made with another cell at a level, without the levels whose cells do not divide."""
     others = [c for i, c in enumerate(cells) if i != level and grid[0] % c == 0 and grid[1] % c == 0]
     try:
-        kind(config, grid, tuple(sorted([*others, cell])), 0)
+        kind(config, grid, tuple(sorted([*others, cell])), 0, **(config.options or {}))
     except ConfigError:
         return False
     return True
-
-
-def _either(values: list[int]) -> str:
-    """Return '1, 2 or 4'."""
-    return " or ".join(filter(None, [", ".join(map(str, values[:-1])), str(values[-1])]))

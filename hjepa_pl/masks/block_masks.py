@@ -13,7 +13,7 @@ from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible
 from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.masks.sizes import MAX_SHAPES, Size, block_sizes, has_exact
 from hjepa_pl.types import ConfigError, Counters
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 _MOST_BLOCKS = 8
 """Maximum of target blocks per image, with num_targets auto."""

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Le, Lt
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import Count, Hint, Pair, Positive, as_typed, settings
+from hjepa_pl.utils.settings import Count, Hint, Pair, Positive, settings
+from hjepa_pl.utils.wording import as_typed
 
 _OpenUnit = Annotated[float, Gt(0), Lt(1)]
 _Fraction = Annotated[float, Gt(0), Le(1)]

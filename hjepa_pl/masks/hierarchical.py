@@ -14,7 +14,7 @@ from hjepa_pl.masks.block_masks import COVERED, BlockMasks, Placed
 from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.masks.sizes import MAX_SHAPES, Size, nested_sizes
 from hjepa_pl.types import ConfigError, Counters, Masks
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 
 class HierarchicalMasks(BlockMasks):

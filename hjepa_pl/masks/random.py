@@ -7,7 +7,7 @@ from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.masks.base import MaskGenerator, MaskShape, min_visible
 from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.types import ConfigError, Counters, Masks
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 
 class RandomMasks(MaskGenerator):

@@ -3,7 +3,7 @@
 import math
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 Size = tuple[int, int]
 """Height and width of a block, in patches."""

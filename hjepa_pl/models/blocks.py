@@ -70,15 +70,19 @@ def compile_blocks(networks: Iterable[nn.Module | None], device: torch.device) -
         device: The device that they will run on.
 
     Raises:
-        ConfigError: If there is no compiler for the device.
+        ConfigError: If there is no compiler for the device, or a network has no blocks.
     """
     _check_compiler(device)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
-    for network in networks:
-        for name, stack in [] if network is None else network.named_modules():
-            if name.rpartition(".")[2] == "blocks":
-                for block in stack.children():
-                    block.compile()
+    for network in filter(None, networks):
+        stacks = [stack for name, stack in network.named_modules() if name.rpartition(".")[2] == "blocks"]
+        if not stacks:
+            raise ConfigError(
+                f"invalid `compile=true`: has no effect on {type(network).__name__}, which has no module named blocks; "
+                "name its stack of blocks so, or set compile to false."
+            )
+        for block in [block for stack in stacks for block in stack.children()]:
+            block.compile()
 
 
 def _check_compiler(device: torch.device) -> None:

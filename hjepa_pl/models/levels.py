@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Lt
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import Count, Hint, as_typed, from_plain_list, invalid, settings
+from hjepa_pl.utils.settings import Count, Hint, from_plain_list, invalid, settings
+from hjepa_pl.utils.wording import as_typed
 
 
 @settings("levels")
@@ -54,7 +55,7 @@ class LevelConfig:
 def presets() -> dict[str, tuple[LevelConfig, ...]]:
     """Return the preset hierarchies: 'flat' is I-JEPA's one level, 'three' is patch, 2 x 2 cell and image.
 
-    Weights and masked view of 'three' are the best of the README's ablation.
+    Why these weights and the masked view of 'three': docs/studies.md.
     """
     return {
         "flat": (LevelConfig(cell=1),),

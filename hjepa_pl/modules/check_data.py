@@ -7,7 +7,7 @@ from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.objectives.local_crops import LocalCrops
 from hjepa_pl.types import CleanBatch, ConfigError, ImageModel, TrainDataModule, ViewBatch, train_data_module
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 _MIN_CROPS = {"global_only": 0, "global_with_local_context": 1, "cross_crop_prediction": 2}
 """Local crops that each `masks.strategy` needs in a step."""

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import (
 from hjepa_pl.optim.config import OptimizerConfig
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.run_length import limited
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 
 class _Rule(NamedTuple):
@@ -132,7 +132,8 @@ def check_keys(given: Mapping[str, Any], *, budgeted: bool) -> None:
     for key, value in given.items():
         rule = _RULES.get(key)
         if rule is not None and value is not None and not rule.holds(value):
-            raise ConfigError(f"invalid `trainer.{key}={as_typed(value)}`: must be {rule.must}.")
+            shown = value if isinstance(value, str) else as_typed(value)
+            raise ConfigError(f"invalid `trainer.{key}={shown}`: must be {rule.must}.")
     _check_pairs(given, budgeted)
     strategy = given.get("strategy")
     if isinstance(strategy, str):

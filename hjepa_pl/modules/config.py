@@ -14,7 +14,8 @@ from hjepa_pl.models.config import SIZES, EncoderConfig, PredictorConfig, Projec
 from hjepa_pl.models.levels import LevelConfig, read_levels, split_levels
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed, from_plain, to_plain
+from hjepa_pl.utils.settings import from_plain, invalid, to_plain
+from hjepa_pl.utils.wording import as_typed
 
 _PARTS: dict[str, type] = {
     "encoder": EncoderConfig,
@@ -85,7 +86,8 @@ def _check_scalars(values: Mapping[str, Any]) -> None:
     for key in ("experimental", "compile"):
         if not isinstance(values[key], bool):
             raise ConfigError(f"invalid `{key}={as_typed(values[key])}`: must be true or false.")
-    PREDICTION_LOSSES.find(values["prediction"])
+    if not callable(PREDICTION_LOSSES.find(values["prediction"])):
+        raise invalid("prediction", values["prediction"], "must be a function of predictions and targets.")
     if values["level_scale"] not in get_args(LevelScale):
         scale = as_typed(values["level_scale"])
         raise ConfigError(f"invalid `level_scale={scale}`: must be {' or '.join(get_args(LevelScale))}.")

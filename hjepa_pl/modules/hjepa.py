@@ -48,7 +48,7 @@ class HJEPALightningModule(PretrainModule):
 
     Attributes:
         context_encoder: The encoder that is trained.
-        target_encoder: Its moving average; None without token levels.
+        target_encoder: Its moving average; None without token levels or with `ema: null`.
         predictor, fusion, projector, pyramid, pyramid_heads: Networks on top; None where the levels need none.
         target_pyramid: Moving average of the pyramid.
         tokens, images, crops, terms: The objectives: `TokenLevels`, `ImageLevel`, `LocalCrops`, `Regularizers`.

@@ -10,7 +10,7 @@ from hjepa_pl.optim.config import OptimizerConfig
 from hjepa_pl.optim.schedules import cosine, warmup_cosine
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.run_length import clock
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 _DEFAULT_WARMUP = 0.05
 """Fraction of the run."""

@@ -5,7 +5,8 @@ from typing import Annotated
 from annotated_types import Ge, Lt
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import Fraction, Hint, NonNegative, Pair, Positive, as_typed, settings
+from hjepa_pl.utils.settings import Fraction, Hint, NonNegative, Pair, Positive, settings
+from hjepa_pl.utils.wording import as_typed
 
 
 @settings("optimizer")

@@ -8,15 +8,16 @@ from typing import IO, Any
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: str | Path, mode: str = "w", *, sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file next to `path`; when the block ends, flush it to the disk and rename it to `path`.
 
-    A reader sees the old file or the new one, also after a kill or a power failure. If the block raises, the old file
-    stays and the temporary one is removed. Text is UTF-8, its line ends are written as they are.
+    A reader sees the old file or the new one, also after a kill, and with `sync` after a power failure. If the block
+    raises, the old file stays and the temporary one is removed. Text is UTF-8, its line ends are written as they are.
 
     Args:
         path: The file; its folder is created if it does not exist.
         mode: "w" for text, "wb" for bytes.
+        sync: Wait until the disk has the bytes, which may take many ms on a network disk.
 
     Example:
         >>> import tempfile
@@ -33,8 +34,9 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         with temporary.open(mode, **text) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

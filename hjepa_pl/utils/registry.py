@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.wording import as_typed, either
 
 T = TypeVar("T")
 
@@ -47,15 +48,17 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             ConfigError: If there is none.
         """
-        if name in self._parts:
+        if isinstance(name, str) and name in self._parts:
             return self._parts[name]
-        module, _, attribute = str(name).rpartition(".")
+        module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
         if module:
             try:
                 return getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
+            except (ImportError, AttributeError, TypeError, ValueError) as error:
                 raise ConfigError(f"invalid `{self.key}={name}`: cannot be imported ({error}).") from None
-        names = " or ".join([", ".join([*self._parts][:-1]), [*self._parts][-1]]) if len(self) > 1 else next(iter(self))
-        near = difflib.get_close_matches(str(name), self._parts, 1)
+        near = difflib.get_close_matches(name, self._parts, 1) if isinstance(name, str) else []
         hint = f"; did you mean {near[0]}?" if near else "."
-        raise ConfigError(f"invalid `{self.key}={name}`: must be {names}, or the import path of your own{hint}")
+        known = either(self._parts)
+        raise ConfigError(
+            f"invalid `{self.key}={as_typed(name)}`: must be {known}, or the import path of your own{hint}"
+        )

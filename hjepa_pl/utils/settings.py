@@ -4,18 +4,18 @@ import copy
 import dataclasses
 import functools
 import inspect
-import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, NamedTuple, TypeVar, dataclass_transform
 
 import annotated_types as at
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.wording import as_typed, describe
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ Fraction = Annotated[float, at.Ge(0), at.Le(1)]
 """A number in [0, 1]."""
 Count = Annotated[int, at.Ge(1)]
 """A whole number of at least 1."""
-Pair = Annotated[tuple[T, T], Strict(False)]
+Pair = Annotated[tuple[T, T], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 """Two values; a list is taken too."""
 PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)]
 """A path as text, as a config holds it; `pathlib`'s are taken too."""
@@ -74,6 +74,7 @@ def settings(key: str, entry: str = "") -> Callable[[type[T]], type[T]]:
     """
 
     def make(cls: type[T]) -> type[T]:
+        _restore_bounds(cls)
         hints = typing.get_type_hints(cls, include_extras=True)
         fields = {name: hint for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar}
         config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
@@ -87,6 +88,7 @@ def settings(key: str, entry: str = "") -> Callable[[type[T]], type[T]]:
                 sentence = _sentence(key, fields, given, error)
                 raise ConfigError(in_entry(sentence, entry, given.get("name")) if entry else sentence) from None
 
+        init.__name__, init.__qualname__ = "__init__", f"{cls.__qualname__}.__init__"
         plain = {name: _plain(hint) for name, hint in fields.items()}
         made.__signature__ = inspect.Signature(
             [p.replace(annotation=plain[p.name]) for p in inspect.signature(made).parameters.values()]
@@ -101,6 +103,15 @@ def settings(key: str, entry: str = "") -> Callable[[type[T]], type[T]]:
         return typing.cast(type[T], made)
 
     return make
+
+
+def _restore_bounds(cls: type) -> None:
+    """Give a subclass of settings the inherited fields with their bounds, which their class shows without."""
+    own = dict(vars(cls).get("__annotations__", {}))
+    inherited: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[1:]):
+        inherited |= vars(base).get("__bounds__", {})
+    cls.__annotations__ = {**{name: hint for name, hint in inherited.items() if name not in own}, **own}
 
 
 def to_plain(value: Any) -> Any:
@@ -163,63 +174,6 @@ def in_entry(sentence: str, entry: str, name: object) -> str:
     return f"{sentence.removesuffix('.')} ({entry} {name})." if isinstance(name, str) and name else sentence
 
 
-def as_typed(value: Any) -> str:
-    """Return a value as it is typed in a config."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(as_typed, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k}: {as_typed(v)}' for k, v in value.items())}}}"
-    return f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else str(value)
-
-
-def describe(hint: Any) -> str:
-    """Return what values a field takes, in words: "a whole number >= 1 or null" of `Annotated[int, Ge(1)] | None`.
-
-    Args:
-        hint: The annotation, bounds included.
-    """
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return describe(parts[0]) + bounds(parts[1:])
-    if origin in (typing.Union, types.UnionType):
-        return either(option for part in parts for option in _options(part))
-    if origin is typing.Literal:
-        return either(map(as_typed, parts))
-    if origin is tuple:
-        return _sequence(parts)
-    if origin is list:
-        return "a list"
-    if origin is dict or dataclasses.is_dataclass(hint):
-        return "a mapping"
-    named = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return named.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def bounds(metadata: Iterable[Any]) -> str:
-    """Return the bounds in an annotation's metadata as text: " >= 1", " in (0, 1]", or "" without any."""
-    metadata = list(metadata)
-    low = next((m for m in metadata if isinstance(m, at.Gt | at.Ge)), None)
-    high = next((m for m in metadata if isinstance(m, at.Lt | at.Le)), None)
-    if isinstance(high, at.Lt) and high.lt == float("inf"):
-        high = None
-    lower = "" if low is None else as_typed(low.gt if isinstance(low, at.Gt) else low.ge)
-    upper = "" if high is None else as_typed(high.lt if isinstance(high, at.Lt) else high.le)
-    if low is not None and high is not None:
-        left, right = "(" if isinstance(low, at.Gt) else "[", ")" if isinstance(high, at.Lt) else "]"
-        return f" in {left}{lower}, {upper}{right}"
-    if low is not None:
-        return f" {'>' if isinstance(low, at.Gt) else '>='} {lower}"
-    return "" if high is None else f" {'<' if isinstance(high, at.Lt) else '<='} {upper}"
-
-
-def either(options: Iterable[str]) -> str:
-    """Return alternatives as text: "a, b or c"."""
-    *first, last = dict.fromkeys(options)
-    return f"{', '.join(first)} or {last}" if first else last
-
-
 # ------------------------------------------------------------------------------------------------------------- messages
 
 
@@ -238,7 +192,18 @@ def _sentence(key: str, fields: Mapping[str, Any], given: Mapping[str, Any], err
     if name not in fields:
         return f"invalid `{key}`: {first['msg']}."
     hints = _hints(fields[name])
-    return f"invalid `{key}.{name}={as_typed(given[name])}`: must be {'; '.join([describe(fields[name]), *hints])}."
+    value = given[name]
+    shown = (
+        f"{value:.1f}"
+        if isinstance(value, float) and value.is_integer() and _wants_int(fields[name])
+        else as_typed(value)
+    )
+    return f"invalid `{key}.{name}={shown}`: must be {'; '.join([describe(fields[name]), *hints])}."
+
+
+def _wants_int(annotation: Any) -> bool:
+    """Return True if whole numbers are taken and floats are not, so that 2.0 is to be told from 2."""
+    return "a whole number" in describe(annotation) and "a number" not in describe(annotation)
 
 
 def _hints(annotation: Any) -> list[str]:
@@ -248,23 +213,6 @@ def _hints(annotation: Any) -> list[str]:
         for part in typing.get_args(annotation)
         for text in ([part.text] if isinstance(part, Hint) else _hints(part))
     ]
-
-
-def _sequence(parts: tuple[Any, ...]) -> str:
-    """Return a tuple in words: "a list of 2 numbers > 0"."""
-    if parts[-1:] == (...,):
-        return f"a list of {_plural(describe(parts[0]))}"
-    kinds = list(dict.fromkeys(map(describe, parts)))
-    return f"a list of {len(parts)} {_plural(kinds[0])}" if len(kinds) == 1 else f"a list of {', '.join(kinds)}"
-
-
-def _plural(kind: str) -> str:
-    return re.sub(r"^a (whole number|number|list|mapping)\b", r"\1s", kind)
-
-
-def _options(hint: Any) -> list[str]:
-    """Return the alternatives that an annotation has: one for each value of a `Literal`."""
-    return list(map(as_typed, typing.get_args(hint))) if typing.get_origin(hint) is typing.Literal else [describe(hint)]
 
 
 def _plain(hint: Any) -> Any:

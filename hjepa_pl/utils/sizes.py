@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from hjepa_pl.utils.settings import as_typed, invalid
+from hjepa_pl.utils.settings import invalid
+from hjepa_pl.utils.wording import as_typed
 
 ImgSize = int | tuple[int, int]
 """Side of a square image, or (height, width), in pixels."""

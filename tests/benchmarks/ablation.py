@@ -174,7 +174,7 @@ def table(args: argparse.Namespace) -> None:
     step = {line["computation"]: line["step"] for line in lines if line["kind"] == "step"}
     keys = sorted({key for line in lines if line["kind"] == "run" for key in line})
     figures = [key for key in keys if key.endswith(tuple(f"/{name}" for name in PROBES))]  # of the judged network
-    validation = [key + VAL for key in figures if key + VAL in keys]
+    validation = [f"{key}_{VAL}" for key in figures if f"{key}_{VAL}" in keys]
     print(f"| arm | seeds | step, ms | steps | {' | '.join(figures)} | mean | validation |")
     print("|---" * (6 + len(figures)) + "|")
     chosen: dict[str, float] = {}

@@ -53,8 +53,8 @@ class FirstRed(CollapseMonitor):
 
     at = 0
 
-    def _judge(self, trainer: pl.Trainer) -> None:
-        super()._judge(trainer)
+    def _update_status(self, trainer: pl.Trainer) -> None:
+        super()._update_status(trainer)
         if self.status == "red" and not self.at:
             self.at = trainer.global_step
 

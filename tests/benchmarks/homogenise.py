@@ -7,7 +7,7 @@
 Every 20 steps, per token level: how the targets' power is shared out (a constant; what depends on the position alone;
 on the image alone; on both), the monitor's `image_share` and ranks, and, where there are two token levels or more, the
 cosine between the gradients that the first and each other level give the context encoder on the same batch. Each arm is
-a real Trainer run of 400 steps on one thread: the README's ablation model on CIFAR-10 (a folder with train/ and test/),
+a real Trainer run of 400 steps on one thread: the model of `ablation.py` on CIFAR-10 (a folder with train/ and test/),
 or an embedded config. Arms that are in the file already are not run again.
 """
 

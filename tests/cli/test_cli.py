@@ -62,6 +62,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert "predict" not in done.stdout  # row numbers of the training sets are no answer to advertise
 
 
+@pytest.mark.slow
 def test_the_first_screen_is_about_the_run(config) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "hjepa_pl", "fit", "tiny.yaml", "--trainer.max_steps=2"],
@@ -399,7 +400,10 @@ def test_augmentation_is_a_word_or_a_preset_with_parts_of_ones_own(config, capsy
     assert fit(Path("results/tiny/config.yaml"), *again) == 0, capsys.readouterr().err
 
 
+OWN_MONITOR = "--trainer.callbacks=[{class_path: CollapseMonitor}]"
 REFUSED = [
+    ([OWN_MONITOR, "--collapse.action=stop"], "invalid `collapse`: has no effect with a CollapseMonitor in trainer"),
+    (["--data.init_args.probe=[{name: digitz}]"], "invalid `probe.name=digitz`: must be"),
     (["--modle.lr=1"], "modle"),
     (["--trainer.max_epoch=3"], "max_epoch"),
     (["--model.init_args.encoder.dept=3"], "dept"),
@@ -467,7 +471,7 @@ REFUSED = [
     (["--data.init_args.datasets=[{name: digits}, {weight: 2}]"], "lacks the key 'name'"),
     (
         ["--data.init_args.datasets=[{name: digits, classes: x}]"],
-        "invalid `datasets.classes=x`: has no effect but with name=imagenet100,",
+        "invalid `datasets.classes=x`: has an effect only with name=imagenet100,",
     ),
     (
         ["--data.init_args.datasets=[{name: folder, root: ., classes: x}]"],

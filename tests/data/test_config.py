@@ -47,7 +47,7 @@ def test_rejected_augmentations(kwargs, message):
         ({"datasets": [{"name": "digits", "weight": 0}]}, r"`datasets.weight=0`: must be a number > 0 \(dataset"),
         ({"datasets": [{"name": "digits", "weight": NAN}]}, r"`datasets.weight=nan`: must be a number > 0 \(dataset"),
         ({"datasets": [{"name": "digits", "fraction": 0}]}, r"`datasets.fraction=0`: must be a number in \(0, 1\] \("),
-        ({"datasets": [{"name": "digits"}] * 2}, "`datasets`: contains digits, root=None, split=train twice; remove"),
+        ({"datasets": [{"name": "digits"}] * 2}, "`datasets`: contains digits, split=train twice; remove"),
         ({"batch_size": 1}, "`data.batch_size=1`: must be a whole number >= 2; batch statistics need two images."),
         ({"batch_size": 2.5}, "invalid `data.batch_size=2.5`: must be a whole number >= 2"),
         ({"views": 0}, "invalid `data.views=0`: must be a whole number >= 1."),

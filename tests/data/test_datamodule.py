@@ -237,3 +237,18 @@ def test_what_is_no_size_is_refused(size):
     sentence = r"`data.img_size=.*`: must be a whole number >= 2, a list of 2 whole numbers >= 2 or null"
     with pytest.raises(ConfigError, match=sentence):
         digits(img_size=size)
+
+
+def test_an_error_leaves_no_part_of_a_mixture_behind(tmp_path) -> None:
+    """As in a notebook, where the cell is run again once the folder is there."""
+    data = MultiDatasetDataModule(
+        [{"name": "digits"}, {"name": "folder", "root": str(tmp_path / "later")}],
+        batch_size=8, img_size=8, in_chans=1, augmentation="none",
+    )  # fmt: skip
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="later"):
+            data.setup("fit")
+    (tmp_path / "later").mkdir()
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "later" / "0.png")
+    data.setup("fit")
+    assert [len(images) for images in data.sets.train] == [1797 * 4 // 5 + 1, 1]

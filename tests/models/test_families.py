@@ -122,10 +122,16 @@ def test_a_family_is_registered_by_one_line(monkeypatch) -> None:
         ENCODERS["conv_stem"] = ConvStemEncoder
 
 
-def test_models_are_plain_pytorch() -> None:
+def test_losses_masks_metrics_and_models_are_plain_pytorch() -> None:
     """In a process of its own: nothing of Lightning is imported, and a user's own loop trains the networks."""
     code = """
 import sys, torch
+from hjepa_pl.losses import SIGReg, VICReg, NTXent, REGULARIZERS, prediction_loss, view_loss
+from hjepa_pl.masks import MASKS, MultiBlockMasks, MaskConfig, build_masks
+from hjepa_pl.evaluation import PROBES, effective_rank, knn_accuracy, linear_probe, position_share
+z = torch.randn(2, 8, 4, requires_grad=True)
+sum(loss()(z) for loss in (SIGReg, VICReg, NTXent)).backward()
+assert z.grad.abs().sum() > 0
 from hjepa_pl.models import EncoderConfig, FeaturePyramid, Predictor, PredictorConfig, Projector, ProjectorConfig
 from hjepa_pl.models import PyramidConfig, VisionEncoder
 encoder = VisionEncoder(EncoderConfig(embed_dim=48, depth=3, num_heads=3, img_size=32, patch_size=4), inner=(1, 2))

@@ -23,6 +23,9 @@ def test_a_part_is_found_by_name_and_by_import_path(tmp_path, monkeypatch) -> No
         ("strr", "invalid `part.kind=strr`: must be int or str, or the import path of your own; did you mean str?"),
         ("no_such_module.Part", "invalid `part.kind=no_such_module.Part`: cannot be imported"),
         ("pathlib.Pth", "invalid `part.kind=pathlib.Pth`: cannot be imported"),
+        ("..a", "invalid `part.kind=..a`: cannot be imported"),
+        (["int"], "invalid `part.kind=[int]`: must be int or str"),
+        (None, "invalid `part.kind=null`: must be int or str, or the import path of your own."),
     ],
 )
 def test_an_unknown_name_is_rejected_in_one_sentence(name, sentence) -> None:

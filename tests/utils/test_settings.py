@@ -39,8 +39,8 @@ class PartConfig:
     [
         ({"depth": 0}, "invalid `part.depth=0`: must be a whole number >= 1 or null."),
         ({"depth": True}, "invalid `part.depth=true`: must be a whole number >= 1 or null."),
-        ({"depth": "3"}, "invalid `part.depth=3`: must be a whole number >= 1 or null."),
-        ({"depth": 2.0}, "invalid `part.depth=2`: must be a whole number >= 1 or null."),
+        ({"depth": "3"}, "invalid `part.depth='3'`: must be a whole number >= 1 or null."),
+        ({"depth": 2.0}, "invalid `part.depth=2.0`: must be a whole number >= 1 or null."),
         ({"size": "tiny"}, "invalid `part.size=tiny`: must be small, base or null."),
         ({"scale": [0.0, 2]}, "invalid `part.scale=[0, 2]`: must be a list of 2 numbers in (0, 1]."),
         ({"scale": [0.1]}, "invalid `part.scale=[0.1]`: must be a list of 2 numbers in (0, 1]."),
@@ -92,3 +92,16 @@ def test_a_json_schema_holds_bounds_and_meanings() -> None:
     schema = TypeAdapter(PartConfig).json_schema()["properties"]
     assert schema["depth"]["anyOf"][0] == {"minimum": 1, "type": "integer"}
     assert schema["depth"]["description"] == "Blocks."
+
+
+def test_a_subclass_keeps_the_bounds_that_it_inherits() -> None:
+    @settings("part")
+    class WiderConfig(PartConfig):
+        """A part with a width."""
+
+        width: Count = 3
+
+    assert WiderConfig(scale=[0.2, 1]).scale == (0.2, 1.0)  # type: ignore[arg-type]
+    for given in ({"depth": 0}, {"width": 0}, {"lr": -1}, {"scale": {0.1, 0.2}}):
+        with pytest.raises(ConfigError, match=f"invalid `part.{next(iter(given))}="):
+            WiderConfig(**given)

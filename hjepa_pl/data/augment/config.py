@@ -18,11 +18,11 @@ from hjepa_pl.utils.settings import (
     Hint,
     NonNegative,
     PositiveRange,
-    as_typed,
     from_plain,
     in_entry,
     settings,
 )
+from hjepa_pl.utils.wording import as_typed
 
 _PRESET: Any = None
 """Default of the keys whose value is the preset's."""

@@ -10,8 +10,9 @@ from annotated_types import Ge
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import AreaRange, Count, Pair, Positive, as_typed, settings
+from hjepa_pl.utils.settings import AreaRange, Count, Pair, Positive, settings
 from hjepa_pl.utils.sizes import ImgSize, sides
+from hjepa_pl.utils.wording import as_typed
 
 
 @settings("multicrop")

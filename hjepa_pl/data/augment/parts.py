@@ -12,7 +12,7 @@ from hjepa_pl.data.augment.random_erasing import RandomErasing
 from hjepa_pl.functional.counters import Stream
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.registry import Registry
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 PARTS: Registry[type[Part]] = Registry(
     "augmentation.extra",

@@ -7,8 +7,8 @@ from lightning.pytorch import Trainer
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed
 from hjepa_pl.utils.sizes import ImgSize, sides
+from hjepa_pl.utils.wording import as_typed
 
 
 class ImageSpec(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import as_typed
+from hjepa_pl.utils.wording import as_typed
 
 SAMPLINGS = ("weighted", "balanced", "concat", "temperature")
 

@@ -41,12 +41,12 @@ def reason(error: OSError) -> str:
 
 
 def read_bad_files(folder: str) -> list[BadFile]:
-    """Return the rows of a run folder's `bad_files.txt`; none if there is no such file."""
+    """Return the rows of a run folder's `bad_files.txt`, but for one that a kill cut off; none without the file."""
     path = os.path.join(folder, BAD_FILES)
     if not os.path.exists(path):
         return []
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return [BadFile(*row) for row in csv.reader(file, dialect="excel-tab")]
+        return [BadFile(*row) for row in csv.reader(file, dialect="excel-tab") if len(row) == len(BadFile._fields)]
 
 
 class BadFiles:

@@ -5,7 +5,7 @@ torchvision's own download starts again from zero, which for STL-10 is 2.6 GB.
 
 import os
 import urllib.request
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from urllib.error import HTTPError
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -55,23 +55,24 @@ def _download(url: str, part: str) -> None:
     """Append to the part until it is complete, as long as each request adds bytes."""
     while True:
         before = _size(part)
-        total = _append(url, part)
+        total, broke = _append(url, part)
         size = _size(part)
-        if total is None or size >= total:
+        if (not broke and total is None) or (total is not None and size >= total):
             return
         if size <= before:
-            raise OSError(f"{url} broke off after {size:,} of {total:,} bytes; the next attempt resumes there")
+            of = "" if total is None else f" of {total:,}"
+            raise OSError(f"{url} broke off after {size:,}{of} bytes; the next attempt resumes there")
 
 
-def _append(url: str, part: str) -> int | None:
-    """Append the answer to one request, and return the size of the whole file if the server tells it."""
+def _append(url: str, part: str) -> tuple[int | None, bool]:
+    """Append the answer to one request; return the file's whole size, if known, and whether the connection broke."""
     size = _size(part)
     request = urllib.request.Request(url, headers={"User-Agent": "hjepa_pl", "Range": f"bytes={size}-"})
     try:
         answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except HTTPError as error:
         if error.code == 416 and size:  # no byte after the part: the checksum decides
-            return size
+            return size, False
         raise
     with answer:
         ranged = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {size}-")
@@ -80,15 +81,10 @@ def _append(url: str, part: str) -> int | None:
         rank_zero_info(f"fetching {url}{f', from byte {start:,}' if start else ''}.")
         bar = progress_bar(f"Fetching {os.path.basename(url)}", total, completed=start, in_bytes=True)
         with open(part, "ab" if start else "wb") as file, bar as advance:
-            while chunk := _read(answer):
-                file.write(chunk)
-                advance(len(chunk))
-    return total
-
-
-def _read(answer: HTTPResponse) -> bytes:
-    """Return the next bytes, none at the end or when the connection breaks: the bytes before are kept."""
-    try:
-        return answer.read1(_CHUNK)
-    except (OSError, HTTPException):
-        return b""
+            try:
+                while chunk := answer.read1(_CHUNK):
+                    file.write(chunk)
+                    advance(len(chunk))
+            except (OSError, HTTPException):  # the bytes before are kept
+                return total, True
+    return total, False

@@ -19,6 +19,7 @@ from hjepa_pl.data.sources.images import IndexedImages
 from hjepa_pl.data.sources.torchvision_sets import OFFICIAL, download_official, load_official
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.registry import Registry
+from hjepa_pl.utils.wording import either
 
 Load = Callable[[str, str], IndexedImages]
 """Contract of a dataset's function, called as `load(root, split)`.
@@ -34,7 +35,7 @@ class Dataset(NamedTuple):
     """An entry of `DATASETS`."""
 
     load: Load | None = None
-    """None for folders and shards, whose other settings `LoadedSets` reads."""
+    """None for folders and shards, which `LoadedSets` opens itself."""
     download: Callable[[str], None] | None = None
     """Downloads the files to a folder unless they are there."""
     embedded: bool = False
@@ -60,13 +61,20 @@ DATASETS: Registry[Dataset | Load] = Registry(
 """All datasets. An entry is a `Dataset`, or a function alone."""
 
 
-def find_dataset(name: str) -> Dataset:
+def find_dataset(name: str, key: str = "datasets") -> Dataset:
     """Return the dataset of a name or import path.
+
+    Args:
+        name: The name.
+        key: `datasets` or `probe`, for messages.
 
     Raises:
         ConfigError: If there is none.
     """
-    found = DATASETS.find(name)
+    try:
+        found = DATASETS.find(name)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("datasets.name", f"{key}.name", 1)) from None
     if isinstance(found, Dataset):
         return found
     if not callable(found):
@@ -83,7 +91,7 @@ def check_dataset(key: str, name: str, root: str | None, classes: str | None = N
         root: As configured.
         classes: As configured.
     """
-    dataset = find_dataset(name)
+    dataset = find_dataset(name, key)
     if dataset.embedded and root is not None:
         raise ConfigError(
             f"invalid `{key}.root={root}`: has no effect with name={name}, which needs no files; remove it."
@@ -92,8 +100,8 @@ def check_dataset(key: str, name: str, root: str | None, classes: str | None = N
         raise ConfigError(f"invalid `{key}.root=null`: must be {dataset.root} (dataset {name}).")
     if classes is not None and name not in TREES:
         raise ConfigError(
-            f"invalid `{key}.classes={classes}`: has no effect but with name={', '.join(TREES)}; remove it (dataset "
-            f"{name})."
+            f"invalid `{key}.classes={classes}`: has an effect only with name={either(TREES)}; remove it "
+            f"(dataset {name})."
         )
 
 

@@ -16,8 +16,13 @@ from hjepa_pl.data.sources.images import ArrayImages, check_split
 from hjepa_pl.types import ConfigError
 
 OFFICIAL: dict[str, Any] = {"cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100, "stl10": tv.STL10}
-"""torchvision's classes by name."""
+"""torchvision's classes by name, with the constructor of CIFAR or of STL10."""
 _GIGABYTES = {"cifar10": "0.2", "cifar100": "0.2", "stl10": "2.6"}
+"""Size of the download, where it is known."""
+
+
+def _size_of(name: str) -> str:
+    return f" ({_GIGABYTES[name]} GB)" if name in _GIGABYTES else ""
 
 
 def load_official(name: str, root: str, split: str) -> ArrayImages:
@@ -39,7 +44,7 @@ def load_official(name: str, root: str, split: str) -> ArrayImages:
     except (RuntimeError, OSError) as error:
         raise ConfigError(
             f"{root} does not hold the complete official files of {name}; get them with "
-            f"`{_download_command(name, root)}` ({_GIGABYTES[name]} GB)."
+            f"`{_download_command(name, root)}`{_size_of(name)}."
         ) from error
     images = torch.from_numpy(np.ascontiguousarray(data.data))
     if name != "stl10":

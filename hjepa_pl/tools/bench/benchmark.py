@@ -85,7 +85,7 @@ def bench(request: BenchRequest) -> dict[str, Any]:
     run = measure(request.words, *request.steps, parts=_PARTS, then=then)
     found = _of_run(run, counted)
     found["ceiling"] = {"flops_per_second": after["ceiling"][0], "product": after["ceiling"][1]}
-    found["utilisation"] = found["flops_per_second"] / after["ceiling"][0]
+    found["utilization"] = found["flops_per_second"] / after["ceiling"][0]
     found["largest_batch"] = after.get("largest")
     found["run"] = _forecast(run, request.imports + counted.prepared)
     found["other_precision"] = _other(request.words, run)

@@ -18,7 +18,7 @@ def format_report(found: dict[str, Any]) -> list[str]:
         row(
             "compute",
             f"{scaled(found['flops_per_step'], 'FLOP')} per step, {scaled(found['flops_per_second'], 'FLOP')}/s: "
-            f"{100 * found['utilisation']:.0f} % of the {scaled(found['ceiling']['flops_per_second'], 'FLOP')}/s that "
+            f"{100 * found['utilization']:.0f} % of the {scaled(found['ceiling']['flops_per_second'], 'FLOP')}/s that "
             f"matrix products reach on this machine ({found['ceiling']['product']})",
         ),
         row("memory", _memory(found)),

@@ -260,3 +260,8 @@ def test_only_the_first_few_are_warned_of():
         BadFiles().add([BadFile(f"{i}.png", "a", "not found") for i in range(30)], "is left out")
     assert len(caught) == 10
     assert "more of a are listed in bad_files.txt only" in str(caught[-1].message)
+
+
+def test_a_row_that_a_kill_cut_off_is_left_out(tmp_path) -> None:
+    (tmp_path / BAD_FILES).write_text("a.png\tfolder\tis empty\nb.pn")
+    assert read_bad_files(str(tmp_path)) == [BadFile("a.png", "folder", "is empty")]

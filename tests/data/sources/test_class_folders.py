@@ -87,7 +87,7 @@ def test_a_class_list_for_what_has_no_folders_is_refused():
     for given in ({"datasets": [{"name": "digits", "classes": "x"}]}, {"probe": [{"name": "cifar10", "classes": "x"}]}):
         with pytest.raises(
             ConfigError,
-            match=r"invalid `\w+.classes=x`: has no effect but with name=imagenet100, imagenet, folder; remove it",
+            match=r"invalid `\w+.classes=x`: has an effect only with name=imagenet100, imagenet or folder; remove it",
         ):
             MultiDatasetDataModule(**({"datasets": [{"name": "fake"}]} | given))
 

@@ -42,8 +42,8 @@ def test_one_json_object_with_figures_that_go_together(config, capsys) -> None:
     assert found["steps_measured"] >= 4
     assert found["images_per_second"] == pytest.approx(32 / (found["step_ms"] / 1e3))
     assert found["flops_per_second"] == pytest.approx(found["flops_per_step"] / (found["step_ms"] / 1e3))
-    assert found["utilisation"] == pytest.approx(found["flops_per_second"] / found["ceiling"]["flops_per_second"])
-    assert 0 < found["utilisation"] < 1
+    assert found["utilization"] == pytest.approx(found["flops_per_second"] / found["ceiling"]["flops_per_second"])
+    assert 0 < found["utilization"] < 1
     shares = found["shares"]
     assert sum(shares.values()) == pytest.approx(1.0)
     assert min(shares[p] for p in ("data", "forward", "target", "predictor", "backward", "optimizer", "ema")) > 0
