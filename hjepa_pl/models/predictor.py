@@ -14,6 +14,7 @@ from hjepa_pl.models.attention import AttentionKind
 from hjepa_pl.models.blocks import run_blocks
 from hjepa_pl.models.config import PredictorConfig
 from hjepa_pl.models.cross_attention import CrossBlock
+from hjepa_pl.models.query_blocks import QueryBlock, RotaryQueryBlock
 from hjepa_pl.models.rope import RotaryAttention, axial_rotations, rotations_at
 
 
@@ -70,7 +71,7 @@ class Predictor(nn.Module):
         self.register_buffer("patch_positions", self._grid_positions(grid, 1), persistent=False)
         for level, cell in enumerate(cells):
             self.register_buffer(f"cell_positions_{level}", self._grid_positions(grid, cell), persistent=False)
-        self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self._block(last=i + 1 == config.depth) for i in range(config.depth))
         self.context_norm = nn.LayerNorm(width) if config.attention == "cross" else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(nn.Linear(width, embed_dim) for _ in cells)
@@ -88,14 +89,15 @@ class Predictor(nn.Module):
             return axial_rotations(grid, config.embed_dim // config.num_heads, self._theta, cell)
         return sincos_positions(grid, config.embed_dim, cell)
 
-    def _block(self) -> nn.Module:
+    def _block(self, *, last: bool) -> nn.Module:
         c = self.config
         if c.attention == "cross":
             return CrossBlock(c.embed_dim, c.num_heads, c.mlp_ratio, c.init_values)
         shape: dict[str, Any] = {"mlp_ratio": c.mlp_ratio, "init_values": c.init_values}
         if c.position == "sincos":
-            return Block(c.embed_dim, c.num_heads, qkv_bias=True, **shape)
-        block: Any = EvaBlock(c.embed_dim, c.num_heads, attn_type="rope", num_prefix_tokens=0, **shape)
+            return (QueryBlock if last else Block)(c.embed_dim, c.num_heads, qkv_bias=True, **shape)
+        kind = RotaryQueryBlock if last else EvaBlock
+        block: Any = kind(c.embed_dim, c.num_heads, attn_type="rope", num_prefix_tokens=0, **shape)
         block.attn = RotaryAttention(block.attn)
         return block
 
@@ -174,15 +176,15 @@ class Predictor(nn.Module):
         else:
             context, queries = context + position, queries + query_position
         every = self.config.checkpoint_every if self.config.grad_checkpointing and self.training else 0
-        extras: tuple[Any, ...]
         if self.config.attention == "cross":
-            x, extras = queries, (self.context_norm(context), rotations)
-        else:
-            x = torch.cat([context.float(), queries], dim=1)  # the residual stream stays in 32 bits
-            # One rotation for queries and keys, which have an axis of their own.
-            extras = () if rotations is None else (torch.cat(rotations[::-1], dim=1)[:, :, None],)
-        x, _ = run_blocks(self.blocks, x, [extras] * len(self.blocks), self.attention, every)
-        return self.norm(x[:, -queries.shape[1] :])
+            extras: tuple[Any, ...] = (self.context_norm(context), rotations)
+            x, _ = run_blocks(self.blocks, queries, [extras] * len(self.blocks), self.attention, every)
+            return self.norm(x)
+        x = torch.cat([context.float(), queries], dim=1)  # the residual stream stays in 32 bits
+        # One rotation for queries and keys, which have an axis of their own.
+        extras = () if rotations is None else (torch.cat(rotations[::-1], dim=1)[:, :, None],)
+        of_blocks = [extras] * (len(self.blocks) - 1) + [(*extras, context.shape[1])]  # the last returns the queries
+        return self.norm(run_blocks(self.blocks, x, of_blocks, self.attention, every)[0])
 
 
 class ContextFusion(nn.Module):

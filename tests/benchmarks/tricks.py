@@ -16,11 +16,18 @@ from typing import Any
 
 import torch
 from step import add_sizes, make_batch, timed_step
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from hjepa_pl import HJEPALightningModule
 from hjepa_pl.models.blocks import compile_blocks
 from hjepa_pl.utils.malloc import keep_freed_memory
+
+
+def whole_last_block(module: HJEPALightningModule) -> None:
+    """Let the predictor's last block compute all tokens."""
+    block: Any = module.predictor.blocks[-1]
+    block.forward = lambda x, first: Block.forward(block, x)[:, first:]
 
 
 def loop_ema(module: HJEPALightningModule) -> None:
@@ -77,6 +84,7 @@ def main() -> None:
     a = parser.parse_args()
     without: dict[str, dict[str, Any]] = {
         "freed memory is kept (CPU)": {"keep": False},
+        "last block of the predictor on queries only": {"change": whole_last_block},
         "plain attention where it is the faster (bf16 on a CPU)": {"encoder": {"attention": "flash"}},
         "context computed once for all targets": {"targets": "separate"},
         "fused AdamW": {"optimizer": {"foreach": False}},
