@@ -73,7 +73,7 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
     parts = {
         "global_step": isinstance(checkpoint.get("global_step"), int),
         "the counters of its loops": isinstance(epochs, int) and isinstance(batches, int),
-        "an optimizer state in the shapes of its weights": _has_adam(checkpoint),
+        "an optimizer state in the shapes of its weights": _has_moments(checkpoint),
     }
     missing = [name for name, valid in parts.items() if not valid]
     if missing:
@@ -83,18 +83,27 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
         )
 
 
-def _has_adam(checkpoint: Mapping[str, Any]) -> bool:
+def _has_moments(checkpoint: Mapping[str, Any]) -> bool:
     """Return True if there is one optimizer and its moments have the shapes of weights, each used at most once."""
     states = checkpoint.get("optimizer_states")
     optimizer = states[0] if isinstance(states, list) and len(states) == 1 else None
     state = _at(optimizer, "state")
     if not isinstance(state, Mapping) or not state or not isinstance(_at(optimizer, "param_groups"), list):
         return False
-    weights = Counter(x.shape for x in checkpoint["state_dict"].values())
-    moments = [[_at(of_weight, key) for of_weight in state.values()] for key in ("exp_avg", "exp_avg_sq")]
-    return all(isinstance(x, torch.Tensor) for xs in moments for x in xs) and all(
-        Counter(x.shape for x in xs) <= weights for xs in moments
-    )
+    weights, shapes = Counter(x.shape for x in checkpoint["state_dict"].values()), Counter[torch.Size]()
+    for of_weight in state.values():
+        found = {x.shape if isinstance(x, torch.Tensor) else None for x in _moments(of_weight)}
+        shape = found.pop()
+        if shape is None or found:
+            return False
+        shapes[shape] += 1
+    return shapes <= weights
+
+
+def _moments(of_weight: Any) -> list[Any]:
+    """Return AdamW's two moments of a weight, or Muon's one; None for one that is missing."""
+    muon = _at(of_weight, "momentum_buffer")
+    return [_at(of_weight, "exp_avg"), _at(of_weight, "exp_avg_sq")] if muon is None else [muon]
 
 
 def restore_error(error: BaseException, path: Path) -> ConfigError | None:

@@ -20,14 +20,16 @@ from hjepa_pl.modules.schedule import Schedule
 from hjepa_pl.modules.term_log import TermLog
 from hjepa_pl.optim.budget import RunProgress
 from hjepa_pl.optim.config import OptimizerConfig
-from hjepa_pl.optim.groups import weight_decay_groups
+from hjepa_pl.optim.groups import muon_groups, weight_decay_groups
+from hjepa_pl.optim.muon import MuonAdamW
 from hjepa_pl.types import ConfigError, TrainDataModule, train_data_module
 from hjepa_pl.utils.malloc import keep_freed_memory
-from hjepa_pl.utils.run_length import limited, steps_per_epoch, total_steps
+from hjepa_pl.utils.run_length import images_per_step, limited, steps_per_epoch, total_steps
+from hjepa_pl.utils.settings import invalid
 
 
 class PretrainModule(pl.LightningModule):
-    """Trains with AdamW and schedules by progress, within a time budget, and stops at a step that is not finite.
+    """Trains by schedules of progress, within a time budget, and stops at a step that is not finite.
 
     A subclass defines `trained_modules` and the steps on a batch, and may override `prepare_fit`, `check_run` and
     `after_optimizer_step`.
@@ -94,10 +96,28 @@ class PretrainModule(pl.LightningModule):
         check_trainer(self.trainer, self.budget)
         if self.trainer.state.fn == TrainerFn.FITTING:
             check_warmup(self.optimizer_config, self.trainer)
+            self.check_optimizer()
         return []
+
+    def check_optimizer(self) -> None:
+        """Set the peak learning rate, by the images of a step; check that the optimizer's settings act.
+
+        Raises:
+            ConfigError: If one cannot act on these networks and data.
+        """
+        if self.optimizer_config.lr_scale != "none":
+            if (data := self.data_module) is None:
+                raise invalid(
+                    "optimizer.lr_scale", self.optimizer_config.lr_scale,
+                    "needs the batch size of a MultiDatasetDataModule; use that for the data, or scale lr yourself.",
+                )  # fmt: skip
+            self.schedule.scale(images_per_step(self.trainer, data.batch_size))
+        self.parameter_groups()
 
     def setup(self, stage: str) -> None:
         """Check the length of the run and the data; keep freed memory while a CPU computes."""
+        if stage == "fit":
+            self.check_optimizer()
         if stage == "fit" and (data := self.data_module) is not None and data.knows_epoch:
             self.check_length(data.batches_per_epoch)
         if self.trainer.strategy.root_device.type == "cpu":
@@ -121,13 +141,29 @@ class PretrainModule(pl.LightningModule):
             self.schedule.warmup_fraction(total_steps(trainer, kept), steps_per_epoch(trainer, kept))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the clock."""
+        """Restore the clock.
+
+        Raises:
+            ConfigError: If training is resumed from the state of another optimizer.
+        """
+        kind = checkpoint.get("hyper_parameters", {}).get("optimizer", {}).get("kind", "adamw")
+        resumes = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if resumes and kind != self.optimizer_config.kind:
+            problem = f"the checkpoint has the state of {kind}; set kind to {kind}."
+            raise invalid("optimizer.kind", self.optimizer_config.kind, problem)
         self.clock.load_state(checkpoint)
 
-    def configure_optimizers(self) -> Optimizer:
-        """Return AdamW. There is no scheduler: `optimizer_step` sets learning rate and weight decay."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups; raises `ConfigError` if none is for `optimizer.kind`."""
         config = self.optimizer_config
-        groups = weight_decay_groups(self.trained_modules(), config.weight_decay)
+        split = muon_groups if config.kind == "muon" else weight_decay_groups
+        return split(self.trained_modules(), config.weight_decay)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Return AdamW or Muon. There is no scheduler: `optimizer_step` sets learning rate and weight decay."""
+        config, groups = self.optimizer_config, self.parameter_groups()
+        if config.kind == "muon":
+            return MuonAdamW(groups, config.lr, config.betas)
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
     def on_train_start(self) -> None:
@@ -146,7 +182,8 @@ class PretrainModule(pl.LightningModule):
                 "raise trainer.max_epochs to continue it."
             )
         self.clock.begin_training(trainer, total)
-        self.schedule.begin(total, steps_per_epoch(trainer), trial=bool(trainer.fast_dev_run))
+        trial, resumed = bool(trainer.fast_dev_run), trainer.global_step > 0
+        self.schedule.begin(total, steps_per_epoch(trainer), trial=trial, resumed=resumed)
         if not trainer.fast_dev_run:
             self.check_run(total * trainer.accumulate_grad_batches)
 

@@ -35,11 +35,11 @@ class Memory(NamedTuple):
 
 def memory_of(module: HJEPALightningModule, views: ViewPlan, batch_size: int, peak: int) -> Memory:
     """Return the memory of a step, given its peak of gradients and activations (`StepCount.peak`)."""
-    trained = list({id(p): p for net in module.trained_modules() for p in net.parameters()}.values())
     held = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     target = 4 * (parameters_of(module.target_encoder) + parameters_of(module.target_pyramid))
     pixels = sum(height * width for height, width in sizes_of(views)) * module.in_chans
-    adam = 8 * sum(p.numel() for p in trained if p.requires_grad)
+    groups = module.parameter_groups()
+    adam = sum((4 if group.get("parts") else 8) * p.numel() for group in groups for p in group["params"])
     return Memory(held - target, target, adam, 4 * pixels * batch_size, peak)
 
 

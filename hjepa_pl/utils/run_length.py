@@ -10,6 +10,11 @@ def limited(trainer: Any, batches: int) -> int:
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
+def images_per_step(trainer: Any, batch_size: int) -> int:
+    """Return the images of an optimizer step, on all devices and with gradient accumulation."""
+    return int(batch_size * trainer.world_size * trainer.accumulate_grad_batches)
+
+
 def steps_per_epoch(trainer: Any, batches: float | None = None) -> float:
     """Return the optimizer steps of one epoch; infinite for data without a length.
 

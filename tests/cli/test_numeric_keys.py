@@ -187,6 +187,7 @@ ROWS: dict[str, Row] = {
     "model.optimizer.lr": (ABOVE0, {}), "model.optimizer.min_lr": (((-1, 0.5, NAN), (0, 1e-9)), {}),
     "model.optimizer.min_lr_ratio": (SHARE, {}), "model.optimizer.warmup_epochs": (FROM0, {}),
     "model.optimizer.warmup_steps": (COUNT0, {}), "model.optimizer.weight_decay": (FROM0, {}),
+    "model.optimizer.cooldown_fraction": (((-0.1, 1.0, NAN), (0.0, 0.5)), {"optimizer.schedule": "wsd"}),
     "model.optimizer.weight_decay_end": (FROM0, {}), "model.optimizer.betas": (BETWEEN, {}),
     "model.seed": (COUNT0, {}),
     "data.datasets.weight": (ABOVE0, TWO_SETS), "data.datasets.fraction": (((-1, 0, 1.1, NAN), (0.5, 1.0)), {}),

@@ -100,8 +100,9 @@ def test_biases_norms_and_tables_do_not_decay() -> None:
     assert all(id(p) in free for m in module.trained_modules() for p in m.parameters() if p.ndim == 1)
 
 
-def test_only_cuda_defers_the_finite_check() -> None:
-    module = make_module()
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_only_cuda_defers_the_finite_check(kind) -> None:
+    module = make_module(optimizer={"kind": kind})
     optimizer = module.configure_optimizers()
     assert optimizer._step_supports_amp_scaling
     deferred = [module.finite_check.defers(optimizer, torch.device(kind)) for kind in ("cpu", "cuda", "mps", "xpu")]
@@ -125,10 +126,10 @@ class Queued(HJEPALightningModule):
 
 
 @pytest.mark.parametrize(("bad_step", "last_step"), [(3, 7), (7, 7)])
-@pytest.mark.parametrize("base", [HJEPALightningModule, Queued])
+@pytest.mark.parametrize(("base", "kind"), [(HJEPALightningModule, "adamw"), (Queued, "adamw"), (Queued, "muon")])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_stops_the_run_before_anything_takes_it(
-    tmp_path, where, base, bad_step, last_step
+    tmp_path, where, base, kind, bad_step, last_step
 ) -> None:
     class Broken(base):
         def compute(self, batch):
@@ -141,7 +142,7 @@ def test_a_step_that_is_not_finite_stops_the_run_before_anything_takes_it(
                     total = total + (total - total.detach()).abs().sqrt()  # infinite slope at 0
             return total, record
 
-    module = make_module(Broken)
+    module = make_module(Broken, optimizer={"kind": kind})
     saved = {}
 
     class Spy(pl.Callback):

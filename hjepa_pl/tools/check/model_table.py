@@ -13,7 +13,7 @@ from hjepa_pl.tools.format import memory, row, scaled, span, table
 from hjepa_pl.tools.step_cost import Encoded, StepCount, StepCounter, count_table, steps_by_shape
 from hjepa_pl.tools.step_memory import memory_of, parameters_of
 from hjepa_pl.types import Counters, Masks
-from hjepa_pl.utils.run_length import steps_per_epoch
+from hjepa_pl.utils.run_length import images_per_step, steps_per_epoch
 
 _NETWORKS = ("context_encoder", "predictor", "fusion", "projector", "pyramid", "pyramid_heads", "target_encoder",
              "target_pyramid")  # fmt: skip
@@ -31,6 +31,7 @@ def describe(cli: DryCLI) -> list[str]:
     lines += _levels(module) + _masks(module)
     steps = cli.steps()
     lines.append(row("run", _run(cli, steps)))
+    lines.append(row("optimizer", _optimizer(module)))
     lines += _cost(cli, module, steps)
     return lines
 
@@ -82,7 +83,7 @@ def _masks(module: HJEPALightningModule) -> list[str]:
 
 def _run(cli: DryCLI, steps: float | None) -> str:
     trainer, data = cli.trainer, cli.datamodule
-    images = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    images = images_per_step(trainer, data.batch_size)
     epochs = trainer.max_epochs
     budget = cli.config["fit"]["time_budget"]
     end = f", at most {budget}" if budget is not None else ""
@@ -97,6 +98,15 @@ def _run(cli: DryCLI, steps: float | None) -> str:
     if steps == math.inf:
         return f"epochs of {per_epoch:,.0f} steps of {images:,} images, until the time budget ends the run{end}"
     return f"{steps:,.0f} steps of {images:,} images, {per_epoch:,.0f} per epoch{end}"
+
+
+def _optimizer(module: HJEPALightningModule) -> str:
+    """Return the optimizer and the peak learning rate as scaled to the batch."""
+    config, peak = module.optimizer_config, module.schedule.peak
+    scaled = "" if config.lr_scale == "none" else f" ({config.lr:g} by {config.lr_scale} of the images per step / 256)"
+    ends = "" if config.cooldown_fraction == 0 else f" to {config.floor(peak):.3g}"
+    after = f"constant, then {config.cooldown:.0%} cool-down" if config.schedule == "wsd" else "cosine"
+    return f"{config.kind}, peak learning rate {peak:.3g}{scaled}, {after}{ends}"
 
 
 def _cost(cli: DryCLI, module: HJEPALightningModule, steps: float | None) -> list[str]:

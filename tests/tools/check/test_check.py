@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hjepa_pl.__main__ import main
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.tools.dry_run import DryCLI, prepare, scratch_folder
-from hjepa_pl.tools.format import scaled
+from hjepa_pl.tools.format import memory, scaled
 from hjepa_pl.tools.step_cost import PeakBytes, StepCounter, count_table
 from tests.cli.test_cli import REFUSED, TINY
 from tests.conftest import make_batch
@@ -53,6 +53,22 @@ def test_the_table_has_the_numbers_of_the_real_module_and_run(config, capsys) ->
     assert re.search(rf"context encoder {visible[0]}( to {visible[-1]})? \+ 2 x 16; target encoder 16;", out)
     assert max(map(len, out.splitlines()[1:])) <= 80  # the first is the path
     assert [p.name for p in Path().iterdir()] == ["tiny.yaml"]
+
+
+def test_the_table_has_the_optimizer_and_its_scaled_rate(config, capsys) -> None:
+    key = "--model.init_args.optimizer"
+    assert main(["check", str(config)]) == 0
+    plain = capsys.readouterr().out
+    assert re.search(r"optimizer +adamw, peak learning rate 0\.001, cosine to 1e-06", plain)
+    assert main(["check", str(config), f"{key}.kind=muon", f"{key}.lr_scale=sqrt", f"{key}.schedule=wsd"]) == 0
+    found = " ".join(capsys.readouterr().out.split())
+    assert "muon, peak learning rate 0.000354 (0.001 by sqrt of the images per step / 256), constant" in found
+    assert "then 20% cool-down to 3.54e-07" in found
+    module = HJEPALightningModule(**TINY["model"]["init_args"] | {"optimizer": {"kind": "muon"}})
+    moments = sum(p.numel() * (4 if g["parts"] else 8) for g in module.parameter_groups() for p in g["params"])
+    assert f"Adam {memory(moments)}" in found  # Muon has one moment of a matrix
+    assert main(["check", str(config), f"{key}.lr_scale=linear", f"{key}.min_lr=0.0005"]) == 2
+    assert "`optimizer.min_lr=0.0005`: must be <= optimizer.lr=0.001 scaled by" in capsys.readouterr().err
 
 
 def test_counted_operations_are_those_of_a_real_step(config, capsys) -> None:
