@@ -31,6 +31,7 @@ def describe(cli: DryCLI) -> list[str]:
     lines += _levels(module) + _masks(module)
     steps = cli.steps()
     lines.append(row("run", _run(cli, steps)))
+    lines += _growth(cli.datamodule)
     lines += _cost(cli, module, steps)
     return lines
 
@@ -97,6 +98,16 @@ def _run(cli: DryCLI, steps: float | None) -> str:
     if steps == math.inf:
         return f"epochs of {per_epoch:,.0f} steps of {images:,} images, until the time budget ends the run{end}"
     return f"{steps:,.0f} steps of {images:,} images, {per_epoch:,.0f} per epoch{end}"
+
+
+def _growth(data: Any) -> list[str]:
+    """Return how the views grow over the run, if they do."""
+    growth = getattr(data, "growth", None)
+    if growth is None:
+        return []
+    sizes = " x ".join(map(str, growth.sizes[0])), " x ".join(map(str, growth.sizes[-1]))
+    text = f"from {sizes[0]} to {sizes[1]} pixels in {len(growth.sizes) - 1} steps, by {growth.until:.0%} of the run"
+    return [row("views", f"{text}; tokens, compute and memory below are those of the last size")]
 
 
 def _cost(cli: DryCLI, module: HJEPALightningModule, steps: float | None) -> list[str]:
