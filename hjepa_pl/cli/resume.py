@@ -19,7 +19,7 @@ _FREE = re.compile(
 )
 """Model settings that a resumed run may change: they affect time and memory, not what is computed."""
 _SHAPES = re.compile(
-    r"encoder\.(?!drop_path_rate)|levels(?!\[\d+\]\.(weight|masked_view|compare))|predictor\.(?!targets)|projector"
+    r"encoder\.(?!drop_path_rate)|levels(?!\[\d+\]\.(weight|masked_view|compare|keep))|predictor\.(?!targets)|projector"
     r"|pyramid(?!\.weight)|masks\.strategy|ema$"
 )
 """Settings on which the shapes or the meaning of the weights depend: they cannot be overridden."""

@@ -25,6 +25,7 @@ from hjepa_pl.data.loaded_sets import LoadedSets, dataset_names
 from hjepa_pl.data.loading.batches import RawBatch
 from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
 from hjepa_pl.data.loading.image_spec import ImageSpec, image_spec, of_encoder, of_module
+from hjepa_pl.data.loading.resolution import Growth, ResolutionConfig, growth_of, size_of_step
 from hjepa_pl.data.loading.train_data import TrainData, plan_epoch, usable_size
 from hjepa_pl.data.loading.train_loader import TrainLoader
 from hjepa_pl.data.loading.trainer_info import trainer_info
@@ -59,6 +60,7 @@ class MultiDatasetDataModule(LightningDataModule):
         img_size: Side of the views, or [height, width]; null is the encoder's.
         in_chans: Channels of the views; null is the encoder's.
         multicrop: Local crops in addition to the views; null is none.
+        resolution: Views that grow to `img_size` over the first part of the run; null is `img_size` throughout.
         max_bad_fraction: Maximum fraction of a dataset's files that cannot be decoded before the run stops.
 
     Files that cannot be decoded are listed in `bad_files.txt` in the run's folder, the trainer's `default_root_dir`.
@@ -82,6 +84,7 @@ class MultiDatasetDataModule(LightningDataModule):
         img_size: ImgSize | None = None,
         in_chans: int | None = None,
         multicrop: MultiCropConfig | None = None,
+        resolution: ResolutionConfig | None = None,
         max_bad_fraction: float = 0.1,
     ) -> None:
         super().__init__()
@@ -89,21 +92,12 @@ class MultiDatasetDataModule(LightningDataModule):
         self.probe = list(from_plain_list(ProbeConfig, as_list(probe or []), "probe"))
         self.augmentation = augmentation_config(augmentation)
         self.multicrop = None if multicrop is None else from_plain(MultiCropConfig, multicrop, "multicrop")
+        self.resolution = None if resolution is None else from_plain(ResolutionConfig, resolution, "resolution")
         loading = LoadingConfig(
-            batch_size=batch_size,
-            views=views,
-            epoch_size=epoch_size,
-            sampling=sampling,
-            temperature=temperature,
-            num_workers=num_workers,
-            eval_batch_size=eval_batch_size,
-            mean=mean,
-            std=std,
-            seed=0 if seed is None else seed,
-            img_size=img_size,
-            in_chans=in_chans,
-            max_bad_fraction=max_bad_fraction,
-        )
+            batch_size=batch_size, views=views, epoch_size=epoch_size, sampling=sampling, temperature=temperature,
+            num_workers=num_workers, eval_batch_size=eval_batch_size, mean=mean, std=std,
+            seed=0 if seed is None else seed, img_size=img_size, in_chans=in_chans, max_bad_fraction=max_bad_fraction,
+        )  # fmt: skip
         self.batch_size, self.views, self.epoch_size = batch_size, views, epoch_size
         self.sampling, self.temperature = sampling, temperature
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
@@ -112,6 +106,7 @@ class MultiDatasetDataModule(LightningDataModule):
         self._bad = BadFiles(max_bad_fraction, self._run_folder)
         self._sets = LoadedSets(self.seed, self._bad)
         self._image_spec: ImageSpec | None = None
+        self.growth: Growth | None = None
         self._train_data: TrainData | None = None
         self._planned_batches: int | None = None
         check_datasets(self.datasets, self.probe, loading)
@@ -164,7 +159,8 @@ class MultiDatasetDataModule(LightningDataModule):
         datasets = [replace(d, augmentation=None) if d.augmentation == self.augmentation else d for d in self.datasets]
         held = [{"root": p.root, "classes": p.classes, "share": p.holdout} for p in self.probe if p.holdout is not None]
         stored = {"datasets": datasets, **{key: getattr(self, key) for key in keys}, "multicrop": self.multicrop}
-        return to_plain(({"held_out": held} if held else {}) | stored)
+        grown = {} if self.resolution is None else {"resolution": self.resolution}
+        return to_plain(({"held_out": held} if held else {}) | stored | grown)
 
     def prepare_data(self) -> None:
         """Download what can be downloaded; warn of folders for temporary files."""
@@ -211,7 +207,8 @@ class MultiDatasetDataModule(LightningDataModule):
         return self.image_spec.mean, self.image_spec.std
 
     def _view_plan(self) -> ViewPlan:
-        """Return the plan of the views, without the length of an epoch."""
+        """Return the plan of the views, without the length of an epoch, and set how they grow."""
+        self.growth = growth_of(self.resolution, self.image_spec.size, self.trainer)
         augmenter = Augmenter(self.augmentation, self.image_spec.size, *self.statistics(), self.seed)
         patch = of_module(self.trainer, "patch_size")
         return view_plan(self.multicrop, augmenter, self.views, patch, self.augmentations)
@@ -291,7 +288,8 @@ class MultiDatasetDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make views of a training batch, or normalize the images of a clean one, on their device."""
         if isinstance(batch, RawBatch):
-            return view_batch(batch, self._loaded().views, self.image_spec.channels)
+            size = size_of_step(self.growth, self.trainer)
+            return view_batch(batch, self._loaded().views, self.image_spec.channels, size)
         if isinstance(batch, RawClean):
             return clean_batch(batch, self.image_spec, self._bad)
         return batch

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Lt
 
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import Count, Hint, from_plain_list, invalid, settings
+from hjepa_pl.utils.settings import Count, Hint, PositiveFraction, from_plain_list, invalid, settings
 from hjepa_pl.utils.wording import as_typed
 
 
@@ -27,10 +27,14 @@ class LevelConfig:
     """Image level: distance of every view's projection to the mean of the full views ('mean', LeJEPA), between every
     two views ('pairwise': full with full and full with partial ones), or 'none', where a regularizer that compares
     views (ntxent, vicreg) is the whole objective, as published."""
+    keep: PositiveFraction = 1.0
+    """Image level: fraction of the patches of each full view that is encoded, drawn at random for each image and view
+    (MSN, arXiv:2204.07141, section 3, and FLIP, arXiv:2212.00794, section 3): .5 halves the cost of the views. Local
+    crops and the masked view are not thinned."""
 
     def __post_init__(self) -> None:
         """Reject keys of the image level on token levels, and a weight without a loss."""
-        for key, default in (("masked_view", None), ("compare", "mean")):
+        for key, default in (("masked_view", None), ("compare", "mean"), ("keep", 1.0)):
             if self.cell != "image" and getattr(self, key) != default:
                 raise invalid(
                     f"levels.{key}",
@@ -43,6 +47,10 @@ class LevelConfig:
                 self.weight,
                 "has no effect with levels.compare=none; set the weights of the regularizers instead.",
             )
+
+    def kept(self, patches: int) -> int:
+        """Return how many of a full view's patches the image level encodes: `keep` of them, rounded."""
+        return round(self.keep * patches)
 
     @property
     def name(self) -> str:

@@ -5,8 +5,10 @@ from typing import Any, Protocol
 from hjepa_pl.losses import Regularizer
 from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.levels import LevelConfig
+from hjepa_pl.modules.check_model import check_keep
 from hjepa_pl.objectives.local_crops import LocalCrops
 from hjepa_pl.types import CleanBatch, ConfigError, ImageModel, TrainDataModule, ViewBatch, train_data_module
+from hjepa_pl.utils.settings import invalid
 from hjepa_pl.utils.wording import as_typed
 
 _MIN_CROPS = {"global_only": 0, "global_with_local_context": 1, "cross_crop_prediction": 2}
@@ -17,6 +19,7 @@ class Model(ImageModel, Protocol):
     """The attributes of a module that these checks read."""
 
     image_level: LevelConfig | None
+    token_levels: tuple[LevelConfig, ...]
     mask_config: MaskConfig
     regularizers: tuple[Regularizer, ...]
     crops: LocalCrops
@@ -54,9 +57,34 @@ def check_data(data: Any, model: Model, processes: int) -> None:
         height, width = crops.local_sides(model.img_size, model.patch_size)  # raises if a crop is too small
         if model.mask_config.strategy == "cross_crop_prediction":
             model.crops.masks_of((height // model.patch_size[0], width // model.patch_size[1]))
+    if (resolution := getattr(data, "resolution", None)) is not None:
+        _check_resolution(resolution, data.multicrop, model)
     if model.mask_config.strategy != "global_only":
         _check_crops(fewest, f"data.multicrop.{key}={fewest}", model)
         _check_boxes(data, model.mask_config.strategy)
+
+
+def _check_resolution(resolution: Any, crops: Any, model: Model) -> None:
+    """Reject views that grow where masks need one grid, and small ones that the image level or crops do not fit."""
+    if model.token_levels:
+        raise ConfigError(
+            "invalid `data.resolution`: cannot be combined with token levels, whose masks and predictor have one grid; "
+            "remove it, or all levels but {cell: image}."
+        )
+    sizes = resolution.growth(model.img_size, model.patch_size).sizes
+    if model.image_level is not None:
+        for size in sizes:
+            grid = (size[0] // model.patch_size[0], size[1] // model.patch_size[1])
+            check_keep(model.image_level, grid, f" of a view of {size[0]} x {size[1]} pixels (data.resolution)")
+    if crops is not None:
+        local = crops.local_sides(model.img_size, model.patch_size)
+        if any(side > view for side, view in zip(local, sizes[0], strict=True)):
+            raise invalid(
+                "resolution.start",
+                resolution.start,
+                f"must be at least the {local[0]} x {local[1]} pixels of a local crop; raise it, or set a smaller "
+                "multicrop.local_size.",
+            )
 
 
 def check_curriculum(data: Any, batches: float) -> None:

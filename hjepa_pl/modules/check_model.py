@@ -9,6 +9,7 @@ from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
 from hjepa_pl.modules.config import ModuleSettings
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.settings import invalid
 
 
 def check_model(settings: ModuleSettings, shape: EncoderShape) -> None:
@@ -28,11 +29,34 @@ def check_model(settings: ModuleSettings, shape: EncoderShape) -> None:
     _check_streams(settings.regularizers, levels, settings.image_level)
     if settings.image_level is not None:
         _check_image_level(settings.image_level, settings.regularizers, levels, shape)
+        check_keep(settings.image_level, shape.grid)
     _check_ema(settings)
     _check_unused(settings)
     _check_predictor(settings)
     if settings.pyramid is not None:
         _check_pyramid(levels, shape)
+
+
+def check_keep(image: LevelConfig, grid: tuple[int, int], where: str = "") -> None:
+    """Check that `levels.keep` keeps some patches of a full view, and not all of them.
+
+    Args:
+        image: The image level.
+        grid: Rows and columns of patches of a full view.
+        where: What has this grid, for the message.
+
+    Raises:
+        ConfigError: If it keeps none or, unless it is 1, all.
+    """
+    patches = grid[0] * grid[1]
+    kept = image.kept(patches)
+    if kept == 0 or (kept == patches and image.keep < 1):
+        raise invalid(
+            "levels.keep",
+            image.keep,
+            f"keeps {kept or 'none'} of the {patches} patches{where}; use {1 / patches:.2g} to "
+            f"{(patches - 1) / patches:.2g}, or 1 for all.",
+        )
 
 
 def check_masks(targets: str, masks: MaskGenerator) -> None:

@@ -154,7 +154,7 @@ class HJEPALightningModule(PretrainModule):
         weight = 0.0 if settings.pyramid is None else settings.pyramid.weight
         scoring = (settings.prediction, settings.level_scale)
         self.tokens = TokenLevels(networks, levels, depths, *scoring, weight) if levels else None
-        self.images = None if image is None else ImageLevel(networks, image, depths)
+        self.images = None if image is None else ImageLevel(networks, image, depths, settings.seed)
         self.crops = LocalCrops(networks.context_encoder, self.tokens, depths, settings.masks, settings.seed)
         self.terms = Regularizers(settings.regularizers, settings.seed)
 

@@ -137,6 +137,14 @@ class RunProgress:
         """
         return 1.0 if pace.steps_left < 1.0 else min(1.0, max((step + 1) / self.total_steps, pace.fraction))
 
+    def done(self, step: int) -> float:
+        """Return progress in [0, 1] before an optimizer step, the same on every rank.
+
+        Args:
+            step: Number of the step, from 0.
+        """
+        return min(1.0, max(step / self.total_steps, self.time_fraction))
+
     def expected_steps(self, step: int, fraction: float) -> float:
         """Return the expected optimizer steps of the run: its limit, or by extrapolation where the clock ends it.
 

@@ -99,7 +99,7 @@ def test_help_shows_ours_first_and_lightnings_when_asked(capsys) -> None:
 
 def test_help_is_about_keys_that_the_parser_takes() -> None:
     """All with a default, written with it on one command line; those inside lists are the parser's in a list."""
-    inside = re.compile(r"\.(levels|regularizers|datasets|probe|augmentation|pyramid|multicrop)\.")
+    inside = re.compile(r"\.(levels|regularizers|datasets|probe|augmentation|pyramid|multicrop|resolution)\.")
     lines = [
         f"--{key.name}={yaml.safe_dump(to_plain(key.default), default_flow_style=True).removesuffix(DOTS).strip()}"
         for key in all_keys()

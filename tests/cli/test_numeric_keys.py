@@ -209,6 +209,8 @@ ROWS: dict[str, Row] = {
     "data.multicrop.local_views": (COUNT, {}), "data.multicrop.local_size": (((-1, 0, 0.5, True), (4, 8)), CROPS),
     "data.multicrop.local_scale": (PAIR, CROPS), "data.multicrop.min_local_views": (((-1, 5, 0.5, True), (1, 2)),
     {**CROPS, "multicrop.warmup_epochs": 1.0}),
+    "data.resolution.start": (((-1, 0, 0.5, True), (4, 8)), {}),
+    "data.resolution.until": (((-1, 0, 1.5, NAN, True), (0.2, 1)), {"resolution.start": 4}),
     "data.multicrop.warmup_epochs": (ABOVE0, {**CROPS, "multicrop.min_local_views": 1}),
     "data.max_bad_fraction": (SHARE, {}),
     "collapse.every_n_steps": (((-1, 0, 0.5, NAN), (1, 2)), {}), "collapse.window": (((-1, 0, 1, NAN), (20, 100)), {}),

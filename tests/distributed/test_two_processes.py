@@ -40,6 +40,7 @@ CASES = {
         "regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "last_c2"}],
     },
     "pairwise": {"levels": [{"cell": 1}, {"cell": "image", "compare": "pairwise", "masked_view": "add"}]},
+    "kept patches": {"levels": [{"cell": 1}, {"cell": "image", "keep": 0.5}]},
     "no average": {"ema": None, "experimental": True},
 }
 TERMS = [

@@ -33,6 +33,7 @@ FEATURES: dict[str, dict[str, Any]] = {
         "predictor": {"context": "fused"},
     },
     "masked view": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "masked_view": "replace"}]},
+    "kept patches": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "keep": 0.5}]},
     "cross attention": {"predictor": {"attention": "cross"}},
     "hierarchical masks": {"masks": {"kind": "hierarchical"}},
     "pyramid": {"pyramid": {"fusion": "concat", "dim": 16}},

@@ -74,7 +74,10 @@ class Augmenter:
 
     def like(self, config: AugmentationConfig, img_size: ImgSize | None = None) -> "Augmenter":
         """Return an augmenter with another config and, unless None, another size."""
-        return Augmenter(config, self.img_size if img_size is None else img_size, self.mean, self.std, self.seed)
+        size = self.img_size if img_size is None else img_size
+        other = Augmenter(config, size, self.mean, self.std, self.seed)
+        other.images_are_gray = self.images_are_gray
+        return other
 
     def _draws(self, epoch: int, position: Tensor, views: Sequence[int], counts: dict[int, int]) -> Draws:
         return Draws(hash_int(self.seed, epoch, Stream.VIEW), position, views, counts)

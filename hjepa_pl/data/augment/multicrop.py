@@ -133,6 +133,13 @@ class ViewPlan:
         """Return the index in `augmenters` of a dataset."""
         return self.dataset_augmenters[dataset] if self.dataset_augmenters else 0
 
+    def with_size(self, size: tuple[int, int]) -> "ViewPlan":
+        """Return the plan with views of another size; local crops keep theirs."""
+        if size == self.augmenters[0].views.img_size:
+            return self
+        augmenters = (a._replace(views=a.views.like(a.views.config, size)) for a in self.augmenters)
+        return replace(self, augmenters=tuple(augmenters))
+
     def at(self, step: int, index: int = 0) -> list[tuple[Augmenter, int]]:
         """Return augmenter and index of each view of a step: the global views, then the local crops.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hjepa_pl.data.augment.augmenter import Augmenter
 from hjepa_pl.data.augment.color import adapt_channels
+from hjepa_pl.data.augment.crop_resize import clean_resize
 from hjepa_pl.data.augment.mixup import mix_views
 from hjepa_pl.data.augment.multicrop import ViewPlan
 from hjepa_pl.data.loading.batches import RawBatch, RawGroup
@@ -16,8 +17,16 @@ _AT_ONCE = 2**22
 """Pixels augmented at a time, unless a single view has more: 48 MB in three channels."""
 
 
-def view_batch(batch: RawBatch, plan: ViewPlan, channels: int) -> ViewBatch:
-    """Return the batch that the module receives: views, boxes of multi-crop, and labels of mixed images."""
+def view_batch(batch: RawBatch, plan: ViewPlan, channels: int, size: tuple[int, int] | None = None) -> ViewBatch:
+    """Return the batch that the module receives: views, boxes of multi-crop, and labels of mixed images.
+
+    Args:
+        batch: B images, whole or cropped by the workers.
+        plan: The views of each step.
+        channels: Of the result.
+        size: Height and width of the views; None is the plan's.
+    """
+    plan = plan if size is None else plan.with_size(size)
     views, boxes = make_views(batch, plan, channels)
     mix, mixer = None, plan.augmenters[0].views  # mixup and cutmix are the same for all sets
     if mixer.config.mixes:
@@ -57,7 +66,8 @@ def _of_group(
     for augmenter, numbers in _together(crops, group):
         if group.boxes is not None:
             cut = group.images[len(views) : len(views) + len(numbers)]
-            made = augmenter.finish(_floats(torch.cat(cut), channels), counters, numbers)
+            images = clean_resize(_floats(torch.cat(cut), channels), augmenter.img_size)
+            made = augmenter.finish(images, counters, numbers)
         else:
             images = _floats(group.images[0], channels)
             made, crop = augmenter.views(images, counters, numbers)

@@ -106,6 +106,7 @@ def _of_run(run: TimedRun, counted: CountedModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": run.precision,
         "batch_size": run.batch_size,
+        "views_grow": run.grows,
         "steps_measured": len(times),
         "step_ms": 1e3 * run.step,
         "step_ms_range": [1e3 * times[len(times) // 20], 1e3 * times[-1 - len(times) // 20]],

@@ -23,6 +23,9 @@ def format_report(found: dict[str, Any]) -> list[str]:
         ),
         row("memory", _memory(found)),
     ]
+    if found["views_grow"]:
+        text = "measured at their last size, as data.resolution makes the first steps shorter; so will be the run"
+        lines.append(row("views", text))
     if found["shares"]:
         parts = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found["shares"].items())
         lines.append(row("time per part", f"{parts} (measured in further steps, synchronized after each part)"))

@@ -39,6 +39,8 @@ class TimedRun(NamedTuple):
     """Of the whole run, without the one before training."""
     budget: float | None
     """Seconds."""
+    grows: bool = False
+    """Whether the run's views grow; they are measured at their last size."""
 
     @property
     def step(self) -> float:
@@ -92,12 +94,15 @@ def measure(
         before = _peak_memory()
         cli: BenchCLI = prepare(words, BenchCLI, scratch, watch=watch)
         _check(cli)
+        grows = getattr(cli.datamodule, "resolution", None) is not None
+        if grows:
+            cli.datamodule.resolution = None  # all views have their last size
         device = cli.trainer.strategy.root_device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         cli.fit(cli.model, datamodule=cli.datamodule)
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_memory() - before
-        run = _read(cli, watch, peak)
+        run = _read(cli, watch, peak, grows)
         then(cli)
     return run
 
@@ -133,7 +138,7 @@ def _peak_memory() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _read(cli: BenchCLI, watch: Stopwatch, peak: int) -> TimedRun:
+def _read(cli: BenchCLI, watch: Stopwatch, peak: int, grows: bool) -> TimedRun:
     trainer = cli.trainer
     if not watch.steps:
         raise ConfigError(
@@ -153,6 +158,7 @@ def _read(cli: BenchCLI, watch: Stopwatch, peak: int) -> TimedRun:
         per_epoch,
         _validations(cli, epochs),
         cli.model.budget,
+        grows,
     )
 
 

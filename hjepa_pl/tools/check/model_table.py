@@ -32,6 +32,7 @@ def describe(cli: DryCLI) -> list[str]:
     steps = cli.steps()
     lines.append(row("run", _run(cli, steps)))
     lines.append(row("optimizer", _optimizer(module)))
+    lines += _growth(cli.datamodule)
     lines += _cost(cli, module, steps)
     return lines
 
@@ -107,6 +108,16 @@ def _optimizer(module: HJEPALightningModule) -> str:
     ends = "" if config.cooldown_fraction == 0 else f" to {config.floor(peak):.3g}"
     after = f"constant, then {config.cooldown:.0%} cool-down" if config.schedule == "wsd" else "cosine"
     return f"{config.kind}, peak learning rate {peak:.3g}{scaled}, {after}{ends}"
+
+
+def _growth(data: Any) -> list[str]:
+    """Return how the views grow over the run, if they do."""
+    growth = getattr(data, "growth", None)
+    if growth is None:
+        return []
+    sizes = " x ".join(map(str, growth.sizes[0])), " x ".join(map(str, growth.sizes[-1]))
+    text = f"from {sizes[0]} to {sizes[1]} pixels in {len(growth.sizes) - 1} steps, by {growth.until:.0%} of the run"
+    return [row("views", f"{text}; tokens, compute and memory below are those of the last size")]
 
 
 def _cost(cli: DryCLI, module: HJEPALightningModule, steps: float | None) -> list[str]:

@@ -256,3 +256,13 @@ def test_a_control_group_limits_what_is_free(tmp_path, name) -> None:
 
 def test_a_system_that_does_not_say_what_is_free(tmp_path) -> None:
     assert available_memory(tmp_path) is None
+
+
+def test_views_that_grow_are_measured_at_their_last_size(config) -> None:
+    model = {k: v for k, v in TINY["model"]["init_args"].items() if k != "predictor"}
+    model = {"class_path": "HJEPALightningModule", "init_args": {**model, "levels": [{"cell": "image"}]}}
+    config.write_text(yaml.safe_dump({**TINY, "model": model, "trainer": {**TINY["trainer"], "max_epochs": 50}}))
+    sizes = []
+    words = ["--config", str(config), "--data.init_args.resolution={start: 4}", "--data.init_args.probe=[]"]
+    run = measure(words, 3, 10.0, then=lambda cli: sizes.append(cli.datamodule.growth))
+    assert (run.grows, sizes) == (True, [None])

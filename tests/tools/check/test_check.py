@@ -98,6 +98,18 @@ def test_checkpointing_lessens_memory_and_changes_no_count(config) -> None:
     assert less.peak < 0.8 * plain.peak
 
 
+def test_views_that_grow_are_told_of_and_counted_at_their_last_size(config, capsys) -> None:
+    model = {k: v for k, v in TINY["model"]["init_args"].items() if k != "predictor"}
+    model = {"class_path": "HJEPALightningModule", "init_args": {**model, "levels": [{"cell": "image", "keep": 0.5}]}}
+    config.write_text(yaml.safe_dump({**TINY, "model": model}))
+    assert main(["check", str(config), "--data.init_args.resolution={start: 4, until: 0.25}"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "views from 4 x 4 to 8 x 8 pixels in 2 steps, by 25% of the run; tokens, compute and memory below" in said
+    assert "context encoder 2 x 8;" in said  # half of 16 patches
+    assert main(["check", str(config), "--data.init_args.resolution.start=3"]) == 2
+    assert "invalid `resolution.start=3`: must be a multiple of" in capsys.readouterr().err
+
+
 SEPARATE = ["--model.init_args.predictor.targets=separate"]
 CROPS = [
     "--data.init_args.multicrop={local_views: 2, local_size: 4}",
