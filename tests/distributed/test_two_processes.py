@@ -41,6 +41,8 @@ CASES = {
     },
     "pairwise": {"levels": [{"cell": 1}, {"cell": "image", "compare": "pairwise", "masked_view": "add"}]},
     "no average": {"ema": None, "experimental": True},
+    "batch targets": {"target_norm": "batch", "target_blocks": 2},
+    "batch targets, no average": {"target_norm": "batch", "ema": None, "experimental": True},
 }
 TERMS = [
     {"kind": "sigreg"},
