@@ -157,6 +157,11 @@ def _check_predictor(settings: ModuleSettings) -> None:
             "invalid `predictor.targets=separate`: cannot be combined with several crops "
             f"(masks.strategy={masks.strategy}); set it to joint."
         )
+    if masks.per_image > 1 and masks.strategy != "global_only":
+        raise ConfigError(
+            f"invalid `masks.per_image={masks.per_image}`: cannot be combined with several crops "
+            f"(masks.strategy={masks.strategy}); set it to 1, or masks.strategy to global_only."
+        )
     if predictor.context == "fused" and all(level.block == "last" for level in settings.token_levels):
         raise ConfigError(
             "invalid `predictor.context=fused`: has one depth to fuse; add a level with a block before the last."

@@ -63,18 +63,20 @@ class TokenLevels:
 
         Args:
             images: The view that is masked, (B, C, H, W).
-            masks: Visible patches and target cells.
+            masks: Visible patches and target cells, of M masks of each image: M * B rows.
             crops: Local crops; with some strategies they add context tokens and targets.
             record: Gets the terms, the streams and the state of each level.
 
         Returns:
-            Tokens of the visible patches, (B, K, D), by block of the context encoder.
+            Tokens of the visible patches, (M * B, K, D), by block of the context encoder.
         """
-        maps = self.target_maps(images)
+        maps, own = self.target_maps(images), len(images)
         blocks = (*self.depths.context, *self.depths.image, *self.depths.pyramid)
-        tokens = self.context_encoder(images, masks.context, blocks)
+        copies = len(masks.context) // own
+        views = images.repeat(copies, 1, 1, 1) if copies > 1 else images
+        tokens = self.context_encoder(views, masks.context, blocks)
         grid = self.context_encoder.grid
-        record.streams["tokens"] = TokenStream(tokens["last"], masks.context, grid[0] * grid[1])
+        record.streams["tokens"] = TokenStream(tokens["last"][:own], masks.context[:own], grid[0] * grid[1])
         predictions = self.predictor(self.predictor_input(tokens), masks.context, masks.targets, crops.context)
         scales: list[Tensor | float] = []
         for number, (level, target_map) in enumerate(zip(self.levels, maps, strict=True)):
@@ -82,12 +84,12 @@ class TokenLevels:
             target, prediction = gather_tokens(target_map, index), predictions[number]
             in_view = prediction[:, : index.shape[1]]  # the crops' predictions come after the view's
             record.levels[level.name] = LevelState(in_view.detach(), target.detach(), index, target_map.detach())
-            record.streams[level.name] = TokenStream(in_view, index, target_map.shape[1])
+            record.streams[level.name] = TokenStream(in_view[:own], index[:own], target_map.shape[1])
             if crops.targets:
                 target = torch.cat([target, crops.targets[number]], dim=1)
             scales.append(position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0)
             loss = prediction_loss(prediction, target, self.prediction)
-            by_image = partial(prediction_by_image, prediction, target, self.prediction)
+            by_image = partial(prediction_by_image, prediction, target, self.prediction, own)
             record.add(level.name, loss, level.weight / scales[-1], by_image)
         if self.pyramid is not None:
             self.pyramid.add(tokens, grid, masks, predictions, maps, scales, record)

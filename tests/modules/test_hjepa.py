@@ -182,6 +182,7 @@ CHANGES = {
     "cosine": {"prediction": "cosine"},
     "random masks": {"masks": {"kind": "random"}},
     "hierarchical masks": {"masks": {"kind": "hierarchical"}},
+    "several masks": {"masks": {"per_image": 2}},
     "num_targets": {"masks": {"num_targets": 1}},
     "target_scale": {"masks": {"target_scale": [0.05, 0.07]}},
     "max_visible": {"masks": {"max_visible": 0.5}},
