@@ -78,7 +78,10 @@ class CleanBatch(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Visible patches and target cells of each image."""
+    """Visible patches and target cells of each image.
+
+    With M masks of an image (`masks.per_image`) B is M times the images: one mask of all images after the other.
+    """
 
     context: Tensor
     """(B, K) int64: indices of the visible patches, in no particular order."""
@@ -92,11 +95,11 @@ class LevelState(NamedTuple):
     """Prediction and target of one token level in a step, without gradient, for callbacks."""
 
     prediction: Tensor
-    """(B, Q, D)."""
+    """(M * B, Q, D), of M masks of each image."""
     target: Tensor
-    """(B, Q, D)."""
+    """(M * B, Q, D)."""
     cells: Tensor
-    """(B, Q) int64: index on the level's grid of each query."""
+    """(M * B, Q) int64: index on the level's grid of each query."""
     target_map: Tensor
     """(B, cells of the grid, D): the target at every cell."""
 

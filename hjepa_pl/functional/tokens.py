@@ -10,11 +10,15 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
     Args:
         tokens: (B, N, D).
-        index: (B, K) int64.
+        index: (B, K) int64, or (M * B, K) for M selections of each row: one of all rows, then the next of all.
 
     Returns:
-        (B, K, D).
+        (B, K, D), or (M * B, K, D).
     """
+    if len(index) > len(tokens):
+        copies = index.unflatten(0, (-1, len(tokens)))[..., None]
+        rows = tokens.expand(len(copies), -1, -1, -1)
+        return rows.gather(2, copies.expand(-1, -1, -1, tokens.shape[-1])).flatten(0, 1)
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 

@@ -42,9 +42,20 @@ def prediction_loss(prediction: Tensor, target: Tensor, kind: PredictionKind) ->
     return PREDICTION_LOSSES.find(kind)(prediction.float(), target.float())
 
 
-def prediction_by_image(prediction: Tensor, target: Tensor, kind: PredictionKind) -> Tensor:
-    """Return each image's term of `prediction_loss`, (B,) float32, which is their mean; inputs are (B, Q, D)."""
-    return torch.vmap(PREDICTION_LOSSES.find(kind))(prediction.float(), target.float())
+def prediction_by_image(prediction: Tensor, target: Tensor, kind: PredictionKind, images: int | None = None) -> Tensor:
+    """Return each image's term of `prediction_loss`, which is their mean.
+
+    Args:
+        prediction: (M * B, Q, D): of M masks of B images, one mask of all images after the other.
+        target: The same.
+        kind: As in `prediction_loss`.
+        images: B; None for one mask.
+
+    Returns:
+        (B,) float32.
+    """
+    values = torch.vmap(PREDICTION_LOSSES.find(kind))(prediction.float(), target.float())
+    return values if images is None else values.unflatten(0, (-1, images)).mean(dim=0)
 
 
 _MIN_BASELINE = 0.02

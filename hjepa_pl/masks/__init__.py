@@ -33,7 +33,7 @@ def find_masks(config: MaskConfig) -> type[MaskGenerator]:
         raise ConfigError(f"invalid `masks.kind={config.kind}`: must be a subclass of hjepa_pl.masks.MaskGenerator.")
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name not in ("kind", "strategy", *kind.keys) and value != getattr(MaskConfig, field.name):
+        if field.name not in ("kind", "strategy", "per_image", *kind.keys) and value != getattr(MaskConfig, field.name):
             raise ConfigError(
                 f"invalid `masks.{field.name}={as_typed(value)}`: has no effect with masks.kind={config.kind}; "
                 "remove it."

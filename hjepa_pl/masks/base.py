@@ -12,6 +12,9 @@ from hjepa_pl.functional.precision import without_autocast
 from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.types import Counters, Masks
 
+_REPETITION = 48
+"""Bit of a counter from which the number of an image's mask is added; that of a local crop has those from 32 on."""
+
 
 class MaskShape(NamedTuple):
     """A row of a generator's table: the sizes of a step, the same for every image."""
@@ -80,7 +83,14 @@ class MaskGenerator(ABC):
         """Draw the masks of a batch, on the device of `counters.position`, in full precision.
 
         Under autocast, matrix products have 16 bits, which round numbers of patches above 256.
+
+        Returns:
+            Masks of the B images, then with `masks.per_image` M a second mask of each, and so on: M * B rows. The first
+            B are those of M = 1.
         """
+        if self.config.per_image > 1:
+            number = torch.arange(self.config.per_image, device=counters.position.device)[:, None]
+            counters = counters._replace(position=(counters.position + (number << _REPETITION)).flatten())
         with without_autocast(counters.position.device):
             return self._draw(counters)
 

@@ -40,6 +40,10 @@ class MaskConfig:
     whole cells."""
     ratio: _OpenUnit = 0.6
     """Fraction of the patches that is hidden (random)."""
+    per_image: Count = 1
+    """Masks of each image in a step: the targets are computed once, each mask's visible patches are encoded and predict
+    its own hidden ones, and the loss is the mean (multi-mask training of data2vec 2.0, arXiv:2212.07525; 16 in its code
+    for images). With levels.masked_view each mask's visible patches are a view."""
     options: dict[str, Any] | None = None
     """Keys of a mask generator outside the package."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hjepa_pl.losses import Regularizer
-from hjepa_pl.masks import MaskGenerator, find_masks
+from hjepa_pl.masks import MaskGenerator, build_masks, find_masks
 from hjepa_pl.models.families import EncoderShape
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.pyramid import STRIDES
@@ -22,6 +22,12 @@ def check_model(settings: ModuleSettings, shape: EncoderShape) -> None:
     for level in levels:
         if level.block != "last" and level.block >= shape.depth:
             raise ConfigError(f"invalid `levels.block={level.block}`: must be 1 to {shape.depth - 1}, or last.")
+        depth = shape.depth if level.block == "last" else level.block
+        if settings.target_blocks > depth:
+            raise ConfigError(
+                f"invalid `target_blocks={settings.target_blocks}`: must be at most {depth}, the number of blocks up "
+                f"to levels.block={level.block}."
+            )
     names = [term.name for term in settings.regularizers]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
@@ -59,17 +65,22 @@ def check_keep(image: LevelConfig, grid: tuple[int, int], where: str = "") -> No
         )
 
 
-def check_masks(targets: str, masks: MaskGenerator) -> None:
-    """Check that `predictor.targets=separate` has more than one target block.
+def make_masks(settings: ModuleSettings, shape: EncoderShape) -> MaskGenerator | None:
+    """Return the masks of the token levels; None without any.
 
     Raises:
-        ConfigError: If no mask has.
+        ConfigError: If they are impossible, or `predictor.targets=separate` has one target block only.
     """
+    if not settings.token_levels:
+        return None
+    cells, targets = tuple(int(level.cell) for level in settings.token_levels), settings.predictor.targets
+    masks = build_masks(settings.masks, shape.grid, cells, settings.seed, targets == "joint")
     if targets == "separate" and all(shape.blocks == 1 for shape in masks.shapes):
         raise ConfigError(
             "invalid `predictor.targets=separate`: has no effect with one target block an image; set masks.num_targets "
             "to 2 or more, or remove it."
         )
+    return masks
 
 
 def _check_streams(terms: Sequence[Regularizer], levels: tuple[LevelConfig, ...], image: LevelConfig | None) -> None:
@@ -148,7 +159,8 @@ def _check_unused(settings: ModuleSettings) -> None:
         if value is not None and value != type(value)():
             level = "an image level ({cell: image})" if key == "projector" else "a token level ({cell: 1})"
             raise ConfigError(f"invalid `{key}`: has no effect without {level}; remove it, or add the level.")
-    for key, default in (("prediction", "smooth_l1"), ("level_scale", "baseline")):
+    defaults = {"prediction": "smooth_l1", "level_scale": "baseline", "target_norm": "layer", "target_blocks": 1}
+    for key, default in defaults.items():
         if not settings.token_levels and getattr(settings, key) != default:
             raise ConfigError(
                 f"invalid `{key}={getattr(settings, key)}`: has no effect without a token level ({{cell: 1}}); remove "
@@ -168,6 +180,11 @@ def _check_predictor(settings: ModuleSettings) -> None:
         raise ConfigError(
             "invalid `predictor.targets=separate`: cannot be combined with several crops "
             f"(masks.strategy={masks.strategy}); set it to joint."
+        )
+    if masks.per_image > 1 and masks.strategy != "global_only":
+        raise ConfigError(
+            f"invalid `masks.per_image={masks.per_image}`: cannot be combined with several crops "
+            f"(masks.strategy={masks.strategy}); set it to 1, or masks.strategy to global_only."
         )
     if predictor.context == "fused" and all(level.block == "last" for level in settings.token_levels):
         raise ConfigError(

@@ -12,10 +12,11 @@ from hjepa_pl.losses.regularize import read_regularizer
 from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.config import SIZES, EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.models.levels import LevelConfig, read_levels, split_levels
+from hjepa_pl.objectives.targets import TargetNorm
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import from_plain, invalid, to_plain
-from hjepa_pl.utils.wording import as_typed
+from hjepa_pl.utils.wording import as_typed, either
 
 _PARTS: dict[str, type] = {
     "encoder": EncoderConfig,
@@ -43,6 +44,8 @@ class ModuleSettings:
     pyramid: PyramidConfig | None
     prediction: PredictionKind
     level_scale: LevelScale
+    target_norm: TargetNorm
+    target_blocks: int
     regularizers: tuple[Regularizer, ...]
     ema: EMAConfig | None
     optimizer: OptimizerConfig
@@ -88,9 +91,12 @@ def _check_scalars(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"invalid `{key}={as_typed(values[key])}`: must be true or false.")
     if not callable(PREDICTION_LOSSES.find(values["prediction"])):
         raise invalid("prediction", values["prediction"], "must be a function of predictions and targets.")
-    if values["level_scale"] not in get_args(LevelScale):
-        scale = as_typed(values["level_scale"])
-        raise ConfigError(f"invalid `level_scale={scale}`: must be {' or '.join(get_args(LevelScale))}.")
+    for key, kind in (("level_scale", LevelScale), ("target_norm", TargetNorm)):
+        if values[key] not in get_args(kind):
+            raise invalid(key, values[key], f"must be {either(get_args(kind))}.")
+    count = values["target_blocks"]
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise invalid("target_blocks", count, "must be a whole number >= 1.")
     seed = values["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"invalid `seed={as_typed(seed)}`: must be a whole number >= 0.")

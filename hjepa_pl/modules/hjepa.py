@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.losses import Regularizer
 from hjepa_pl.losses.config import LevelScale, PredictionKind
-from hjepa_pl.masks import MaskConfig, MaskGenerator, build_masks
+from hjepa_pl.masks import MaskConfig
 from hjepa_pl.models.attention import check_kernel
 from hjepa_pl.models.base import Block, Encoder
 from hjepa_pl.models.blocks import compile_blocks
@@ -19,7 +19,7 @@ from hjepa_pl.models.families import EncoderShape, measure
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.modules.check_data import check_batch, check_clean, check_curriculum, check_data
-from hjepa_pl.modules.check_model import check_masks, check_model
+from hjepa_pl.modules.check_model import check_model, make_masks
 from hjepa_pl.modules.config import ModuleSettings, read_settings
 from hjepa_pl.modules.features import check_images, patch_tokens, pooled, pyramid_maps
 from hjepa_pl.objectives.image_level import ImageLevel
@@ -27,6 +27,7 @@ from hjepa_pl.objectives.local_crops import LocalCrops
 from hjepa_pl.objectives.networks import build_networks, plan_depths
 from hjepa_pl.objectives.record import Projections, StepRecord
 from hjepa_pl.objectives.regularizers import Regularizers
+from hjepa_pl.objectives.targets import TargetNorm
 from hjepa_pl.objectives.token_levels import TokenLevels
 from hjepa_pl.optim.config import EMAConfig, OptimizerConfig
 from hjepa_pl.optim.ema import EMACallback
@@ -66,6 +67,8 @@ class HJEPALightningModule(PretrainModule):
         pyramid: PyramidConfig | None = None,
         prediction: PredictionKind = "smooth_l1",
         level_scale: LevelScale = "baseline",
+        target_norm: TargetNorm = "layer",
+        target_blocks: int = 1,
         regularizers: list[Regularizer] | None = None,
         ema: EMAConfig | None = EMAConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
@@ -87,6 +90,9 @@ class HJEPALightningModule(PretrainModule):
             prediction: Distance between predicted and target tokens.
             level_scale: Divisor of a token level's loss: 'baseline' is the loss of predicting each position's mean, so
                 that levels have equal scales; 'raw' is none (as I-JEPA).
+            target_norm: Normalization of the target encoder's tokens: 'layer' of each token (as I-JEPA), 'instance' of
+                each channel over an image's tokens (data2vec 2.0) or 'batch' over all images' tokens, before 'layer'.
+            target_blocks: Number of blocks, up to a level's, whose normalized outputs' mean is the target (data2vec).
             regularizers: Terms against collapse; null is SIGReg on the projections if there is an image level.
             ema: Momentum of the target encoder; with null the context encoder makes the targets, with gradient
                 (experimental).
@@ -104,9 +110,10 @@ class HJEPALightningModule(PretrainModule):
         """
         settings = read_settings({
             "encoder": encoder, "levels": levels, "masks": masks, "predictor": predictor, "projector": projector,
-            "pyramid": pyramid, "prediction": prediction, "level_scale": level_scale, "regularizers": regularizers,
-            "ema": ema, "optimizer": optimizer, "time_budget": time_budget, "seed": 0 if seed is None else seed,
-            "experimental": experimental, "compile": compile,
+            "pyramid": pyramid, "prediction": prediction, "level_scale": level_scale, "target_norm": target_norm,
+            "target_blocks": target_blocks, "regularizers": regularizers, "ema": ema, "optimizer": optimizer,
+            "time_budget": time_budget, "seed": 0 if seed is None else seed, "experimental": experimental,
+            "compile": compile,
         })  # fmt: skip
         super().__init__(settings.optimizer, settings.time_budget)
         # On a meta-device model, before weights are made: 0.1 s against 1 s (size base) or 4 s (large).
@@ -119,23 +126,16 @@ class HJEPALightningModule(PretrainModule):
         self.img_size, self.in_chans = settings.encoder.img_size, settings.encoder.in_chans
         height, width = sides(self.img_size)
         self.patch_size = (height // shape.grid[0], width // shape.grid[1])
-        self.masks = self._build_masks(settings, shape)
+        self.masks = make_masks(settings, shape)
         self._build_networks(settings, shape)
         self._drop_path = settings.encoder.drop_path_rate > 0
-
-    def _build_masks(self, settings: ModuleSettings, shape: EncoderShape) -> MaskGenerator | None:
-        if not settings.token_levels:
-            return None
-        cells, targets = tuple(int(level.cell) for level in settings.token_levels), settings.predictor.targets
-        masks = build_masks(settings.masks, shape.grid, cells, settings.seed, targets == "joint")
-        check_masks(targets, masks)
-        return masks
 
     def _build_networks(self, settings: ModuleSettings, shape: EncoderShape) -> None:
         """Build the networks, and the objectives on them."""
         levels, image = settings.token_levels, settings.image_level
         fused = settings.predictor.context == "fused"
-        depths = plan_depths(levels, image, shape.depth, fused=fused, pyramid=settings.pyramid is not None)
+        count, pyramid = settings.target_blocks, settings.pyramid is not None
+        depths = plan_depths(levels, image, shape.depth, fused=fused, pyramid=pyramid, target_blocks=count)
         networks = build_networks(
             settings.encoder, settings.predictor, settings.projector, settings.pyramid, levels, image, depths,
             moving_average=settings.ema is not None, crop_context=settings.masks.strategy != "global_only",
@@ -152,8 +152,8 @@ class HJEPALightningModule(PretrainModule):
         self._pyramid_blocks = depths.pyramid
 
         weight = 0.0 if settings.pyramid is None else settings.pyramid.weight
-        scoring = (settings.prediction, settings.level_scale)
-        self.tokens = TokenLevels(networks, levels, depths, *scoring, weight) if levels else None
+        scoring = (settings.prediction, settings.level_scale, weight, settings.target_norm, count)
+        self.tokens = TokenLevels(networks, levels, depths, *scoring) if levels else None
         self.images = None if image is None else ImageLevel(networks, image, depths, settings.seed)
         self.crops = LocalCrops(networks.context_encoder, self.tokens, depths, settings.masks, settings.seed)
         self.terms = Regularizers(settings.regularizers, settings.seed)

@@ -38,7 +38,7 @@ class ImageLevel:
 
         Args:
             batch: Full views.
-            context: Tokens of the visible patches by block; empty without token levels.
+            context: Tokens (M * B, K, D) of the visible patches by block; empty without token levels.
             crops: Local crops.
             record: Gets the term 'image', and the tokens of the first view where there are no token levels.
 
@@ -51,7 +51,9 @@ class ImageLevel:
         kept = self._draw_kept(batch.counters, len(views), patches)
         tokens = self.context_encoder(torch.cat(views), kept, blocks=(self.block,))[self.block]
         full = tokens.mean(dim=1).unflatten(0, (len(views), -1))  # (V, B, D)
-        parts = [context[self.block].mean(dim=1)[None]] if self.level.masked_view is not None else []
+        parts = []
+        if self.level.masked_view is not None:  # (M, B, D): the visible patches of each mask are a view
+            parts.append(context[self.block].mean(dim=1).unflatten(0, (-1, len(batch.label))))
         parts += [crops.pooled] if crops.pooled is not None else []
         if "tokens" not in record.streams:
             first = tokens[: len(batch.label)]

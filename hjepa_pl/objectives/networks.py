@@ -9,6 +9,7 @@ from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.models.predictor import ContextFusion, Predictor
 from hjepa_pl.models.projector import Projector
 from hjepa_pl.models.pyramid import FeaturePyramid, PyramidHeads, finest_level, pyramid_blocks
+from hjepa_pl.objectives.targets import last_blocks
 from hjepa_pl.optim.ema import EMACallback
 
 
@@ -28,7 +29,13 @@ class Depths(NamedTuple):
 
 
 def plan_depths(
-    token_levels: tuple[LevelConfig, ...], image_level: LevelConfig | None, depth: int, *, fused: bool, pyramid: bool
+    token_levels: tuple[LevelConfig, ...],
+    image_level: LevelConfig | None,
+    depth: int,
+    *,
+    fused: bool,
+    pyramid: bool,
+    target_blocks: int = 1,
 ) -> Depths:
     """Return the blocks to read.
 
@@ -38,12 +45,15 @@ def plan_depths(
         depth: Number of blocks of the encoder.
         fused: Whether the predictor reads all token levels' depths (`predictor.context=fused`).
         pyramid: Whether there is a pyramid.
+        target_blocks: Number of blocks that each token level's target is the mean of.
     """
+    averaged = {b for level in token_levels for b in last_blocks(level.block, target_blocks, depth)}
     inner = tuple(sorted({b for level in token_levels if (b := level.block) != "last"}))
     last: tuple[Block, ...] = ("last",) if any(level.block == "last" for level in token_levels) else ()
     context: tuple[Block, ...] = (*inner, "last") if fused else ("last",)
     pooled: tuple[Block, ...] = () if image_level is None else (image_level.block,)
-    return Depths(inner, (*inner, *last), context, pooled, pyramid_blocks(depth) if pyramid else ())
+    of_targets = tuple(sorted(b for b in averaged if b != "last"))
+    return Depths(inner, (*of_targets, *last), context, pooled, pyramid_blocks(depth) if pyramid else ())
 
 
 class Networks(NamedTuple):
@@ -87,7 +97,7 @@ def build_networks(
     fused = predictor.context == "fused"
     # A block pooled for the image level has a norm without gains: they would duplicate the projector's first layer.
     pooled = [b for b in depths.image if b != "last"]
-    normed = (*depths.inner, *pooled, *(b for b in depths.pyramid if b != "last"))
+    normed = (*depths.inner, *pooled, *(b for b in (*depths.pyramid, *depths.target) if b != "last"))
     context = build_encoder(encoder, normed, affine=depths.inner if fused else ())
     width, grid, cells = context.embed_dim, context.grid, tuple(int(level.cell) for level in token_levels)
     networks = Networks(

@@ -1,6 +1,7 @@
 """Auxiliary loss of the feature pyramid: the token levels' targets, regressed from its maps."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,10 +54,10 @@ class PyramidTerm:
         """Add the mean over levels of the distance, each divided by the level's scale as its own loss is.
 
         Args:
-            tokens: Context tokens (B, K, D) by block.
+            tokens: Context tokens (M * B, K, D) by block, of M masks of each image.
             grid: Rows and columns of patches.
-            masks: Visible patches and target cells.
-            predictions: Of each level, (B, Q, D) or longer; the finest fill the holes of the map.
+            masks: Visible patches and target cells, M * B rows.
+            predictions: Of each level, (M * B, Q, D) or longer; the finest fill the holes of the map.
             target_maps: Of each level, (B, cells, D).
             scales: Of each level.
             record: Gets the term 'pyramid'.
@@ -72,4 +73,5 @@ class PyramidTerm:
         def mean_of(distance: Callable[[Tensor, Tensor, PredictionKind], Tensor]) -> Tensor:
             return torch.stack([distance(p, t, self.prediction) / scale for p, t, scale in pairs]).mean(dim=0)
 
-        record.add("pyramid", mean_of(prediction_loss), self.weight, lambda: mean_of(prediction_by_image))
+        by_image = partial(prediction_by_image, images=len(target_maps[0]))
+        record.add("pyramid", mean_of(prediction_loss), self.weight, lambda: mean_of(by_image))

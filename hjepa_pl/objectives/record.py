@@ -11,7 +11,7 @@ from hjepa_pl.types import LevelState
 
 
 class TokenStream(NamedTuple):
-    """Embeddings that a regularizer compares between images at one position."""
+    """Embeddings that a regularizer compares between images at one position; of several masks, those of the first."""
 
     embedding: Tensor
     """(B, n, D), of this rank's images."""

@@ -65,7 +65,7 @@ class TokenCounter:
         context, _, targets, crops = args
         copies = targets[0].shape[1] if net.config.targets == "separate" else 1
         visible = copies * context.shape[1] + (0 if crops is None else crops.tokens.shape[1])
-        self._predicted += visible + sum(x.shape[1] for x in out)
+        self._predicted += (visible + sum(x.shape[1] for x in out)) * (len(context) // self.batch_size)
 
     @property
     def counts(self) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]:

@@ -42,6 +42,13 @@ CASES = {
     "pairwise": {"levels": [{"cell": 1}, {"cell": "image", "compare": "pairwise", "masked_view": "add"}]},
     "kept patches": {"levels": [{"cell": 1}, {"cell": "image", "keep": 0.5}]},
     "no average": {"ema": None, "experimental": True},
+    "batch targets": {"target_norm": "batch", "target_blocks": 2},
+    "several masks": {
+        "masks": {"per_image": 3},
+        "levels": [{"cell": 1}, {"cell": "image", "masked_view": "replace"}],
+        "regularizers": [{"kind": "sigreg"}, {"kind": "sigreg", "stream": "tokens"}],
+    },
+    "batch targets, no average": {"target_norm": "batch", "ema": None, "experimental": True},
 }
 TERMS = [
     {"kind": "sigreg"},

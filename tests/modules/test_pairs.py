@@ -41,6 +41,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "wide images": {"encoder": {"img_size": [16, 24]}},
     "crops predicted": {"masks": {"strategy": "cross_crop_prediction"}},
     "NT-Xent": {"regularizers": [{"kind": "ntxent", "hard_negatives": 1.0}, {"kind": "sigreg"}]},
+    "data2vec targets": {"target_norm": "instance", "target_blocks": 2},
     "level regulariser": {"regularizers": [{"kind": "vicreg", "stream": "last_c2"}, {"kind": "sigreg"}]},
     "image features": {
         "levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "block": 3, "compare": "pairwise"}],

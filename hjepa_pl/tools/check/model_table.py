@@ -79,7 +79,8 @@ def _masks(module: HJEPALightningModule) -> list[str]:
     shapes = dict.fromkeys(module.masks.shapes)
     texts = [f"{s.blocks} of {s.height} x {s.width} ({s.visible} visible)" for s in shapes]
     kind = module.mask_config.kind
-    return [row("masks", f"{kind} on {patches} patches; blocks per step: {' or '.join(texts)}")]
+    count = f"; {number} masks per image" if (number := module.mask_config.per_image) > 1 else ""
+    return [row("masks", f"{kind} on {patches} patches; blocks per step: {' or '.join(texts)}{count}")]
 
 
 def _run(cli: DryCLI, steps: float | None) -> str:

@@ -51,6 +51,7 @@ def test_the_table_has_the_numbers_of_the_real_module_and_run(config, capsys) ->
     assert all(f"({v} visible)" in out for v in visible)
     assert re.search(r"last_c1 +last +1 +4 x 4 ", out)
     assert re.search(rf"context encoder {visible[0]}( to {visible[-1]})? \+ 2 x 16; target encoder 16;", out)
+    assert "masks per image" not in out
     assert max(map(len, out.splitlines()[1:])) <= 80  # the first is the path
     assert [p.name for p in Path().iterdir()] == ["tiny.yaml"]
 
@@ -69,6 +70,23 @@ def test_the_table_has_the_optimizer_and_its_scaled_rate(config, capsys) -> None
     assert f"Adam {memory(moments)}" in found  # Muon has one moment of a matrix
     assert main(["check", str(config), f"{key}.lr_scale=linear", f"{key}.min_lr=0.0005"]) == 2
     assert "`optimizer.min_lr=0.0005`: must be <= optimizer.lr=0.001 scaled by" in capsys.readouterr().err
+
+
+def test_several_masks_of_an_image_are_counted(config, capsys) -> None:
+    more = ["--model.init_args.masks.per_image=3", "--data.init_args.batch_size=16"]
+    assert main(["check", str(config), *more]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "; 3 masks per image" in out
+    settings = TINY["model"]["init_args"]
+    module = HJEPALightningModule(**settings | {"masks": settings.get("masks", {}) | {"per_image": 3}})
+    visible = module.masks.shapes[0].visible
+    assert re.search(rf"context encoder 3 x {visible}( to \d+)? \+ 2 x 16; target encoder 16;", out)
+    batch = make_batch(16, 2, 8)
+    batch = batch._replace(views=tuple(v[:, :1] for v in batch.views))
+    with FlopCounterMode(display=False) as counter:
+        module.compute(batch)[0].backward()
+    found = re.search(r"compute \S+ \S+ per image, (\S+) MFLOP per step", out)
+    assert float(found[1]) == pytest.approx(counter.get_total_flops() / 1e6, rel=0.005)
 
 
 def test_counted_operations_are_those_of_a_real_step(config, capsys) -> None:
@@ -117,7 +135,13 @@ CROPS = [
 ]
 
 
-@pytest.mark.parametrize("more", [[], SEPARATE, CROPS], ids=["joint", "separate", "crops"])
+MASKS = ["--model.init_args.masks.per_image=3"]
+
+
+@pytest.mark.parametrize(
+    "more", [[], SEPARATE, CROPS, MASKS, SEPARATE + MASKS],
+    ids=["joint", "separate", "crops", "masks", "separate, masks"],
+)  # fmt: skip
 def test_the_predictor_s_tokens_are_those_of_its_blocks(config, more) -> None:
     with scratch_folder() as scratch:
         cli = prepare(["--config", str(config), *more], DryCLI, scratch)
