@@ -35,9 +35,9 @@ class Regularizer:
     """True if it does not depend on the scale of the embeddings, which a view loss then shrinks to zero."""
 
     stream: str = "image"
-    """Embeddings that it acts on: 'image', the projections of the pooled views; 'tokens', the context encoder's
-    tokens; or the predictions of a token level, by its name in logs, such as 'last_c1'. Tokens and predictions are
-    compared between images at one position."""
+    """Embeddings that it acts on: 'image', the projections of the pooled views at each image level; 'tokens', the
+    context encoder's tokens; or the predictions of a token level, by its name in logs, such as 'last_c1'. Tokens and
+    predictions are compared between images at one position."""
     weight: Weight = 1.0
     """Weight of the term in the loss."""
 
@@ -76,7 +76,11 @@ class Regularizer:
     @property
     def name(self) -> str:
         """Name in logs: 'sigreg_image'."""
-        return f"{self.kind.rpartition('.')[2]}_{self.stream}"
+        return self.name_at(self.stream)
+
+    def name_at(self, stream: str) -> str:
+        """Return the name in logs of the term on a stream, or at an image level such as 'b2_image'."""
+        return f"{self.kind.rpartition('.')[2]}_{stream}"
 
     @property
     def compares_views(self) -> bool:

@@ -1,12 +1,15 @@
 """Levels of the hierarchy."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Gt, Lt
 
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import Count, Hint, PositiveFraction, from_plain_list, invalid, settings
 from hjepa_pl.utils.wording import as_typed
+
+_OF_DEEPEST = (("masked_view", None), ("compare", "mean"), ("keep", 1.0))
+"""Keys of the deepest image level, and their defaults."""
 
 
 @settings("levels")
@@ -15,11 +18,13 @@ class LevelConfig:
 
     block: Count | Literal["last"] = "last"
     """Depth of the target: the output after this block, counted from 1, or 'last' (after the final norm). Image level:
-    depth of the patch tokens that are pooled, after a norm of its own if not 'last'."""
+    depth of the patch tokens that are pooled, after a norm of its own if not 'last'. Several image levels of different
+    depths: each compares the same views through a projector of its own; `masked_view`, `compare` and `keep` are those
+    of the deepest."""
     cell: Count | Literal["image"] = 1
     """Height and width in patches of the cells that the target is averaged over; 'image' is the pooled image."""
     weight: Annotated[float, Gt(0), Lt(float("inf")), Hint("remove the level to turn it off")] = 1.0
-    """Weight of the level's loss."""
+    """Weight of the level's loss; of an image level before the deepest, of its regularizers too."""
     masked_view: Literal["add", "replace"] | None = None
     """Image level with token levels: the visible patches, which the token levels encode anyway, are a view too (as in
     MSN, arXiv:2204.07141), in addition to the full views ('add') or instead of the first ('replace')."""
@@ -34,7 +39,7 @@ class LevelConfig:
 
     def __post_init__(self) -> None:
         """Reject keys of the image level on token levels, and a weight without a loss."""
-        for key, default in (("masked_view", None), ("compare", "mean"), ("keep", 1.0)):
+        for key, default in _OF_DEEPEST:
             if self.cell != "image" and getattr(self, key) != default:
                 raise invalid(
                     f"levels.{key}",
@@ -54,9 +59,9 @@ class LevelConfig:
 
     @property
     def name(self) -> str:
-        """Name in logs: 'image', or depth and cell, as in 'last_c2' and 'b4_c1'."""
+        """Name in logs: depth and cell, as in 'last_c2' and 'b4_c1'; 'image', or 'b2_image' for an inner block."""
         if self.cell == "image":
-            return "image"
+            return "image" if self.block == "last" else f"b{self.block}_image"
         return f"{'last' if self.block == 'last' else f'b{self.block}'}_c{self.cell}"
 
 
@@ -88,11 +93,22 @@ def read_levels(levels: Any) -> tuple[LevelConfig, ...]:
     return from_plain_list(LevelConfig, levels, "levels")
 
 
-def split_levels(levels: tuple[LevelConfig, ...]) -> tuple[tuple[LevelConfig, ...], LevelConfig | None]:
-    """Separate the token levels from the image level.
+class Levels(NamedTuple):
+    """The levels of a hierarchy by kind."""
+
+    token: tuple[LevelConfig, ...]
+    """Token levels."""
+    inner_images: tuple[LevelConfig, ...]
+    """Image levels before the deepest, by depth."""
+    image: LevelConfig | None
+    """The deepest image level; None without any."""
+
+
+def split_levels(levels: tuple[LevelConfig, ...]) -> Levels:
+    """Separate the token levels from the image levels.
 
     Raises:
-        ConfigError: If there is no level, or a level twice.
+        ConfigError: If there is no level, a level twice, or an inner image level with keys of the deepest.
     """
     if not levels:
         raise ConfigError("invalid `levels=[]`: must hold at least one level, for example [{block: last, cell: 1}].")
@@ -103,5 +119,18 @@ def split_levels(levels: tuple[LevelConfig, ...]) -> tuple[tuple[LevelConfig, ..
             f"invalid `levels`: {{block: {as_typed(twice.block)}, cell: {as_typed(twice.cell)}}} is listed twice; list "
             "it once and set its weight."
         )
-    image = next((level for level in levels if level.cell == "image"), None)
-    return tuple(level for level in levels if level is not image), image
+    images = sorted((level for level in levels if level.cell == "image"), key=lambda level: _depth(level.block))
+    token = tuple(level for level in levels if level.cell != "image")
+    for level in images[:-1]:
+        for key, default in _OF_DEEPEST:
+            if getattr(level, key) != default:
+                raise invalid(
+                    f"levels.{key}",
+                    getattr(level, key),
+                    f"is for the deepest image level; set it on the one with block: {images[-1].block}.",
+                )
+    return Levels(token, tuple(images[:-1]), images[-1] if images else None)
+
+
+def _depth(block: int | str) -> float:
+    return float("inf") if isinstance(block, str) else block

@@ -33,6 +33,8 @@ def check_model(settings: ModuleSettings, shape: EncoderShape) -> None:
     if twice:
         raise ConfigError(f"invalid `regularizers`: holds {twice} twice; keep one, with the sum of the weights.")
     _check_streams(settings.regularizers, levels, settings.image_level)
+    for inner in settings.inner_images:
+        _check_image_block(inner, shape)
     if settings.image_level is not None:
         _check_image_level(settings.image_level, settings.regularizers, levels, shape)
         check_keep(settings.image_level, shape.grid)
@@ -123,14 +125,19 @@ def _check_image_level(
             f"invalid `levels.compare={image.compare}`: projections under {kinds} alone, which depends on angles only, "
             "shrink to zero; set compare to none, or add {kind: sigreg} to regularizers."
         )
-    if image.block != "last" and image.block >= shape.depth:
-        raise ConfigError(
-            f"invalid `levels.block={image.block}`: must be 1 to {shape.depth - 1}, or last (image level)."
-        )
+    _check_image_block(image, shape)
     if image.block != "last" and not levels:
         raise ConfigError(
             f"invalid `levels.block={image.block}`: later blocks get no gradient without a token level; add "
             "{cell: 1}, or set block to last (image level)."
+        )
+
+
+def _check_image_block(image: LevelConfig, shape: EncoderShape) -> None:
+    """Reject a block that the encoder does not have."""
+    if image.block != "last" and image.block >= shape.depth:
+        raise ConfigError(
+            f"invalid `levels.block={image.block}`: must be 1 to {shape.depth - 1}, or last (image level)."
         )
 
 

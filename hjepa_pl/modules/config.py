@@ -37,6 +37,7 @@ class ModuleSettings:
 
     encoder: EncoderConfig
     token_levels: tuple[LevelConfig, ...]
+    inner_images: tuple[LevelConfig, ...]
     image_level: LevelConfig | None
     masks: MaskConfig
     predictor: PredictorConfig
@@ -57,8 +58,8 @@ class ModuleSettings:
     def arguments(self) -> dict[str, Any]:
         """Return the module's arguments as dicts, lists and scalars, as checkpoints hold them."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        token_levels, image_level = values.pop("token_levels"), values.pop("image_level")
-        levels = [*token_levels, *([] if image_level is None else [image_level])]
+        levels = [*values.pop("token_levels"), *values.pop("inner_images")]
+        levels += [] if (image := values.pop("image_level")) is None else [image]
         return to_plain({"encoder": values.pop("encoder"), "levels": levels, **values})
 
 
@@ -74,7 +75,8 @@ def read_settings(arguments: Mapping[str, Any]) -> ModuleSettings:
     for key, kind in _PARTS.items():
         if values[key] is not None or key not in _OPTIONAL:
             values[key] = from_plain(kind, values[key], key)
-    values["token_levels"], values["image_level"] = split_levels(read_levels(values.pop("levels")))
+    levels = split_levels(read_levels(values.pop("levels")))
+    values |= {"token_levels": levels.token, "inner_images": levels.inner_images, "image_level": levels.image}
     if values["regularizers"] is None:
         values["regularizers"] = [] if values["image_level"] is None else [SIGReg()]
     terms = values["regularizers"]

@@ -22,7 +22,7 @@ from hjepa_pl.modules.check_data import check_batch, check_clean, check_curricul
 from hjepa_pl.modules.check_model import check_model, make_masks
 from hjepa_pl.modules.config import ModuleSettings, read_settings
 from hjepa_pl.modules.features import check_images, patch_tokens, pooled, pyramid_maps
-from hjepa_pl.objectives.image_level import ImageLevel
+from hjepa_pl.objectives.image_levels import ImageLevels
 from hjepa_pl.objectives.local_crops import LocalCrops
 from hjepa_pl.objectives.networks import build_networks, plan_depths
 from hjepa_pl.objectives.record import Projections, StepRecord
@@ -50,9 +50,10 @@ class HJEPALightningModule(PretrainModule):
     Attributes:
         context_encoder: The encoder that is trained.
         target_encoder: Its moving average; None without token levels or with `ema: null`.
-        predictor, fusion, projector, pyramid, pyramid_heads: Networks on top; None where the levels need none.
+        predictor, fusion, projector, inner_projectors, pyramid, pyramid_heads: Networks on top; None where the levels
+            need none.
         target_pyramid: Moving average of the pyramid.
-        tokens, images, crops, terms: The objectives: `TokenLevels`, `ImageLevel`, `LocalCrops`, `Regularizers`.
+        tokens, images, crops, terms: The objectives: `TokenLevels`, `ImageLevels`, `LocalCrops`, `Regularizers`.
         masks: The masks of the token levels; None without any.
         ema: `EMACallback` of the target networks.
     """
@@ -85,7 +86,7 @@ class HJEPALightningModule(PretrainModule):
                 [{cell: 1, weight: 0.1}, {cell: 2, weight: 0.1}, {cell: image, masked_view: replace}].
             masks: Masks of the token levels.
             predictor: The predictor of the token levels.
-            projector: The projector of the image level.
+            projector: The projector of each image level.
             pyramid: Maps at three strides for dense tasks (`encode_pyramid`), learned with the token levels.
             prediction: Distance between predicted and target tokens.
             level_scale: Divisor of a token level's loss: 'baseline' is the loss of predicting each position's mean, so
@@ -121,6 +122,7 @@ class HJEPALightningModule(PretrainModule):
         check_model(settings, shape)
         self.store_arguments(settings.arguments())
         self.token_levels, self.image_level = settings.token_levels, settings.image_level
+        self.inner_images = settings.inner_images
         self.regularizers, self.mask_config = settings.regularizers, settings.masks
         self.seed, self.compiled = settings.seed, settings.compile
         self.img_size, self.in_chans = settings.encoder.img_size, settings.encoder.in_chans
@@ -135,16 +137,17 @@ class HJEPALightningModule(PretrainModule):
         levels, image = settings.token_levels, settings.image_level
         fused = settings.predictor.context == "fused"
         count, pyramid = settings.target_blocks, settings.pyramid is not None
-        depths = plan_depths(levels, image, shape.depth, fused=fused, pyramid=pyramid, target_blocks=count)
+        images = () if image is None else (*settings.inner_images, image)
+        depths = plan_depths(levels, images, shape.depth, fused=fused, pyramid=pyramid, target_blocks=count)
         networks = build_networks(
-            settings.encoder, settings.predictor, settings.projector, settings.pyramid, levels, image, depths,
+            settings.encoder, settings.predictor, settings.projector, settings.pyramid, levels, images, depths,
             moving_average=settings.ema is not None, crop_context=settings.masks.strategy != "global_only",
         )  # fmt: skip
         self.context_encoder = networks.context_encoder
         self.target_encoder = networks.target_encoder
         self.predictor = networks.predictor
         self.fusion = networks.fusion
-        self.projector = networks.projector
+        self.projector, self.inner_projectors = networks.projector, networks.inner_projectors
         self.pyramid = networks.pyramid
         self.pyramid_heads = networks.pyramid_heads
         self.target_pyramid = networks.target_pyramid
@@ -154,7 +157,7 @@ class HJEPALightningModule(PretrainModule):
         weight = 0.0 if settings.pyramid is None else settings.pyramid.weight
         scoring = (settings.prediction, settings.level_scale, weight, settings.target_norm, count)
         self.tokens = TokenLevels(networks, levels, depths, *scoring) if levels else None
-        self.images = None if image is None else ImageLevel(networks, image, depths, settings.seed)
+        self.images = None if image is None else ImageLevels(networks, settings.inner_images, image, settings.seed)
         self.crops = LocalCrops(networks.context_encoder, self.tokens, depths, settings.masks, settings.seed)
         self.terms = Regularizers(settings.regularizers, settings.seed)
 
@@ -207,7 +210,7 @@ class HJEPALightningModule(PretrainModule):
         record = StepRecord()
         crops = self.crops.encode(batch)
         context: Mapping[Block, Tensor] = {}
-        projections: Projections | None = None
+        projections: list[Projections] = []
         if self.tokens is not None and self.masks is not None:
             context = self.tokens.predict(batch.views[0], self.masks(batch.counters), crops, record)
         if self.images is not None:

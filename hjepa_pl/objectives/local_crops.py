@@ -70,10 +70,10 @@ class LocalCrops:
             images = torch.cat(crops[:masked])
             masks = self.masks_of(self.encoder.grid_of(images))(_counters_of_crops(batch.counters, masked))
             part = self.encoder(images, masks.context, blocks)
-        pooled = None
-        if self.depths.image:
-            means = [tokens[self.depths.image[0]].mean(dim=1) for tokens in (part, full) if tokens]
-            pooled = torch.cat(means).unflatten(0, (len(crops), -1))
+        pooled = {}
+        for block in self.depths.image:
+            means = [tokens[block].mean(dim=1) for tokens in (part, full) if tokens]
+            pooled[block] = torch.cat(means).unflatten(0, (len(crops), -1))
         if strategy == "global_only":
             return EncodedCrops(pooled)
         return EncodedCrops(pooled, *self._context(batch, full, part, masks, masked))

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import nn
+
 from hjepa_pl.models.base import Block, Encoder
 from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig, PyramidConfig
 from hjepa_pl.models.families import build_encoder
@@ -23,14 +25,14 @@ class Depths(NamedTuple):
     context: tuple[Block, ...]
     """Of the context encoder, for the predictor."""
     image: tuple[Block, ...]
-    """Of the context encoder, for the image level: one, or none."""
+    """Of the context encoder, for the image levels, the deepest last; or none."""
     pyramid: tuple[Block, ...]
     """Of either encoder, for the pyramid: three, or none."""
 
 
 def plan_depths(
     token_levels: tuple[LevelConfig, ...],
-    image_level: LevelConfig | None,
+    image_levels: tuple[LevelConfig, ...],
     depth: int,
     *,
     fused: bool,
@@ -41,7 +43,7 @@ def plan_depths(
 
     Args:
         token_levels: Token levels.
-        image_level: Image level, if there is one.
+        image_levels: Image levels, the deepest last.
         depth: Number of blocks of the encoder.
         fused: Whether the predictor reads all token levels' depths (`predictor.context=fused`).
         pyramid: Whether there is a pyramid.
@@ -51,7 +53,7 @@ def plan_depths(
     inner = tuple(sorted({b for level in token_levels if (b := level.block) != "last"}))
     last: tuple[Block, ...] = ("last",) if any(level.block == "last" for level in token_levels) else ()
     context: tuple[Block, ...] = (*inner, "last") if fused else ("last",)
-    pooled: tuple[Block, ...] = () if image_level is None else (image_level.block,)
+    pooled: tuple[Block, ...] = tuple(level.block for level in image_levels)
     of_targets = tuple(sorted(b for b in averaged if b != "last"))
     return Depths(inner, (*of_targets, *last), context, pooled, pyramid_blocks(depth) if pyramid else ())
 
@@ -64,6 +66,7 @@ class Networks(NamedTuple):
     predictor: Predictor | None
     fusion: ContextFusion | None
     projector: Projector | None
+    inner_projectors: nn.ModuleDict | None
     pyramid: FeaturePyramid | None
     pyramid_heads: PyramidHeads | None
     target_pyramid: FeaturePyramid | None
@@ -75,7 +78,7 @@ def build_networks(
     projector: ProjectorConfig,
     pyramid: PyramidConfig | None,
     token_levels: tuple[LevelConfig, ...],
-    image_level: LevelConfig | None,
+    image_levels: tuple[LevelConfig, ...],
     depths: Depths,
     *,
     moving_average: bool,
@@ -86,16 +89,16 @@ def build_networks(
     Args:
         encoder: Settings of the context encoder, and of its moving average.
         predictor: Settings of the predictor, for token levels.
-        projector: Settings of the projector, for an image level.
+        projector: Settings of the projector of each image level.
         pyramid: Settings of the pyramid, if there is one.
         token_levels: Token levels.
-        image_level: Image level, if there is one.
+        image_levels: Image levels, the deepest last.
         depths: Blocks to read, of `plan_depths`.
         moving_average: Whether token levels have a target encoder.
         crop_context: Whether the predictor reads local crops too.
     """
     fused = predictor.context == "fused"
-    # A block pooled for the image level has a norm without gains: they would duplicate the projector's first layer.
+    # A block pooled for an image level has a norm without gains: they would duplicate the projector's first layer.
     pooled = [b for b in depths.image if b != "last"]
     normed = (*depths.inner, *pooled, *(b for b in (*depths.pyramid, *depths.target) if b != "last"))
     context = build_encoder(encoder, normed, affine=depths.inner if fused else ())
@@ -105,11 +108,15 @@ def build_networks(
         target_encoder=EMACallback.make_target(context) if token_levels and moving_average else None,
         predictor=Predictor(predictor, width, grid, cells, encoder.attention, crop_context) if token_levels else None,
         fusion=ContextFusion(width, len(depths.context)) if fused and token_levels else None,
-        projector=Projector(projector, width) if image_level is not None else None,
+        projector=Projector(projector, width) if image_levels else None,
+        inner_projectors=None,
         pyramid=None,
         pyramid_heads=None,
         target_pyramid=None,
     )
+    if len(image_levels) > 1:
+        inner = {level.name: Projector(projector, width) for level in image_levels[:-1]}
+        networks = networks._replace(inner_projectors=nn.ModuleDict(inner))
     if pyramid is None:
         return networks
     maps = FeaturePyramid(pyramid, width, cells[finest_level(token_levels)])

@@ -1,11 +1,12 @@
 """Records of one step: embeddings, loss terms, and what callbacks read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hjepa_pl.models.base import Block
 from hjepa_pl.models.predictor import CropContext
 from hjepa_pl.types import LevelState
 
@@ -24,8 +25,8 @@ class TokenStream(NamedTuple):
 class EncodedCrops(NamedTuple):
     """Local crops of a batch, encoded; empty for a batch without crops."""
 
-    pooled: Tensor | None = None
-    """(K, B, D): mean of each crop's patch tokens; None without an image level."""
+    pooled: Mapping[Block, Tensor] = {}
+    """(K, B, D) by block of the image levels: mean of each crop's patch tokens; empty without an image level."""
     context: CropContext | None = None
     """Tokens and queries for the predictor; None with strategy 'global_only'."""
     targets: tuple[Tensor, ...] = ()
@@ -33,12 +34,16 @@ class EncodedCrops(NamedTuple):
 
 
 class Projections(NamedTuple):
-    """Projected embeddings of the views of all ranks' images."""
+    """Projected embeddings, at one image level, of the views of all ranks' images."""
 
     embedding: Tensor
     """(V, B of all ranks, P); the partial views come first."""
     partial: int
     """Number of partial views: visible patches or local crops, which show a part of the image."""
+    name: str
+    """Of the level in logs: 'image' for the deepest."""
+    weight: float
+    """Factor of the level's regularizers; 1 for the deepest level."""
 
 
 class StepRecord:

@@ -19,22 +19,23 @@ class Regularizers:
     def __init__(self, terms: Sequence[Regularizer], seed: int) -> None:
         self.terms, self.seed = terms, seed
 
-    def add(self, step: int, projections: Projections | None, record: StepRecord) -> None:
+    def add(self, step: int, projections: Sequence[Projections], record: StepRecord) -> None:
         """Add every regularizer.
 
         Args:
             step: Number of the batch.
-            projections: Of the image level; None without one.
+            projections: Of each image level; the terms of stream 'image' act on each.
             record: Has the token streams, and gets the terms.
         """
         key = hash_int(self.seed, step)
         for term in self.terms:
             if term.stream == "image":
-                assert projections is not None
-                value = regularize(term, projections.embedding, None, 0, key, projections.partial)
-                if term.kind == "sigreg":
-                    record.n_ep = projections.embedding.shape[1] * value.detach()
+                for level in projections:
+                    value = regularize(term, level.embedding, None, 0, key, level.partial)
+                    record.add(term.name_at(level.name), value, term.weight * level.weight)
+                    if term.kind == "sigreg" and level.name == "image":
+                        record.n_ep = level.embedding.shape[1] * value.detach()
             else:
                 stream = record.streams[term.stream]
                 value = regularize(term, stream.embedding, stream.position, stream.positions, key)
-            record.add(term.name, value, term.weight)
+                record.add(term.name, value, term.weight)

@@ -17,7 +17,7 @@ from hjepa_pl.losses import SIGReg
 from hjepa_pl.masks import MaskConfig, build_masks
 from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConfig
 from hjepa_pl.models.levels import LevelConfig
-from hjepa_pl.objectives.image_level import ImageLevel
+from hjepa_pl.objectives.image_levels import ImageLevels
 from hjepa_pl.objectives.local_crops import LocalCrops
 from hjepa_pl.objectives.networks import build_networks, plan_depths
 from hjepa_pl.objectives.record import StepRecord
@@ -78,15 +78,15 @@ def test_objectives_work_in_plain_pytorch(tiny_module) -> None:
     module = tiny_module(levels=[{"cell": 1}, {"cell": 2}, {"cell": "image"}], seed=5)
     levels, image = (LevelConfig(cell=1), LevelConfig(cell=2)), LevelConfig(cell="image")
     encoder, predictor = EncoderConfig(**TINY), PredictorConfig(**SMALL_PREDICTOR)
-    depths = plan_depths(levels, image, depth=3, fused=False, pyramid=False)
+    depths = plan_depths(levels, (image,), depth=3, fused=False, pyramid=False)
     networks = build_networks(
-        encoder, predictor, ProjectorConfig(**SMALL_PROJECTOR), None, levels, image, depths,
+        encoder, predictor, ProjectorConfig(**SMALL_PROJECTOR), None, levels, (image,), depths,
         moving_average=True, crop_context=False,
     )  # fmt: skip
     everything = nn.ModuleDict({name: net for name, net in networks._asdict().items() if net is not None})
     everything.load_state_dict(module.state_dict())
     tokens = TokenLevels(networks, levels, depths, "smooth_l1", "baseline")
-    images = ImageLevel(networks, image, depths)
+    images = ImageLevels(networks, (), image, seed=5)
     masks, batch, record = build_masks(MaskConfig(), (8, 8), (1, 2), 5), make_batch(), StepRecord()
     assert not any(isinstance(x, nn.Module) for x in (tokens, images))
     crops = LocalCrops(networks.context_encoder, tokens, depths, MaskConfig(), 5).encode(batch)

@@ -15,8 +15,8 @@ from hjepa_pl.tools.step_memory import memory_of, parameters_of
 from hjepa_pl.types import Counters, Masks
 from hjepa_pl.utils.run_length import images_per_step, steps_per_epoch
 
-_NETWORKS = ("context_encoder", "predictor", "fusion", "projector", "pyramid", "pyramid_heads", "target_encoder",
-             "target_pyramid")  # fmt: skip
+_NETWORKS = ("context_encoder", "predictor", "fusion", "projector", "inner_projectors", "pyramid", "pyramid_heads",
+             "target_encoder", "target_pyramid")  # fmt: skip
 
 
 def describe(cli: DryCLI) -> list[str]:
@@ -66,9 +66,10 @@ def _levels(module: HJEPALightningModule) -> list[str]:
         counts = [masks.targets[number][0].numel() for masks in drawn]
         cells = (f"{high} x {wide}", f"{span(counts)} of {high * wide}")
         rows.append((level.name, str(level.block), str(level.cell), *cells, f"{level.weight:g}"))
-    if module.image_level is not None:
-        level = module.image_level
-        rows.append(("image", str(level.block), "image", "1", "views", f"{level.weight:g}"))
+    deepest = () if module.image_level is None else (module.image_level,)
+    for level in (*module.inner_images, *deepest):
+        name = "image" if level is module.image_level else level.name
+        rows.append((name, str(level.block), "image", "1", "views", f"{level.weight:g}"))
     return ["", *table(("level", "block", "cell", "grid", "predicted", "weight"), rows), ""]
 
 
