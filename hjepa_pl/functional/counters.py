@@ -36,6 +36,7 @@ class Stream(enum.IntEnum):
     MIX = 22
     SHUFFLE_BUFFER = 23
     VIEW = 24
+    HOLDOUT = 32
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -209,7 +209,7 @@ ROWS: dict[str, Row] = {
     "data.multicrop.local_scale": (PAIR, CROPS), "data.multicrop.min_local_views": (((-1, 5, 0.5, True), (1, 2)),
     {**CROPS, "multicrop.warmup_epochs": 1.0}),
     "data.multicrop.warmup_epochs": (ABOVE0, {**CROPS, "multicrop.min_local_views": 1}),
-    "data.max_bad_fraction": (SHARE, {}),
+    "data.max_bad_fraction": (SHARE, {}), "data.holdout": (((-0.1, 0.6, NAN), (0.1, 0.5)), {}),
     "collapse.every_n_steps": (((-1, 0, 0.5, NAN), (1, 2)), {}), "collapse.window": (((-1, 0, 1, NAN), (20, 100)), {}),
     "collapse.patience": (((-1, 0, NAN), (1, 2)), {}), "collapse.min_std": (((-1, 1, NAN), (0, 0.5)), {}),
     "collapse.max_position_share": (((-1, 0, 1.1, NAN), (0.5, 1)), {}),
