@@ -77,6 +77,13 @@ class CleanBatch(NamedTuple):
     """(B,) int64: index of each image in its probe split, by which rows gathered from ranks are ordered."""
 
 
+class RepeatedViews(NamedTuple):
+    """Several augmented views of each image of a held-out batch, on the device and normalized."""
+
+    views: tuple[Tensor, ...]
+    """Q tensors (B, C, H, W), float32: views of the same B images."""
+
+
 class Masks(NamedTuple):
     """Visible patches and target cells of each image.
 

@@ -21,6 +21,9 @@ OBJECTIVES = [*FEATURES, FOLDER / "cifar10.yaml", FOLDER / "lejepa.yaml"]
 SMALL = {
     "ijepa": ["--model.init_args.encoder.embed_dim=64",
               "--model.init_args.encoder.depth=2", "--trainer.devices=1"],
+    # Half of 80 images are held out; its validations are every fifth epoch.
+    "folder": ["--model.init_args.encoder.embed_dim=48", "--model.init_args.encoder.depth=2",
+               "--data.init_args.holdout=0.5", "--trainer.check_val_every_n_epoch=1"],
 }  # fmt: skip
 
 CROPS_AT_ONCE = {"multicrop": ["--data.init_args.multicrop.warmup_epochs=0.5"]}  # the run is one epoch of two batches
@@ -75,7 +78,8 @@ def test_every_config_trains_two_steps(path, data_folder, capsys) -> None:
     if "imagenet" in text:
         write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[:4])
     if "my_images" in text:
-        write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=4)  # 8 to train on
+        count = 40 if "holdout" in text else 4  # 8 to train on
+        write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=count)
     if "shards" in text:
         assert main(["shards", "data/my_images", "data/shards/train-%06d.tar", "--per-shard=4"]) == 0
     name = yaml.safe_load(text)["experiment_name"]

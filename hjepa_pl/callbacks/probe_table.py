@@ -28,11 +28,11 @@ class Best(NamedTuple):
 
 
 def best_checkpoint(trainer: pl.Trainer) -> Best | None:
-    """Return the best checkpoint of the first callback that ranks them by a validation metric of a probe."""
+    """Return the best checkpoint of the first callback that ranks them by a metric of a probe or held-out images."""
     callbacks: Any = trainer.checkpoint_callbacks
     for callback in callbacks:
         monitor, score = getattr(callback, "monitor", None), getattr(callback, "best_model_score", None)
-        if monitor and monitor.startswith("probe/") and score is not None and callback.best_model_path:
+        if monitor and monitor.startswith(("probe/", "val/")) and score is not None and callback.best_model_path:
             return Best(monitor, float(score), str(callback.best_model_path))
     return None
 
@@ -63,7 +63,8 @@ def probe_table(results: dict[str, float], network: str, best: Best | None = Non
             table.add_row(label, *(_percent(results.get(name)) for name in names), style=style)
     lines = [*worse_than_untrained(results), *online_is_better(results)]
     if best is not None:
-        lines.insert(0, f"Best by validation: {Path(best.path).name} ({best.monitor} {best.value:.1f}).")
+        value = f"{best.value:.1f}" if best.monitor.startswith("probe/") else f"{best.value:.4g}"
+        lines.insert(0, f"Best by validation: {Path(best.path).name} ({best.monitor} {value}).")
     return (table, *(Text(line) for line in lines))
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer import Trainer
 
-from hjepa_pl.callbacks.selection import reject_test_metric, selection_metrics
+from hjepa_pl.callbacks.selection import Mode, check_mode, reject_test_metric
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.atomic_file import atomic_write
 from hjepa_pl.utils.settings import Count, settings
@@ -22,10 +22,12 @@ class CheckpointConfig:
     """Checkpoints that are kept in addition to last.ckpt, which is written at the end of every epoch."""
 
     monitor: str | None = None
-    """Validation metric that ranks the best checkpoints, such as `probe/<set>/knn_val`; null is
-    `probe/<set>/linear_val` of the first probe set, if there is one. Metrics of a test split are rejected."""
-    mode: Literal["max", "min"] = "max"
-    """Whether a larger or a smaller metric is better."""
+    """Validation metric that ranks the best checkpoints, such as `probe/<set>/knn_val`, or with `data.holdout`
+    `val/rankme`, `val/lidar`, `val/alpha_req_gap`, `val/loss`, `val/<level>` or `val/<level>/gain`; null is
+    `probe/<set>/linear_val` of the first probe set, if there is one, else `val/rankme`. Metrics of a test split are
+    rejected."""
+    mode: Literal["max", "min"] | None = None
+    """Whether a larger or a smaller metric is better; null is what the metric is. The other end is rejected."""
     save_top_k: Annotated[int, Ge(0)] = 3
     """Number of best checkpoints that are kept; 0 is none. File names count epochs from 0."""
     every_n_epochs: Count | None = None
@@ -52,22 +54,23 @@ class RunCheckpoint(ModelCheckpoint):
             super().on_validation_end(trainer, pl_module)
 
 
-def checkpoint_callbacks(config: CheckpointConfig, folder: Path, probes: list[str]) -> list[ModelCheckpoint]:
-    """Return the callbacks that write last.ckpt, the best by a probe's validation metric, and one every n epochs.
+def checkpoint_callbacks(config: CheckpointConfig, folder: Path, metrics: dict[str, Mode]) -> list[ModelCheckpoint]:
+    """Return the callbacks that write last.ckpt, the best by a validation metric, and one every n epochs.
 
     Args:
         config: The settings.
         folder: Folder of the checkpoints.
-        probes: Names of the probe sets; the first one ranks checkpoints by default.
+        metrics: Those of `selection_metrics`; the first one ranks checkpoints by default.
 
     Raises:
-        ConfigError: If `monitor` is a metric of a test split, or not a metric of these probe sets.
+        ConfigError: If `monitor` is a metric of a test split, or not one of these, or `mode` is its worse end.
     """
-    metrics = selection_metrics(probes)
-    monitor = config.monitor or (metrics[0] if metrics else None)
+    monitor = config.monitor or next(iter(metrics), None)
     reject_test_metric("checkpoint.monitor", monitor)
     if monitor is not None and monitor not in metrics:
         expected = f"must be {either(metrics)}" if metrics else "there is no probe set; add one to data.probe"
+        if monitor.startswith("val/") and not any(name.startswith("val/") for name in metrics):
+            expected = "no images are held out; set data.holdout"
         raise ConfigError(f"invalid `checkpoint.monitor={monitor}`: {expected}.")
     for key in ("mode", "save_top_k"):
         if monitor is None and (value := getattr(config, key)) != getattr(CheckpointConfig, key):
@@ -75,6 +78,8 @@ def checkpoint_callbacks(config: CheckpointConfig, folder: Path, probes: list[st
                 f"invalid `checkpoint.{key}={value}`: has no effect without a probe set; add one to data.probe, or "
                 "remove the key."
             )
+    if monitor is not None and config.mode is not None:
+        check_mode("checkpoint.mode", monitor, config.mode, metrics[monitor])
     common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
     callbacks: list[ModelCheckpoint] = [RunCheckpoint(filename="last", save_on_train_epoch_end=True, **common)]
     if config.last_every_n_steps:
@@ -87,7 +92,7 @@ def checkpoint_callbacks(config: CheckpointConfig, folder: Path, probes: list[st
         }
         callbacks.append(RunCheckpoint(filename="epoch{epoch:04d}", **kept, **common))
     if monitor and config.save_top_k:
-        ranked: dict[str, Any] = {"monitor": monitor, "mode": config.mode, "save_top_k": config.save_top_k}
+        ranked: dict[str, Any] = {"monitor": monitor, "mode": metrics[monitor], "save_top_k": config.save_top_k}
         callbacks.append(
             RunCheckpoint(filename="best-epoch{epoch:04d}", save_on_train_epoch_end=False, **ranked, **common)
         )

@@ -15,8 +15,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from hjepa_pl.callbacks.budget_clock import seconds_written
 from hjepa_pl.callbacks.collapse_monitor import CollapseConfig, CollapseMonitor
 from hjepa_pl.callbacks.feature_writer import FeatureWriter
+from hjepa_pl.callbacks.held_out import HeldOutMetrics
 from hjepa_pl.callbacks.peers import Peers
 from hjepa_pl.callbacks.probe_callback import ProbeCallback
+from hjepa_pl.callbacks.selection import selection_metrics
 from hjepa_pl.cli.checkpoints import AtomicCheckpointIO, CheckpointConfig
 from hjepa_pl.cli.errors import first_line, parser_sentence
 from hjepa_pl.cli.help import GROUPS, RUN_KEYS, all_keys
@@ -163,17 +165,20 @@ class HJEPACLI(LightningCLI):
     def _callbacks(self, config: dict[str, Any], options: Any) -> list[pl.Callback]:
         """Return the callbacks of a run, except for classes that the config lists itself."""
         probes = [probe.title or probe.name for probe in self.datamodule.probe]
+        metrics = selection_metrics(probes, self._levels())
         made: list[pl.Callback] = [Peers(), CollapseMonitor(**vars(options["collapse"]))]
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             save = SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder))
             budgeted = getattr(self.model, "budget", None) is not None
-            made += training_callbacks(config, options["checkpoint"], self.folder, probes, save, budgeted=budgeted)
+            made += training_callbacks(config, options["checkpoint"], self.folder, metrics, save, budgeted=budgeted)
         if probes and self.subcommand != "predict":
             made.append(ProbeCallback())
+        if self.datamodule.holdout and self.subcommand != "predict":
+            made.append(HeldOutMetrics())
         if self.subcommand == "predict":
             made.append(FeatureWriter(str(self.folder)))
         if type(self.model) is HJEPALightningModule:  # a module of the user's may log other metrics
-            check_callbacks(_as_list(config["callbacks"]), probes)
+            check_callbacks(_as_list(config["callbacks"]), metrics)
         listed = _as_list(config["callbacks"])
         if any(isinstance(c, CollapseMonitor) for c in listed) and options["collapse"] != CollapseConfig():
             raise ConfigError(
@@ -181,6 +186,14 @@ class HJEPACLI(LightningCLI):
             )
         own = tuple({type(c) for c in listed} - {ModelCheckpoint})
         return [c for c in made if not own or not isinstance(c, own)]
+
+    def _levels(self) -> list[str] | None:
+        """Return the names of the model's levels if images are held out, by which their metrics are called."""
+        if not self.datamodule.holdout:
+            return None
+        compared = getattr(self.model, "images", None)
+        image = ["image"] if compared is not None and compared.level.compare != "none" else []
+        return [*(level.name for level in getattr(self.model, "token_levels", ())), *image]
 
     # ------------------------------------------------------------------------------------------------- before the run
 

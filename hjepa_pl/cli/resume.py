@@ -206,4 +206,6 @@ def _best(checkpoint: dict[str, Any], path: str) -> str:
     for key, state in checkpoint.get("callbacks", {}).items():
         if "[best-" in key and state.get("best_model_path"):
             return Path(state["best_model_path"]).name
-    raise ConfigError(f"ckpt_path {path}: the run has no best checkpoint, since it has no probe set; use last.")
+    raise ConfigError(
+        f"ckpt_path {path}: the run has no best checkpoint, since it has no probe set and no data.holdout; use last."
+    )

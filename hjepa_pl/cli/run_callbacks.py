@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from hjepa_pl.callbacks.budget_clock import BudgetClock
 from hjepa_pl.callbacks.model_line import ModelLine
 from hjepa_pl.callbacks.progress_bar import ProgressBar
-from hjepa_pl.callbacks.selection import reject_test_metric, selection_metrics
+from hjepa_pl.callbacks.selection import Mode, check_mode, reject_test_metric
 from hjepa_pl.callbacks.summary import RunSummary
 from hjepa_pl.callbacks.train_log import TrainLog
 from hjepa_pl.cli.checkpoints import CheckpointConfig, checkpoint_callbacks
@@ -21,7 +21,7 @@ def training_callbacks(
     trainer: dict[str, Any],
     checkpoint: CheckpointConfig,
     folder: Path,
-    probes: list[str],
+    metrics: dict[str, Mode],
     save: pl.Callback,
     *,
     budgeted: bool,
@@ -32,7 +32,7 @@ def training_callbacks(
         trainer: The Trainer's keys.
         checkpoint: Settings of the checkpoints.
         folder: Folder of the run.
-        probes: Names of the probe sets, the first of which ranks checkpoints.
+        metrics: Those that may rank checkpoints (`selection_metrics`), the default first.
         save: Writes the config.
         budgeted: Whether the run has a time budget.
 
@@ -41,7 +41,7 @@ def training_callbacks(
     """
     callbacks: list[pl.Callback] = []
     if trainer["enable_checkpointing"] is not False:
-        callbacks += checkpoint_callbacks(checkpoint, folder.absolute() / "checkpoints", probes)
+        callbacks += checkpoint_callbacks(checkpoint, folder.absolute() / "checkpoints", metrics)
     elif checkpoint != CheckpointConfig():
         raise ConfigError(
             "invalid `trainer.enable_checkpointing=false`: the keys of checkpoint have no effect with it; set it to "
@@ -79,17 +79,17 @@ def loggers(chosen: Any, logging: LoggingConfig, folder: Path, resumed_step: int
     return chosen
 
 
-def check_callbacks(callbacks: list[pl.Callback], probes: list[str]) -> None:
+def check_callbacks(callbacks: list[pl.Callback], metrics: dict[str, Mode]) -> None:
     """Check the callbacks that a config adds; Lightning would reject them at the end of the first epoch only.
 
     Args:
         callbacks: The callbacks.
-        probes: Names of the probe sets.
+        metrics: Those of `selection_metrics`.
 
     Raises:
-        ConfigError: If one takes functions, or monitors a metric that no run of the package logs.
+        ConfigError: If one takes functions, monitors a metric that no run of the package logs, or the worse end of one
+            of held-out images.
     """
-    metrics = selection_metrics(probes)
     for callback in callbacks:
         name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
         if isinstance(callback, pl.callbacks.LambdaCallback):
@@ -98,8 +98,12 @@ def check_callbacks(callbacks: list[pl.Callback], probes: list[str]) -> None:
                 "it."
             )
         reject_test_metric(f"trainer.callbacks.{name}.monitor", monitor)
+        if monitor in metrics and monitor.startswith("val/"):
+            check_mode(f"trainer.callbacks.{name}.mode", monitor, getattr(callback, "mode", "min"), metrics[monitor])
         if monitor is None or monitor in metrics or str(monitor).startswith(("train/", "collapse/", "data/")):
             continue
         options = either(["train/loss", "another train/... or collapse/... metric", *metrics])
         hint = "" if metrics else "; data.probe names no probe set"
+        if str(monitor).startswith("val/") and not any(m.startswith("val/") for m in metrics):
+            hint = "; data.holdout holds out no image"
         raise ConfigError(f"invalid `trainer.callbacks.{name}.monitor={monitor}`: must be {options}{hint}.")

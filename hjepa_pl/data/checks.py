@@ -30,6 +30,11 @@ def check_datasets(datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConf
         check_dataset("datasets", config.name, config.root, config.classes)
     for probe in probes:
         check_dataset("probe", probe.name, probe.root, probe.classes)
+    if loading.holdout and any(d.name == "webdataset" for d in datasets):
+        raise ConfigError(
+            f"invalid `data.holdout={as_typed(loading.holdout)}`: needs images by index, and webdataset is a stream; "
+            "remove it, or unpack the shards into a folder (name: folder)."
+        )
     weights = [d.weight for d in datasets]
     mixture_weights(loading.sampling, weights, [1] * len(weights), loading.temperature)
     if len(datasets) == 1 and weights[0] != 1.0:

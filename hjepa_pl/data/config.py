@@ -121,6 +121,7 @@ class LoadingConfig:
     img_size: Side | Pair[Side] | None
     in_chans: Count | None
     max_bad_fraction: Fraction
+    holdout: Annotated[float, Ge(0), Le(0.5)] | None
 
 
 def as_list(value: Any) -> Any:

@@ -24,6 +24,7 @@ from hjepa_pl.data.config import DatasetConfig, LoadingConfig, ProbeConfig, as_l
 from hjepa_pl.data.loaded_sets import LoadedSets, dataset_names
 from hjepa_pl.data.loading.batches import RawBatch
 from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
+from hjepa_pl.data.loading.held_out import RawRepeats, held_out_loaders, repeated_views
 from hjepa_pl.data.loading.image_spec import ImageSpec, image_spec, of_encoder, of_module
 from hjepa_pl.data.loading.resolution import Growth, ResolutionConfig, growth_of, size_of_step
 from hjepa_pl.data.loading.train_data import TrainData, plan_epoch, usable_size
@@ -62,6 +63,8 @@ class MultiDatasetDataModule(LightningDataModule):
         multicrop: Local crops in addition to the views; null is none.
         resolution: Views that grow to `img_size` over the first part of the run; null is `img_size` throughout.
         max_bad_fraction: Maximum fraction of a dataset's files that cannot be decoded before the run stops.
+        holdout: Fraction of the mixture's images (32 to 4096 images, chosen by the seed) that is never trained on, and
+            measures val/loss, val/rankme, val/alpha_req and val/lidar in every validation; null or 0 is none.
 
     Files that cannot be decoded are listed in `bad_files.txt` in the run's folder, the trainer's `default_root_dir`.
     """
@@ -86,6 +89,7 @@ class MultiDatasetDataModule(LightningDataModule):
         multicrop: MultiCropConfig | None = None,
         resolution: ResolutionConfig | None = None,
         max_bad_fraction: float = 0.1,
+        holdout: float | None = None,
     ) -> None:
         super().__init__()
         self.datasets = list(from_plain_list(DatasetConfig, as_list(datasets), "datasets"))
@@ -96,12 +100,13 @@ class MultiDatasetDataModule(LightningDataModule):
         loading = LoadingConfig(
             batch_size=batch_size, views=views, epoch_size=epoch_size, sampling=sampling, temperature=temperature,
             num_workers=num_workers, eval_batch_size=eval_batch_size, mean=mean, std=std,
-            seed=0 if seed is None else seed, img_size=img_size, in_chans=in_chans, max_bad_fraction=max_bad_fraction,
+            seed=0 if seed is None else seed, img_size=img_size, in_chans=in_chans,
+            max_bad_fraction=max_bad_fraction, holdout=holdout,
         )  # fmt: skip
         self.batch_size, self.views, self.epoch_size = batch_size, views, epoch_size
         self.sampling, self.temperature = sampling, temperature
         self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
-        self.mean, self.std = loading.mean, loading.std
+        self.mean, self.std, self.holdout = loading.mean, loading.std, loading.holdout or None
         self.seed, self.img_size, self.in_chans = loading.seed, img_size, in_chans
         self._bad = BadFiles(max_bad_fraction, self._run_folder)
         self._sets = LoadedSets(self.seed, self._bad)
@@ -148,10 +153,7 @@ class MultiDatasetDataModule(LightningDataModule):
         return self._sets.splits
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that decide which images are drawn and how they look, as plain values.
-
-        They are stored in checkpoints; a resumed run must have the same.
-        """
+        """Return the settings that decide which images are drawn and how they look, as plain values for checkpoints."""
         keys = ["batch_size", "views", "epoch_size", "sampling", "temperature", "seed", "augmentation", "mean", "std"]
         if any(d.name == "webdataset" for d in self.datasets):
             keys.append("num_workers")  # it decides which shards a worker reads
@@ -159,8 +161,8 @@ class MultiDatasetDataModule(LightningDataModule):
         datasets = [replace(d, augmentation=None) if d.augmentation == self.augmentation else d for d in self.datasets]
         held = [{"root": p.root, "classes": p.classes, "share": p.holdout} for p in self.probe if p.holdout is not None]
         stored = {"datasets": datasets, **{key: getattr(self, key) for key in keys}, "multicrop": self.multicrop}
-        grown = {} if self.resolution is None else {"resolution": self.resolution}
-        return to_plain(({"held_out": held} if held else {}) | stored | grown)
+        optional = {"held_out": held, "holdout": self.holdout, "resolution": self.resolution}
+        return to_plain(stored | {key: value for key, value in optional.items() if value})
 
     def prepare_data(self) -> None:
         """Download what can be downloaded; warn of folders for temporary files."""
@@ -170,12 +172,13 @@ class MultiDatasetDataModule(LightningDataModule):
             download_dataset(name, root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the datasets that a stage needs: `fit` and `predict` the mixture, all but `predict` the probes."""
+        """Load what a stage needs: `fit`, `predict` (and all with `holdout`) the mixture, all but `predict` probes."""
         self._set_image_spec()
         # Before anything is loaded, because it may raise.
-        views = self._view_plan() if stage in (None, "fit") else None
-        if stage in (None, "fit", "predict"):
-            self._sets.load_mixture(self.datasets, self.probe)
+        trained = stage in (None, "fit") or (stage != "predict" and self.holdout is not None)
+        views = self._view_plan() if trained else None
+        if trained or stage == "predict":
+            self._sets.load_mixture(self.datasets, self.probe, self.holdout)
         if stage != "predict":
             self._sets.load_probes(self.probe)
         if views is not None:
@@ -217,15 +220,9 @@ class MultiDatasetDataModule(LightningDataModule):
         sets, processes = self._sets.train, trainer_info(self.trainer).world_size
         check_gray_sets(self.datasets, self.names, sets, views, self.image_spec.channels)
         plan = plan_epoch(
-            sets,
-            [d.weight for d in self.datasets],
-            sampling=self.sampling,
-            temperature=self.temperature,
-            epoch_size=self.epoch_size,
-            batch_size=self.batch_size,
-            world_size=processes,
-            seed=self.seed,
-        )
+            sets, [d.weight for d in self.datasets], sampling=self.sampling, temperature=self.temperature,
+            epoch_size=self.epoch_size, batch_size=self.batch_size, world_size=processes, seed=self.seed,
+        )  # fmt: skip
         views = replace(views, batches=plan.epoch_size // (self.batch_size * processes))
         if self.num_workers and not self._sets.any_files():
             raise ConfigError(
@@ -271,25 +268,33 @@ class MultiDatasetDataModule(LightningDataModule):
             pin_memory=trainer.device.type == "cuda",
         )
 
-    def val_dataloader(self) -> list[DataLoader[RawClean]]:
-        """Return the loaders of the probes, in the order of `probe_splits`."""
-        names = [f"probe {split.name} ({split.split})" for split in self.probe_splits]
-        return [self._clean_loader(*pair, name) for pair, name in zip(self._sets.probe, names, strict=True)]
+    def val_dataloader(self) -> list[Any]:
+        """Return the loaders of the probes, in the order of `probe_splits`; then those of the held-out images.
 
-    def test_dataloader(self) -> list[DataLoader[RawClean]]:
+        The latter are one of clean images for each dataset, and those of `held_out_loaders`.
+        """
+        clean = [self._clean_loader(*part) for part in self._sets.clean_parts(self.names)]
+        if not (held := self._sets.held):
+            return clean
+        data, trainer = replace(self._loaded(), sets=held), trainer_info(self.trainer)
+        return [*clean, *held_out_loaders(data, self.batch_size, self._workers(held), trainer, self._bad)]
+
+    def test_dataloader(self) -> list[Any]:
         """Return the same loaders as `val_dataloader`."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> list[DataLoader[RawClean]]:
         """Return one loader of clean images for each dataset of the mixture, in order."""
         pairs = zip(self._sets.all_images(), self.names, strict=True)
-        return [self._clean_loader(images, index, name) for (images, index), name in pairs]
+        return [self._clean_loader(*images, name) for images, name in pairs]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Make views of a training batch, or normalize the images of a clean one, on their device."""
         if isinstance(batch, RawBatch):
             size = size_of_step(self.growth, self.trainer)
             return view_batch(batch, self._loaded().views, self.image_spec.channels, size)
+        if isinstance(batch, RawRepeats):
+            return repeated_views(batch, self._loaded().views, self.image_spec.channels)
         if isinstance(batch, RawClean):
             return clean_batch(batch, self.image_spec, self._bad)
         return batch

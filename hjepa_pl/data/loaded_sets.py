@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.data.config import DatasetConfig, ProbeConfig
+from hjepa_pl.data.held_images import check_apart, hold_out
 from hjepa_pl.data.holdout import find_holdouts, resolved, without_held_out
 from hjepa_pl.data.probe_splits import ProbeSplit, load_probe
 from hjepa_pl.data.sources.bad_files import BadFiles
@@ -28,6 +29,7 @@ class LoadedSets:
 
     Attributes:
         train: Datasets of the mixture, in order; empty until they are loaded.
+        held: The images that `data.holdout` leaves out of each of them; empty without one.
         probe: Dataset and selected indices of each probe split, in the order of `splits`.
         splits: Descriptions of the probe splits.
     """
@@ -36,16 +38,27 @@ class LoadedSets:
         self.seed = seed
         self.bad = bad
         self.train: list[Images] = []
+        self.held: list[IndexedImages] = []
+        self._whole: list[Images] = []
         self.probe: list[tuple[IndexedImages, Tensor]] = []
         self.splits: list[ProbeSplit] = []
         self._trees: dict[tuple[str, str | None, str, str | None], Tree | None] = {}
         self._loaded: dict[Hashable, IndexedImages] = {}
 
-    def load_mixture(self, datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig]) -> None:
-        """Load the datasets of the mixture without the images that probes hold out."""
+    def load_mixture(
+        self, datasets: Sequence[DatasetConfig], probes: Sequence[ProbeConfig], holdout: float | None = None
+    ) -> None:
+        """Load the datasets of the mixture without the images that probes hold out.
+
+        Args:
+            datasets: The mixture.
+            probes: All probes.
+            holdout: Fraction of the rest that is put in `held`; None or 0 for none.
+        """
         if self.train:
             return
         holdouts = find_holdouts(probes, self._probe_tree)
+        trees: list[Tree | None] = []
         train: list[Images] = []  # assigned when complete: an error leaves no part of a mixture behind
         for config in datasets:
             if config.name == "webdataset":
@@ -53,9 +66,14 @@ class LoadedSets:
                 continue
             images = self._load(config.name, config.root, config.split, config.classes)
             tree = self._tree(config.name, config.root, config.split, config.classes)
+            trees.append(None if tree is None else resolved(tree))
             if tree is not None:
                 images = without_held_out(images, config, resolved(tree), holdouts, self.seed)
             train.append(_part(images, config.fraction, self.seed))
+        self._whole = train
+        if holdout:
+            check_apart(datasets, trees)
+            train, self.held = hold_out([s for s in train if is_indexed(s)], holdout, self.seed)
         self.train = train
 
     def load_probes(self, probes: Sequence[ProbeConfig]) -> None:
@@ -67,18 +85,29 @@ class LoadedSets:
         self.splits = [split for split, _, _ in loaded]
         self.probe = [(images, index) for _, images, index in loaded]
 
+    def clean_parts(self, names: Sequence[str]) -> list[tuple[IndexedImages, Tensor, str]]:
+        """Return dataset, indices and name of all that a validation reads clean: `probe`, then `held`.
+
+        Args:
+            names: Of the datasets of the mixture.
+        """
+        probes = zip(self.probe, self.splits, strict=True)
+        parts = [(images, index, f"probe {split.name} ({split.split})") for (images, index), split in probes]
+        held = [(s, torch.arange(len(s)), f"held out of {n}") for s, n in zip(self.held, names, strict=False)]
+        return parts + [part for part in held if len(part[1])]
+
     def any_files(self) -> bool:
         """Return whether any loaded dataset is read from files while it is used."""
         return any(not s.in_memory for s in [*self.train, *(images for images, _ in self.probe)])
 
     def all_images(self) -> list[tuple[IndexedImages, Tensor]]:
-        """Return each dataset of the mixture with the indices of all its images.
+        """Return each dataset of the mixture, `held` included, with the indices of all its images.
 
         Raises:
             ConfigError: If one of them is `webdataset`.
         """
-        pairs = [(s, torch.arange(len(s))) for s in self.train if is_indexed(s)]
-        if len(pairs) < len(self.train):
+        pairs = [(s, torch.arange(len(s))) for s in self._whole if is_indexed(s)]
+        if len(pairs) < len(self._whole):
             raise ConfigError(
                 "invalid `datasets.name=webdataset`: prediction needs images by index; unpack the shards into a "
                 "folder, and set name to folder."

@@ -37,6 +37,7 @@ class Stream(enum.IntEnum):
     SHUFFLE_BUFFER = 23
     VIEW = 24
     VIEW_KEEP = 28
+    HOLDOUT = 32
 
 
 def _mix(x: Tensor) -> Tensor:

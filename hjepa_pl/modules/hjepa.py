@@ -18,10 +18,11 @@ from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConf
 from hjepa_pl.models.families import EncoderShape, measure
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.check_data import check_batch, check_clean, check_curriculum, check_data
+from hjepa_pl.modules.check_data import check_batch, check_curriculum, check_data
 from hjepa_pl.modules.check_model import check_model, make_masks
 from hjepa_pl.modules.config import ModuleSettings, read_settings
 from hjepa_pl.modules.features import check_images, patch_tokens, pooled, pyramid_maps
+from hjepa_pl.modules.validation import EvalBatch, validate_batch
 from hjepa_pl.objectives.image_levels import ImageLevels
 from hjepa_pl.objectives.local_crops import LocalCrops
 from hjepa_pl.objectives.networks import build_networks, plan_depths
@@ -236,17 +237,13 @@ class HJEPALightningModule(PretrainModule):
 
     # ----------------------------------------------------------------------------------------------------- evaluation
 
-    def validation_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Return the features of clean images: 'online' and, with a target encoder, 'target', each (B, D) float32."""
-        check_clean(batch)
-        features = {"online": pooled(self.context_encoder, batch.image)}
+    def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Return the features or, of held-out views, the levels of a batch, and log its loss; see `validate_batch`."""
         untrained = self.trainer.sanity_checking and self.trainer.global_step == 0
-        if self.target_encoder is not None and not untrained:  # both encoders are equal before training
-            features["target"] = pooled(self.target_encoder, batch.image)
-        return features
+        return validate_batch(self, batch, both=self.target_encoder is not None and not untrained)
 
-    def test_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Return the features of clean images, as `validation_step`."""
+    def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Do as `validation_step`."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:

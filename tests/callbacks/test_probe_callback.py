@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from hjepa_pl.callbacks import CollapseMonitor, ProbeCallback
 from hjepa_pl.callbacks.probe_callback import _Bank, _merge
 from hjepa_pl.callbacks.probe_table import online_is_better
+from hjepa_pl.callbacks.selection import selection_metrics
 from hjepa_pl.cli.checkpoints import CheckpointConfig, checkpoint_callbacks
 from hjepa_pl.evaluation import evaluate_probes
 from hjepa_pl.types import ConfigError
@@ -148,7 +149,7 @@ class AdverseTest(ToyData):
 def best(folder: Path, data: ToyData) -> tuple[str, list[float]]:
     """Return the best checkpoint of a real run, and the test accuracy of each of its epochs."""
     config = CheckpointConfig(monitor="probe/quads/knn_val", save_top_k=1)
-    ranked = [c for c in checkpoint_callbacks(config, folder, ["quads"]) if c.monitor]
+    ranked = [c for c in checkpoint_callbacks(config, folder, selection_metrics(["quads"])) if c.monitor]
     torch.manual_seed(0)
     fit(folder, [ProbeCallback(), *ranked], ToyModule(), data, max_epochs=6, num_sanity_val_steps=0)
     rows = csv.DictReader((folder / "metrics.csv").open())
@@ -181,7 +182,7 @@ class FewImages(ToyData):
 
 
 def test_a_bank_too_small_for_a_validation_split_says_so_and_ranks_nothing(tmp_path: Path) -> None:
-    ranked = [c for c in checkpoint_callbacks(CheckpointConfig(), tmp_path, ["quads"]) if c.monitor]
+    ranked = [c for c in checkpoint_callbacks(CheckpointConfig(), tmp_path, selection_metrics(["quads"])) if c.monitor]
     probe = ProbeCallback()
     with pytest.warns(match="quads has no validation metric, and ranks no checkpoint: .* max_train") as said:
         fit(tmp_path, [probe, *ranked], data=FewImages())

@@ -212,7 +212,7 @@ ROWS: dict[str, Row] = {
     "data.resolution.start": (((-1, 0, 0.5, True), (4, 8)), {}),
     "data.resolution.until": (((-1, 0, 1.5, NAN, True), (0.2, 1)), {"resolution.start": 4}),
     "data.multicrop.warmup_epochs": (ABOVE0, {**CROPS, "multicrop.min_local_views": 1}),
-    "data.max_bad_fraction": (SHARE, {}),
+    "data.max_bad_fraction": (SHARE, {}), "data.holdout": (((-0.1, 0.6, NAN), (0.1, 0.5)), {}),
     "collapse.every_n_steps": (((-1, 0, 0.5, NAN), (1, 2)), {}), "collapse.window": (((-1, 0, 1, NAN), (20, 100)), {}),
     "collapse.patience": (((-1, 0, NAN), (1, 2)), {}), "collapse.min_std": (((-1, 1, NAN), (0, 0.5)), {}),
     "collapse.max_position_share": (((-1, 0, 1.1, NAN), (0.5, 1)), {}),

@@ -95,8 +95,9 @@ def growth_of(config: ResolutionConfig | None, img_size: ImgSize, trainer: Any) 
 def size_of_step(growth: Growth | None, trainer: Any) -> tuple[int, int] | None:
     """Return height and width of the views of the step that is about to run, the same on every rank.
 
-    None where they do not grow. Without a budget it is a function of the step alone.
+    None where they do not grow, and in validation, whose held-out views are `img_size` throughout. Without a budget it
+    is a function of the step alone.
     """
-    if growth is None or trainer is None:
+    if growth is None or trainer is None or not trainer.training:
         return None
     return growth.at(trainer.lightning_module.progress.done(trainer.global_step))
