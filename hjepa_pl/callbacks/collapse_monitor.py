@@ -24,8 +24,8 @@ _FIXES = {
     "std": "add {kind: sigreg, stream: tokens} to model.regularizers or raise its weight, or lower model.optimizer.lr",
     "position_share": "add {kind: sigreg, stream: tokens}, which compares images at one position, to "
     "model.regularizers, or raise its weight",
-    "image_share": "add {cell: image} to model.levels or, if it is there, lower the weight of the token levels (0.1 in "
-    "the preset three)",
+    "image_share": "set model.target_norm to instance, or add {cell: image} to model.levels or, if it is there, lower "
+    "the weight of the token levels (0.1 in the preset three)",
     "rank": "add {cell: image} to model.levels, or raise the weight of its regularizer (5 or more for {kind: sigreg})",
 }
 """What to change, by the metric that is beyond its limit."""
