@@ -13,6 +13,7 @@ from hjepa_pl.evaluation.collapse import (
     effective_rank,
     image_share,
     position_share,
+    power_shares,
     prediction_gain,
     std_across_images,
 )
@@ -23,8 +24,8 @@ _FIXES = {
     "std": "add {kind: sigreg, stream: tokens} to model.regularizers or raise its weight, or lower model.optimizer.lr",
     "position_share": "add {kind: sigreg, stream: tokens}, which compares images at one position, to "
     "model.regularizers, or raise its weight",
-    "image_share": "add {cell: image} to model.levels or, if it is there, lower the weight of the token levels (0.1 in "
-    "the preset three)",
+    "image_share": "set model.target_norm to instance, or add {cell: image} to model.levels or, if it is there, lower "
+    "the weight of the token levels (0.1 in the preset three)",
     "rank": "add {cell: image} to model.levels, or raise the weight of its regularizer (5 or more for {kind: sigreg})",
 }
 """What to change, by the metric that is beyond its limit."""
@@ -67,9 +68,11 @@ class CollapseMonitor(pl.Callback):
     Logged for each token level: `collapse/<level>/std` (standard deviation over images at a fixed position),
     `.../position_share` (fraction of the variance that the position explains), `.../image_share` (fraction of the
     variance between images that all cells of an image have in common; levels with the finest cells only), `.../gain`
-    (prediction gain over the per-position mean target) and `.../rank` (effective rank of the target maps averaged over
-    cells); and `collapse/rank`, that of the online embedding. Ranks are of the last `window` images, the others of one
-    batch; all are averaged over processes. The gain has no limit: it is near zero in any young run.
+    (prediction gain over the per-position mean target), `.../power_constant`, `power_position`, `power_image` and
+    `power_local` (parts of the targets' mean square, which sum to 1: `power_shares`) and `.../rank` (effective rank of
+    the target maps averaged over cells); and `collapse/rank`, that of the online embedding. Ranks are of the last
+    `window` images, the others of one batch; all are averaged over processes. The gain has no limit, as it is near zero
+    in any young run, and the powers have none.
 
     When a metric is beyond its limit in `patience` consecutive checks, `status` changes from "green" to "red",
     `message` is one line with the metric, its value and what to change, and the monitor warns (once until it is green
@@ -139,6 +142,7 @@ class CollapseMonitor(pl.Callback):
                 ("std", std_across_images(state.target_map)),
                 ("position_share", position_share(state.target_map)),
                 ("gain", prediction_gain(state)),
+                *((f"power_{part}", share) for part, share in power_shares(state.target_map).items()),
             )
         }
         # Coarser cells have less local content by nature, and a grid of one cell has none.

@@ -5,6 +5,7 @@ from hjepa_pl.evaluation.collapse import (
     effective_rank,
     image_share,
     position_share,
+    power_shares,
     prediction_gain,
     std_across_images,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "knn_predict",
     "linear_probe",
     "position_share",
+    "power_shares",
     "prediction_gain",
     "std_across_images",
 ]

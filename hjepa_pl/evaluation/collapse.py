@@ -75,6 +75,35 @@ def image_share(features: Tensor) -> Tensor:
     return torch.where(dead, torch.zeros_like(fraction), fraction)
 
 
+def power_shares(features: Tensor) -> dict[str, Tensor]:
+    """Return the fraction of the mean square that each part of token = constant + position + image + local has.
+
+    'constant' is the mean of all tokens, 'position' what the tokens at one position have in common beyond it, 'image'
+    what those of one image have, 'local' the rest: the parts are orthogonal, and the fractions sum to 1. Unlike those
+    of `image_share` and `position_share`, they are of this batch, not estimates for all images: of pure noise, 1 / B is
+    'position' and 1 / n 'image'.
+
+    Args:
+        features: (B, n, D), B at least 2.
+
+    Example:
+        >>> shares = power_shares(torch.tensor([3.0, -3.0])[:, None, None] * torch.ones(2, 5, 4))
+        >>> {name: float(share) for name, share in shares.items()}  # one vector an image
+        {'constant': 0.0, 'position': 0.0, 'image': 1.0, 'local': 0.0}
+    """
+    _check_images(features)
+    features = features.float()
+    constant = features.mean(dim=(0, 1))
+    total = features.square().mean()
+    parts = {
+        "constant": constant.square().mean(),
+        "position": (features.mean(dim=0) - constant).square().mean(),
+        "image": (features.mean(dim=1) - constant).square().mean(),
+    }
+    parts["local"] = (total - sum(parts.values())).clamp_min(0)
+    return {name: part / total.clamp_min(torch.finfo(torch.float32).tiny) for name, part in parts.items()}
+
+
 def effective_rank(embeddings: Tensor) -> float:
     """Return exp(entropy) of the normalized singular values of the centered embeddings: 1 to min(N - 1, D).
 

@@ -6,6 +6,7 @@ from dataclasses import fields
 from hjepa_pl.masks.base import MaskGenerator, MaskShape
 from hjepa_pl.masks.config import MaskConfig
 from hjepa_pl.masks.hierarchical import HierarchicalMasks
+from hjepa_pl.masks.inverse_block import InverseBlockMasks
 from hjepa_pl.masks.multiblock import MultiBlockMasks
 from hjepa_pl.masks.random import RandomMasks
 from hjepa_pl.types import ConfigError
@@ -13,12 +14,18 @@ from hjepa_pl.utils.registry import Registry
 from hjepa_pl.utils.wording import as_typed, either
 
 __all__ = [
-    "MASKS", "HierarchicalMasks", "MaskConfig", "MaskGenerator", "MaskShape", "MultiBlockMasks", "RandomMasks",
-    "build_masks", "find_masks",
+    "MASKS", "HierarchicalMasks", "InverseBlockMasks", "MaskConfig", "MaskGenerator", "MaskShape", "MultiBlockMasks",
+    "RandomMasks", "build_masks", "find_masks",
 ]  # fmt: skip
 
 MASKS: Registry[type[MaskGenerator]] = Registry(
-    "masks.kind", {"multiblock": MultiBlockMasks, "hierarchical": HierarchicalMasks, "random": RandomMasks}
+    "masks.kind",
+    {
+        "multiblock": MultiBlockMasks,
+        "hierarchical": HierarchicalMasks,
+        "random": RandomMasks,
+        "inverse_block": InverseBlockMasks,
+    },
 )
 
 

@@ -20,9 +20,9 @@ class MaskShape(NamedTuple):
     """A row of a generator's table: the sizes of a step, the same for every image."""
 
     height: int
-    """Height of a target block, in patches."""
+    """Height of a target block (inverse block masks: of the visible block), in patches."""
     width: int
-    """Width of a target block, in patches."""
+    """Width of that block, in patches."""
     blocks: int
     """Target blocks per image."""
     visible: int

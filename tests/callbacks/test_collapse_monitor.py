@@ -22,8 +22,12 @@ def test_living_code_is_green_and_logged_off_the_logging_steps(tmp_path: Path) -
         trainer, _ = fit(tmp_path, [monitor], log_every_n_steps=4)
     assert monitor.status == "green"
     assert set(monitor.metrics) == {
-        "collapse/rank", *(f"collapse/last_c1/{x}" for x in ("std", "position_share", "image_share", "gain", "rank"))
+        "collapse/rank", *(f"collapse/last_c1/{x}" for x in ("std", "position_share", "image_share", "gain", "rank")),
+        *(f"collapse/last_c1/power_{part}" for part in ("constant", "position", "image", "local")),
     }  # fmt: skip
+    parts = [value for name, value in monitor.metrics.items() if "/power_" in name]
+    assert sum(parts) == pytest.approx(1, abs=1e-4)
+    assert monitor.metrics["collapse/last_c1/power_local"] > 0.2
     assert monitor.metrics["collapse/last_c1/std"] > 0.2
     assert trainer.callback_metrics["collapse/last_c1/gain"].item() == pytest.approx(
         monitor.metrics["collapse/last_c1/gain"]
@@ -54,6 +58,7 @@ def test_tokens_of_an_image_that_become_one_vector_turn_red_with_a_fix_of_their_
     with pytest.warns(match="Collapse at step"):
         fit(tmp_path, [monitor], ToyModule("image"))
     assert monitor.metrics["collapse/last_c1/image_share"] > 0.9
+    assert monitor.metrics["collapse/last_c1/power_image"] > 5 * monitor.metrics["collapse/last_c1/power_local"]
     # The other metrics find nothing wrong with it: images still differ, in many directions.
     assert monitor.metrics["collapse/last_c1/std"] > 0.2
     assert monitor.metrics["collapse/last_c1/position_share"] < 0.5

@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from hjepa_pl.evaluation import effective_rank, image_share, position_share, prediction_gain, std_across_images
+from hjepa_pl.callbacks import CollapseMonitor
+from hjepa_pl.evaluation import (
+    effective_rank,
+    image_share,
+    position_share,
+    power_shares,
+    prediction_gain,
+    std_across_images,
+)
 from hjepa_pl.types import ConfigError, LevelState
 
 B, N, D = 128, 49, 64
@@ -116,6 +124,36 @@ def test_image_share_is_the_variance_component_of_a_two_way_layout() -> None:
         assert share.item() == pytest.approx(a * a / (a * a + b * b), abs=0.02)
     few = torch.stack([image_share(torch.randn(16, 4, 32, generator=g)) for _ in range(20)])
     assert few.mean().item() < 0.02  # and not 1/4, which the means of four cells would have by chance
+
+
+def test_power_shares_equal_a_slow_computation_and_sum_to_one() -> None:
+    x = (gaussian()[:6, :5, :3] + randn(6, 1, 3, seed=1) + 0.5 * randn(1, 5, 3, seed=2) + 0.3).double()
+    parts = dict.fromkeys(("constant", "position", "image", "local"), 0.0)
+    total = 0.0
+    for channel in x.unbind(dim=2):
+        mean = channel.sum() / 30
+        for i in range(6):
+            for n in range(5):
+                place, image = channel[:, n].sum() / 6 - mean, channel[i].sum() / 5 - mean
+                values = (mean, place, image, channel[i, n] - mean - place - image)
+                for name, value in zip(parts, values, strict=True):
+                    parts[name] += float(value) ** 2
+                total += float(channel[i, n]) ** 2
+    found = power_shares(x)
+    assert sum(found.values()).item() == pytest.approx(1, abs=1e-6)
+    for name, value in parts.items():
+        assert found[name].item() == pytest.approx(value / total, rel=1e-4)
+
+
+def test_targets_as_flat_has_them_are_above_the_monitors_limit() -> None:
+    """The shares that were measured: .01 constant, .94 image, .05 local; with instance norm .14, .21 and .65."""
+    image, local, constant = randn(B, 1, D), randn(B, N, D, seed=1), randn(1, 1, D, seed=2)
+    for weights, red in (((0.01, 0.94, 0.05), True), ((0.14, 0.21, 0.65), False)):
+        code = sum(w**0.5 * part for w, part in zip(weights, (constant, image, local), strict=True))
+        found = power_shares(code)
+        for name, weight in zip(("constant", "image", "local"), weights, strict=True):
+            assert found[name].item() == pytest.approx(weight, abs=0.04)
+        assert bool(CollapseMonitor()._problem("image_share", image_share(code).item())) is red
 
 
 def test_image_share_of_codes_that_do_not_tell_images_apart_is_none() -> None:

@@ -305,7 +305,7 @@ NO_EFFECT = "has no effect with masks.kind="
             {"kind": "stripes"},
             (8, 8),
             (1,),
-            "invalid `masks.kind=stripes`: must be multiblock, hierarchical or random",
+            "invalid `masks.kind=stripes`: must be multiblock, hierarchical, random or inverse_block",
         ),
         (
             {"kind": "os.path.join"},

@@ -181,6 +181,7 @@ CHANGES = {
     "masked view instead": {"levels": [{"cell": 1}, {"cell": 2}, {"cell": "image", "masked_view": "replace"}]},
     "cosine": {"prediction": "cosine"},
     "random masks": {"masks": {"kind": "random"}},
+    "inverse block masks": {"masks": {"kind": "inverse_block"}},
     "hierarchical masks": {"masks": {"kind": "hierarchical"}},
     "several masks": {"masks": {"per_image": 2}},
     "num_targets": {"masks": {"num_targets": 1}},
