@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from hjepa_pl.callbacks.budget_clock import seconds_written
 from hjepa_pl.callbacks.collapse_monitor import CollapseConfig, CollapseMonitor
@@ -33,6 +35,7 @@ from hjepa_pl.cli.resume import (
 from hjepa_pl.cli.run_callbacks import check_callbacks, loggers, training_callbacks
 from hjepa_pl.cli.run_folder import LoggingConfig, SaveConfig, check_folder, move_earlier_run
 from hjepa_pl.cli.run_keys import check_name, check_seed, check_trainer_keys, pass_on
+from hjepa_pl.cli.tensor_cores import tensor_core_advice
 from hjepa_pl.cli.unknown_keys import check_keys_known
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.sources.bad_files import BAD_FILES
@@ -208,6 +211,7 @@ class HJEPACLI(LightningCLI):
         if fresh and self.trainer.is_global_zero:
             earlier = move_earlier_run(self.folder)
             (self.folder / "logs").mkdir(parents=True)
+        self._advise()
         try:
             self.trainer.fit(model, **kwargs)
         except Exception as error:
@@ -224,6 +228,14 @@ class HJEPACLI(LightningCLI):
             raise rejected from None
         if earlier is not None:
             print(f"The earlier run of this name was moved to {earlier} (to resume it, use --ckpt_path {earlier}).")
+
+    def _advise(self) -> None:
+        """Warn of a GPU whose tensor cores the run does not use."""
+        device = self.trainer.strategy.root_device
+        if device.type == "cuda":
+            advice = tensor_core_advice(str(self.trainer.precision), torch.cuda.get_device_capability(device))
+            if advice is not None:
+                rank_zero_warn(advice)
 
     def after_instantiate_classes(self) -> None:
         """Check combinations of settings, before an image is read."""

@@ -55,9 +55,12 @@ def start(args: Sequence[str], kind: type[HJEPACLI] = HJEPACLI, began: float | N
 
 
 def _is_about_the_run(record: logging.LogRecord) -> bool:
-    """Return True if a message of Lightning is about the run: not an advertisement, TPUs, or the model summary."""
+    """Return True if a message of Lightning is about the run: not an advertisement, TPUs, or the model summary.
+
+    Its message about tensor cores comes in any precision, and names a Python function: see `tensor_core_advice`.
+    """
     return not record.getMessage().startswith(
-        ("\N{ELECTRIC LIGHT BULB} Tip", "TPU available: False", "Trainer already")
+        ("\N{ELECTRIC LIGHT BULB} Tip", "TPU available: False", "Trainer already", "You are using a CUDA device (")
     )
 
 
