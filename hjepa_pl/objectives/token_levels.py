@@ -76,7 +76,7 @@ class TokenLevels:
         views = images.repeat(copies, 1, 1, 1) if copies > 1 else images
         tokens = self.context_encoder(views, masks.context, blocks)
         grid = self.context_encoder.grid
-        record.streams["tokens"] = TokenStream(tokens["last"][:own], masks.context[:own], grid[0] * grid[1])
+        record.streams["tokens"] = TokenStream(_first(tokens["last"], own), masks.context[:own], grid[0] * grid[1])
         predictions = self.predictor(self.predictor_input(tokens), masks.context, masks.targets, crops.context)
         scales: list[Tensor | float] = []
         for number, (level, target_map) in enumerate(zip(self.levels, maps, strict=True)):
@@ -84,7 +84,7 @@ class TokenLevels:
             target, prediction = gather_tokens(target_map, index), predictions[number]
             in_view = prediction[:, : index.shape[1]]  # the crops' predictions come after the view's
             record.levels[level.name] = LevelState(in_view.detach(), target.detach(), index, target_map.detach())
-            record.streams[level.name] = TokenStream(in_view[:own], index[:own], target_map.shape[1])
+            record.streams[level.name] = TokenStream(_first(in_view, own), index[:own], target_map.shape[1])
             if crops.targets:
                 target = torch.cat([target, crops.targets[number]], dim=1)
             scales.append(position_baseline(target_map, self.prediction) if self.level_scale == "baseline" else 1.0)
@@ -112,3 +112,8 @@ class TokenLevels:
             grid = encoder.grid_of(images)
             means = {b: mean_of_blocks([tokens[i] for i in own], self.target_norm) for b, own in self.averaged.items()}
             return [plain_norm(pool_cells(means[v.block], grid, int(v.cell))) for v in self.levels]
+
+
+def _first(rows: Tensor, count: int) -> Tensor:
+    """Return the first rows; all of them without a node in the graph, which would reorder sums of gradients."""
+    return rows if len(rows) == count else rows[:count]
