@@ -584,6 +584,22 @@ def test_resume_with_other_settings_is_refused_unless_told_to(config, capsys) ->
     assert kept["global_step"] == 8
 
 
+def test_muon_resumes_from_the_command_line_and_a_cooldown_is_appended(config, capsys) -> None:
+    key = "--model.init_args.optimizer"
+    base = [f"{key}.kind=muon", f"{key}.schedule=wsd"]
+    assert fit(config, *base, f"{key}.cooldown_fraction=0") == 0, capsys.readouterr().err
+    more = ["--ckpt_path=last", "--trainer.max_epochs=2"]
+    assert fit(config, *more, *base, f"{key}.cooldown_fraction=0.5") == 2
+    assert "optimizer.cooldown_fraction was 0, is 0.5" in capsys.readouterr().err
+    assert fit(config, *more, f"{key}.schedule=wsd", f"{key}.cooldown_fraction=0", "--override=true") == 2
+    assert "invalid `optimizer.kind=adamw`: the checkpoint has the state of muon; set" in capsys.readouterr().err
+    assert fit(config, *more, *base, f"{key}.cooldown_fraction=0.5", "--override=true") == 0, capsys.readouterr().err
+    kept = torch.load("results/tiny/checkpoints/last.ckpt", weights_only=True)
+    groups = kept["optimizer_states"][0]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-6] * len(groups))
+    assert kept["global_step"] == 8
+
+
 def test_a_dataset_may_have_its_own_augmentation_and_a_metric_of_its_own(config, capsys) -> None:
     """From YAML and from the command line alike; a resumed run must have the same."""
     own = {"preset": "jepa", "crop_scale": [0.5, 1], "flip": 0.25}
