@@ -106,7 +106,7 @@ def check_figures(rows: dict) -> None:
     assert exact["killed and resumed"]["bit-equal"]
     assert exact["masks against the CPU's"]["equal"] == "20 of 20 steps"
     bf16 = exact["loss, bf16-mixed against 32-true"]
-    assert 0 < bf16["largest, relative"] < 0.2
+    assert 0 < bf16["largest, relative"] < 0.5
     assert rows["compile"]["compile"] == "needs CUDA"
     assert rows["I-JEPA"] == {"": "needs --reference SCRIPT --ijepa CHECKOUT"}
     (run,) = rows["CIFAR-10"].values()
