@@ -32,6 +32,8 @@ class BenchRequest(NamedTuple):
     """Axes along which other values are also measured."""
     imports: float = 0.0
     """Seconds of the imports."""
+    quick: bool = False
+    """Measure the step only: not its parts, the matrix products, the largest batch and the other precision."""
 
 
 class CountedModel(NamedTuple):
@@ -64,11 +66,18 @@ def count(words: list[str]) -> CountedModel:
 def bench(request: BenchRequest) -> dict[str, Any]:
     """Measure a config.
 
+    Returns:
+        The figures of the report; with `quick` without `ceiling`, `utilization`, `largest_batch`, `other_precision`.
+
     Raises:
         ConfigError: As fit, and as `measure`.
     """
     available = available_memory()
     counted = count(request.words)
+    if request.quick:
+        run = measure(request.words, *request.steps)
+        found = {**_of_run(run, counted), "run": _forecast(run, request.imports + counted.prepared)}
+        return found | {"sweep": _sweep(request, counted)}
     after: dict[str, Any] = {}
 
     def then(cli: BenchCLI) -> None:
@@ -89,12 +98,16 @@ def bench(request: BenchRequest) -> dict[str, Any]:
     found["largest_batch"] = after.get("largest")
     found["run"] = _forecast(run, request.imports + counted.prepared)
     found["other_precision"] = _other(request.words, run)
-    found["sweep"] = [
+    found["sweep"] = _sweep(request, counted)
+    return found
+
+
+def _sweep(request: BenchRequest, counted: CountedModel) -> list[dict[str, Any]]:
+    return [
         {"axis": axis, "value": value, **_try_config([*request.words, key])}
         for axis in request.sweep
         for value, key in _points(axis, counted)
     ]
-    return found
 
 
 def _of_run(run: TimedRun, counted: CountedModel) -> dict[str, Any]:

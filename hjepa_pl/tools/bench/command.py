@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hjepa_pl.types import ConfigError, RunStopped
 
-_HELP = """usage: hjepa bench --config CONFIG [--key=value ...] [--json] [--sweep AXES] [--steps N]
+_HELP = """usage: hjepa bench --config CONFIG [--key=value ...] [--json] [--sweep AXES] [--steps N] [--quick]
 
 Trains for some steps as `hjepa fit` does (data, optimizer, EMA, probes, logs), in a temporary folder. Prints the time
 of a step and of its parts, FLOP/s as a fraction of the matrix-product rate, memory, the largest batch that fits, and
@@ -15,6 +15,7 @@ the predicted time of the whole run. Keys are those of fit.
 
   --steps N      number of steps to measure (default: 30, or one minute)
   --sweep AXES   also measure other values of batch, precision or compile (comma-separated)
+  --quick        measure the step only: no parts, matrix products, largest batch or other precision
   --json         print one JSON object only
 
 Exit status: 0, 1 if training was stopped, 2 if a config or key is invalid."""
@@ -37,13 +38,13 @@ def run(args: Sequence[str]) -> int:
 
     imports = time.perf_counter() - began
     try:
-        words = sort_words(args, {"--json": False, "--sweep": True, "--steps": True})
+        words = sort_words(args, {"--json": False, "--sweep": True, "--steps": True, "--quick": False})
         if words.paths:
             raise ConfigError(f"unexpected argument '{words.paths[0]}'; pass a config with --config.")
         if not layers(words.fit):
             raise ConfigError("a config is missing; for example hjepa bench --config configs/quickstart.yaml.")
         steps, axes = _steps(words.own.get("--steps")), _axes(words.own.get("--sweep"))
-        found = bench(BenchRequest(words.fit, steps, axes, imports))
+        found = bench(BenchRequest(words.fit, steps, axes, imports, "--quick" in words.own))
     except RunStopped as error:
         return fail("bench", "", str(error), 1)
     except torch.OutOfMemoryError:

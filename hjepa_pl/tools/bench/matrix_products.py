@@ -9,7 +9,9 @@ from torch import nn
 from hjepa_pl.tools.bench.step_parts import now
 
 
-def product_rate(module: Any, rows: int, device: torch.device, half: bool) -> tuple[float, str]:
+def product_rate(
+    module: Any, rows: int, device: torch.device, half: bool, side: int | None = None
+) -> tuple[float, str]:
     """Measure the rate of matrix products: the encoder's largest linear layer or large squares, whichever is faster.
 
     Args:
@@ -17,13 +19,15 @@ def product_rate(module: Any, rows: int, device: torch.device, half: bool) -> tu
         rows: Tokens of a batch in one forward pass.
         device: The device.
         half: bfloat16 instead of float32.
+        side: Rows and columns of the squares; None is 8,192 on CUDA and 2,048 elsewhere.
 
     Returns:
         FLOP per second, the median of nine measurements, and the shapes of the products.
     """
     layers = [m for m in module.context_encoder.modules() if isinstance(m, nn.Linear)]
     largest = max(layers, key=lambda m: m.weight.numel(), default=None)  # the MLP's of a transformer
-    kind, side = torch.bfloat16 if half else torch.float32, 8192 if device.type == "cuda" else 2048
+    kind = torch.bfloat16 if half else torch.float32
+    side = side or (8192 if device.type == "cuda" else 2048)
     shapes = [(side, side, side)]
     if largest is not None:
         shapes.insert(0, (rows, largest.in_features, largest.out_features))

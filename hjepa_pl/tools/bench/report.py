@@ -15,12 +15,7 @@ def format_report(found: dict[str, Any]) -> list[str]:
             f"{found['step_ms']:.4g} ms (median of {found['steps_measured']}; 90 % between {low:.4g} and {high:.4g}): "
             f"{found['images_per_second']:,.4g} images/s, {scaled(found['tokens_per_second'], 'tokens')}/s",
         ),
-        row(
-            "compute",
-            f"{scaled(found['flops_per_step'], 'FLOP')} per step, {scaled(found['flops_per_second'], 'FLOP')}/s: "
-            f"{100 * found['utilization']:.0f} % of the {scaled(found['ceiling']['flops_per_second'], 'FLOP')}/s that "
-            f"matrix products reach on this machine ({found['ceiling']['product']})",
-        ),
+        row("compute", _compute(found)),
         row("memory", _memory(found)),
     ]
     if found["views_grow"]:
@@ -34,10 +29,21 @@ def format_report(found: dict[str, Any]) -> list[str]:
     return [*lines, *_sweep(found["sweep"])]
 
 
+def _compute(found: dict[str, Any]) -> str:
+    text = f"{scaled(found['flops_per_step'], 'FLOP')} per step, {scaled(found['flops_per_second'], 'FLOP')}/s"
+    if "ceiling" not in found:
+        return text
+    ceiling = scaled(found["ceiling"]["flops_per_second"], "FLOP")
+    return (
+        f"{text}: {100 * found['utilization']:.0f} % of the {ceiling}/s that matrix products reach on this machine "
+        f"({found['ceiling']['product']})"
+    )
+
+
 def _memory(found: dict[str, Any]) -> str:
     kind = "peak allocated on the device" if found["device_type"] == "cuda" else "peak growth of the process"
     peak = f"{memory(found['peak_bytes'])} {kind}"
-    largest = found["largest_batch"]
+    largest = found.get("largest_batch")
     if largest is None:
         return peak
     size = int(float(f"{largest['batch_size']:.2g}"))
@@ -58,7 +64,7 @@ def _run(run: dict[str, Any]) -> str:
 
 
 def _advice(found: dict[str, Any]) -> list[str]:
-    run, other, advice = found["run"], found["other_precision"], []
+    run, other, advice = found["run"], found.get("other_precision", {}), []
     budget, fit = run["budget_seconds"], run["epochs_in_budget"]
     if budget is not None and run["seconds"] is None:
         advice.append(f"{fit:.1f} epochs fit into the time_budget of {duration(budget)}.")

@@ -30,6 +30,15 @@ def config(tmp_path, monkeypatch) -> Path:
     return path
 
 
+def test_quick_measures_the_step_only(config, capsys) -> None:
+    assert main(["bench", "--config", str(config), "--quick", "--steps=2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for figure in ("images/s", "FLOP per step", "peak growth", "predicted for 50 epochs"):
+        assert figure in said
+    for left_out in ("matrix products", "largest batch", "time per part", "bf16"):
+        assert left_out not in said
+
+
 @pytest.mark.slow
 def test_one_json_object_with_figures_that_go_together(config, capsys) -> None:
     # An epoch longer than what is measured: its end, which writes a checkpoint, would be much of so small a step.
