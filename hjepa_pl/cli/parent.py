@@ -23,7 +23,7 @@ def end_with_sweep() -> None:
     def watch() -> None:
         while os.getppid() == int(sweep):
             time.sleep(_INTERVAL)
-        print("hjepa: error: the sweep of this run was killed.", file=sys.stderr, flush=True)
+        print("hjepa: the sweep of this run was killed.", file=sys.stderr, flush=True)
         os._exit(1)  # as a kill: the run is resumed from its last checkpoint
 
     threading.Thread(target=watch, daemon=True, name="hjepa-sweep").start()

@@ -116,13 +116,14 @@ def last_line(run: Run) -> str:
     starts = [i for i, line in enumerate(lines) if line.startswith(_COMMAND)]
     lines = lines[starts[-1] + 1 :] if starts else lines
     errors = [line for line in lines if line.startswith(_ERROR)]
-    return (errors or lines or ["nothing was printed"])[-1].removeprefix(_ERROR)
+    return (errors or lines or ["nothing was printed"])[-1]
 
 
 def failure(run: Run) -> str:
     """Return why a run has no result: its last line, after its status."""
-    status = run.summary.get("status", "not finished" if run.folder.exists() else "failed")
-    return f"{status}: {last_line(run)}"
+    line = last_line(run)
+    status = run.summary.get("status", "failed" if line.startswith(_ERROR) else "not finished")
+    return f"{status}: {line.removeprefix(_ERROR)}"
 
 
 def _outcome(child: _Child) -> str:

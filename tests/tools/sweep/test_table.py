@@ -68,7 +68,7 @@ def test_numbers_by_hand_and_ranking_by_validation_only(out, capsys) -> None:
     assert "8 of 9 runs finished: 3 cells x 3 seeds." in shown
     assert "Cells are ranked by the mean of digits/linear_val" in shown
     assert "no cell is ranked by them" in shown
-    assert "cell 3 (lr=3e-3, seed 2): not finished: the disk is full; hjepa fit resumes." in shown
+    assert "cell 3 (lr=3e-3, seed 2): failed: the disk is full; hjepa fit resumes." in shown
     assert "Device: a CPU. Commit: abc." in shown
 
 
