@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 
 from hjepa_pl.cli.guard import guarded
+from hjepa_pl.cli.parent import end_with_sweep
 
 _STARTED = time.monotonic()
 """Start of the process: a time budget includes the time of imports."""
@@ -25,6 +26,7 @@ _TOOLS = {
         "validate a config and print its parameters, tokens, FLOPs and memory (hjepa check --help)",
     ),
     "bench": ("bench.command", "measure the speed and memory of a config on this machine (hjepa bench --help)"),
+    "sweep": ("sweep.command", "run a config over seeds and a small grid of keys; one table (hjepa sweep --help)"),
     "shards": ("make_shards", "write a folder of images as tar shards (hjepa shards --help)"),
 }
 """Commands in addition to Lightning's: the module of `hjepa_pl.tools` with their function `run`, and a description."""
@@ -56,6 +58,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if args is None else args)
+    if args is None:
+        end_with_sweep()
     if args is None and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for import paths of one's own parts, as `python -m` does
     command = argv[0] if argv else "help"

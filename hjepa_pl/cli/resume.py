@@ -24,6 +24,9 @@ _SHAPES = re.compile(
 )
 """Settings on which the shapes or the meaning of the weights depend: they cannot be overridden."""
 
+COMPLETE = "the run is already complete"
+"""Beginning of the message for a checkpoint at the end of its run."""
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the contents of a checkpoint, its tensors memory-mapped.
@@ -132,9 +135,7 @@ def check_incomplete(checkpoint: Mapping[str, Any], max_epochs: int | None, max_
     limits = {"max_epochs": (max_epochs, epochs), "max_steps": (max_steps, checkpoint["global_step"])}
     for key, (limit, done) in limits.items():
         if limit is not None and 0 < limit <= done:
-            raise ConfigError(
-                f"invalid `trainer.{key}={limit}`: the run is already complete; raise it to train longer."
-            )
+            raise ConfigError(f"invalid `trainer.{key}={limit}`: {COMPLETE}; raise it to train longer.")
 
 
 def check_same_settings(old: Mapping[str, Any], new: Mapping[str, Any], *, override: bool) -> None:

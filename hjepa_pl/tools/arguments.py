@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
-from hjepa_pl.cli.config_files import check_config_file, find_config
+from hjepa_pl.cli.config_files import find_config
 from hjepa_pl.cli.errors import one_sentence
 from hjepa_pl.types import ConfigError, RunStopped
 
@@ -89,19 +89,20 @@ def _is_run(path: str) -> bool:
 
 
 def layers(words: Sequence[str]) -> list[str]:
-    """Return the files that are passed with --config.
+    """Return the files that are passed with --config, those of the package by name.
 
     Raises:
         ConfigError: If one of them is not a config.
     """
     pairs = zip(words, [*words, ""][1:], strict=True)
     named = [(w.partition("=")[2] or after) for w, after in pairs if w.partition("=")[0] in ("--config", "-c")]
+    files = []
     for path in filter(None, named):
         try:
-            check_config_file(path)
+            files.append(find_config(path))
         except ConfigError as error:
             raise ConfigError(f"--config {path}: {error}") from None
-    return [path for path in named if path]
+    return files
 
 
 def sentence(error: Exception) -> str:

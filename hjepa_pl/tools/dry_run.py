@@ -13,6 +13,7 @@ from hjepa_pl.cli.cli import HJEPACLI
 from hjepa_pl.cli.main import start
 from hjepa_pl.data import MultiDatasetDataModule
 from hjepa_pl.data.augment.multicrop import ViewPlan
+from hjepa_pl.data.sources.registry import DATASETS, Dataset
 from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.modules.base import PretrainModule
 from hjepa_pl.utils.run_length import limited, total_steps
@@ -38,7 +39,12 @@ class ToolCLI(HJEPACLI):
 
     Args:
         scratch: The folder that replaces results_dir.
+
+    Attributes:
+        results_dir: What it replaces.
     """
+
+    results_dir = "results"
 
     def __init__(self, *args: Any, scratch: str, **kwargs: Any) -> None:
         self.scratch = scratch
@@ -51,6 +57,7 @@ class ToolCLI(HJEPACLI):
 
     def before_instantiate_classes(self) -> None:
         """Replace results_dir, then check the settings as fit does."""
+        self.results_dir = self.config["fit"]["results_dir"]
         self.config["fit"]["results_dir"] = self.scratch
         super().before_instantiate_classes()
 
@@ -93,6 +100,13 @@ class DryCLI(ToolCLI):
     def load_data(self) -> None:
         """Load the datasets as fit does; nothing is downloaded."""
         self.datamodule.setup("fit")
+
+    def load_embedded(self) -> None:
+        """Load the datasets, if all of them are part of a package."""
+        sets = [*getattr(self.datamodule, "datasets", [None]), *getattr(self.datamodule, "probe", [])]
+        embedded = {name for name, entry in DATASETS.items() if isinstance(entry, Dataset) and entry.embedded}
+        if all(getattr(s, "name", None) in embedded for s in sets):
+            self.load_data()
 
     def batches(self) -> int | None:
         """Return the batches of an epoch; None if that depends on data that are not loaded."""

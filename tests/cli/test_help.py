@@ -18,6 +18,9 @@ from hjepa_pl.cli.cli import HJEPACLI
 from hjepa_pl.cli.main import start
 from hjepa_pl.cli.unknown_keys import check_keys_known
 from hjepa_pl.data.sources.registry import DATASETS
+from hjepa_pl.tools.arguments import sort_words
+from hjepa_pl.tools.sweep.command import OWN, take_grids
+from hjepa_pl.tools.sweep.grid import cells_of, read_grid
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import to_plain
 
@@ -221,7 +224,9 @@ def test_every_key_in_backticks_is_one(document) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, ROOT / "docs" / "studies.md"], ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_every_command_in_the_documents_is_taken_by_the_parser(document) -> None:
     text = document.read_text()
     blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
@@ -231,14 +236,27 @@ def test_every_command_in_the_documents_is_taken_by_the_parser(document) -> None
     wrong = []
     for line in lines:
         command, _, rest = line.rpartition("hjepa ")[2].partition(" ")
+        if line.startswith("--") and document.name == "studies.md":
+            continue  # a key of the sweep, or of a benchmark
         if line.startswith("--"):
             command, rest = "fit", f"quickstart {line}"
+        if command == "sweep":
+            said = "; ".join(filter(None, map(accepts, sweep_cells(rest))))
+            wrong += [f"`{line}`: {said}"] if said else []
         if command != "fit" or re.search(r"--help|--print_config|--key|--size|^quickstart --config$", rest):
             continue  # not a run, or a benchmark's
         rest = rest.replace("...", "quickstart").replace("--ckpt_path results/quickstart", "quickstart")
         said = accepts(split(rest))
         wrong += [f"`{line}`: {said}"] if said else []
     assert not wrong, "\n".join(wrong)
+
+
+def sweep_cells(line: str) -> list[list[str]]:
+    """Return the words of fit for each cell of a `hjepa sweep` in a document; none for its table."""
+    grids, rest = take_grids(shlex.split(line))
+    words = sort_words(rest, OWN)
+    fit = [*words.paths, *words.fit]
+    return [[*fit, *cell.words] for cell in cells_of(read_grid(grids, fit))] if fit else []
 
 
 def split(line: str) -> list[str]:

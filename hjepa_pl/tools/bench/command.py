@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hjepa_pl.types import ConfigError, RunStopped
 
-_HELP = """usage: hjepa bench --config CONFIG [--key=value ...] [--json] [--sweep AXES] [--steps N] [--quick]
+_HELP = """usage: hjepa bench CONFIG [--config LAYER] [--key=value ...] [--json] [--sweep AXES] [--steps N] [--quick]
 
 Trains for some steps as `hjepa fit` does (data, optimizer, EMA, probes, logs), in a temporary folder. Prints the time
 of a step and of its parts, FLOP/s as a fraction of the matrix-product rate, memory, the largest batch that fits, and
@@ -39,12 +39,11 @@ def run(args: Sequence[str]) -> int:
     imports = time.perf_counter() - began
     try:
         words = sort_words(args, {"--json": False, "--sweep": True, "--steps": True, "--quick": False})
-        if words.paths:
-            raise ConfigError(f"unexpected argument '{words.paths[0]}'; pass a config with --config.")
-        if not layers(words.fit):
+        fit = [*(f"--config={path}" for path in words.paths), *words.fit]
+        if not layers(fit):
             raise ConfigError("a config is missing; for example hjepa bench --config configs/quickstart.yaml.")
         steps, axes = _steps(words.own.get("--steps")), _axes(words.own.get("--sweep"))
-        found = bench(BenchRequest(words.fit, steps, axes, imports, "--quick" in words.own))
+        found = bench(BenchRequest(fit, steps, axes, imports, "--quick" in words.own))
     except RunStopped as error:
         return fail("bench", "", str(error), 1)
     except torch.OutOfMemoryError:

@@ -57,7 +57,6 @@ def run(args: Sequence[str]) -> int:
 
 def _check(label: str, words: list[str], *, data: bool) -> int:
     """Check one config, and print its table."""
-    from hjepa_pl.data.sources.registry import DATASETS, Dataset
     from hjepa_pl.tools.arguments import fail, sentence
     from hjepa_pl.tools.check.model_table import describe
     from hjepa_pl.tools.dry_run import DryCLI, prepare, scratch_folder
@@ -66,14 +65,13 @@ def _check(label: str, words: list[str], *, data: bool) -> int:
     with scratch_folder() as scratch:
         try:
             cli: DryCLI = prepare(words, DryCLI, scratch)
-            sets = [*getattr(cli.datamodule, "datasets", [None]), *getattr(cli.datamodule, "probe", [])]
-            embedded = {name for name, entry in DATASETS.items() if isinstance(entry, Dataset) and entry.embedded}
-            if data or all(getattr(s, "name", None) in embedded for s in sets):
-                cli.load_data()  # embedded datasets are read at once
             if data:
                 from hjepa_pl.tools.check.data_report import describe_data
 
+                cli.load_data()
                 lines = ["", *describe_data(cli)]
+            else:
+                cli.load_embedded()
             lines = [*describe(cli), *lines]
         except Exception as error:
             sys.stdout.flush()

@@ -85,9 +85,10 @@ def test_what_is_printed_reads_in_80_columns(config, capsys) -> None:
     ("arguments", "said"),
     [
         ([], "a config is missing"),
-        (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no file"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no config nowhere.yaml"),
         (["--config", "last.ckpt"], "--config last.ckpt: this is a checkpoint, not a config"),
-        (["tiny.yaml"], "unexpected argument 'tiny.yaml'; pass a config with --config."),
+        (["quickstrat"], "--config quickstrat: there is no config quickstrat; did you mean quickstart?"),
+        (["quickstart", "--steps=0"], "invalid `--steps=0`: must be a whole number >= 1."),
         (["--config", "tiny.yaml", "--steps", "none"], "invalid `--steps=none`: must be a whole number >= 1."),
         (["--config", "tiny.yaml", "--steps"], "--steps needs a value"),
         (

@@ -244,7 +244,10 @@ def test_a_folder_prints_the_good_and_a_line_for_each_bad(config, tmp_path, caps
         (["last.ckpt"], "check: last.ckpt: this is a checkpoint, not a config"),
         (["noise.yaml"], "check: noise.yaml: this is not a text file"),
         (["list.yaml"], "check: list.yaml: this is not a config"),
-        (["tiny.yaml", "--config", "nowhere.yaml"], "hjepa check: error: --config nowhere.yaml: there is no file"),
+        (
+            ["tiny.yaml", "--config", "nowhere.yaml"],
+            "hjepa check: error: --config nowhere.yaml: there is no config nowhere.yaml",
+        ),
         (
             ["tiny.yaml", "--model.init_args.optimizer.warmup_steps=4"],
             "invalid `optimizer.warmup_steps=4`: is 4 steps, and the run has 4; use less",
