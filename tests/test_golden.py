@@ -39,6 +39,7 @@ def train(path: Path, folder: Path) -> dict:
         "--trainer.devices=1", "--trainer.precision=32-true", "--trainer.log_every_n_steps=1",
         "--trainer.limit_val_batches=0",
         "--data.init_args.batch_size=4", "--data.init_args.epoch_size=16", "--data.init_args.probe=[]",
+        "--data.init_args.holdout=null",
         "--model.init_args.optimizer.warmup_epochs=1", "--time_budget=null",
         *NARROW, *(LOW if path.stem in ("ijepa", "overnight", "folder") else []), *CROPS_AT_ONCE.get(path.stem, []),
     ])  # fmt: skip

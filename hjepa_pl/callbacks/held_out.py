@@ -16,7 +16,8 @@ class HeldOutMetrics(pl.Callback):
     """Measure the images of `data.holdout` at the end of each validation; training is unchanged.
 
     Logged, besides val/loss and val/<term> (which the module logs): `val/<level>/gain`, the prediction gain over the
-    per-position mean (`prediction_gain`), the mean over batches as large as in training; `val/rankme`, `val/alpha_req`
+    per-position mean (`prediction_gain`), the mean over batches at least half as large as in training (all held-out
+    images if they are fewer); `val/rankme`, `val/alpha_req`
     and `val/alpha_req_gap` = |alpha_req - 1|, of the clean images' pooled features; and `val/lidar`, of 8 augmented
     views of at most 128 images. They are of the target encoder if there is one, else of the online one; with both, the
     online encoder's have the suffix `_online`. All are comparable within a run, not between other data or widths.

@@ -1,7 +1,7 @@
 """Metrics that checkpoints may be ranked by: of a validation split or of held-out images, never of the test split."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from hjepa_pl.evaluation.base import VAL
 from hjepa_pl.evaluation.probes import PROBES, metric_name
@@ -13,7 +13,9 @@ DEFAULT = "linear"
 """The probe whose validation accuracy ranks checkpoints."""
 
 
-def selection_metrics(probes: Sequence[str], held_out: Sequence[str] | None = None) -> dict[str, Mode]:
+def selection_metrics(
+    probes: Sequence[str], held_out: Sequence[str] | None = None, *, both: bool = True
+) -> dict[str, Mode]:
     """Return the metrics that checkpoints may be ranked by, each with its better end; the first is the default.
 
     Those of probe datasets come first, as they have labels; then those of `data.holdout`. RankMe is the default of
@@ -21,22 +23,30 @@ def selection_metrics(probes: Sequence[str], held_out: Sequence[str] | None = No
 
     Args:
         probes: Names of the probe datasets.
-        held_out: Names of the levels, 'image' included, if images are held out; None if not.
+        held_out: Names of the levels, those of the image included, if images are held out; None if not.
+        both: Whether there is a target encoder, so that the online encoder has metrics of its own.
     """
+    tails = ("", "_online") if both else ("",)
     order = sorted(PROBES, key=lambda name: name != DEFAULT)
     metrics: dict[str, Mode] = {
-        f"probe/{name}/{metric_name(probe, VAL)}{tail}": "max"
-        for name in probes
-        for probe in order
-        for tail in ("", "_online")
+        f"probe/{name}/{metric_name(probe, VAL)}{tail}": "max" for name in probes for probe in order for tail in tails
     }
     if held_out is None:
         return metrics
     spectral: dict[str, Mode] = {"rankme": "max", "lidar": "max", "alpha_req_gap": "min"}
-    metrics |= {f"val/{name}{tail}": mode for name, mode in spectral.items() for tail in ("", "_online")}
+    metrics |= {f"val/{name}{tail}": mode for name, mode in spectral.items() for tail in tails}
     metrics["val/loss"] = "min"
     metrics |= {f"val/{level}": "min" for level in held_out}
-    return metrics | {f"val/{level}/gain": "max" for level in held_out if level != "image"}
+    return metrics | {f"val/{level}/gain": "max" for level in held_out if not level.endswith("image")}
+
+
+def level_names(model: Any) -> list[str]:
+    """Return the names of the levels whose losses a model logs, those of the image last."""
+    names = [level.name for level in getattr(model, "token_levels", ())]
+    images = getattr(model, "images", None)
+    if images is not None and images.level.compare != "none":
+        names += [*(level.name for level in images.inner), "image"]
+    return names
 
 
 def reject_test_metric(key: str, monitor: str | None) -> None:

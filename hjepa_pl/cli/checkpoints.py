@@ -68,15 +68,19 @@ def checkpoint_callbacks(config: CheckpointConfig, folder: Path, metrics: dict[s
     monitor = config.monitor or next(iter(metrics), None)
     reject_test_metric("checkpoint.monitor", monitor)
     if monitor is not None and monitor not in metrics:
-        expected = f"must be {either(metrics)}" if metrics else "there is no probe set; add one to data.probe"
+        expected = (
+            f"must be {either(metrics)}"
+            if metrics
+            else "there is no probe set; add one to data.probe, or set data.holdout"
+        )
         if monitor.startswith("val/") and not any(name.startswith("val/") for name in metrics):
             expected = "no images are held out; set data.holdout"
         raise ConfigError(f"invalid `checkpoint.monitor={monitor}`: {expected}.")
     for key in ("mode", "save_top_k"):
         if monitor is None and (value := getattr(config, key)) != getattr(CheckpointConfig, key):
             raise ConfigError(
-                f"invalid `checkpoint.{key}={value}`: has no effect without a probe set; add one to data.probe, or "
-                "remove the key."
+                f"invalid `checkpoint.{key}={value}`: has no effect without a probe set; add one to data.probe, set "
+                "data.holdout, or remove the key."
             )
     if monitor is not None and config.mode is not None:
         check_mode("checkpoint.mode", monitor, config.mode, metrics[monitor])

@@ -20,11 +20,12 @@ from hjepa_pl.callbacks.feature_writer import FeatureWriter
 from hjepa_pl.callbacks.held_out import HeldOutMetrics
 from hjepa_pl.callbacks.peers import Peers
 from hjepa_pl.callbacks.probe_callback import ProbeCallback
-from hjepa_pl.callbacks.selection import selection_metrics
+from hjepa_pl.callbacks.selection import level_names, selection_metrics
 from hjepa_pl.cli.checkpoints import AtomicCheckpointIO, CheckpointConfig
 from hjepa_pl.cli.errors import first_line, parser_sentence
 from hjepa_pl.cli.help import GROUPS, RUN_KEYS, all_keys
 from hjepa_pl.cli.resume import (
+    HELD_OUT,
     check_incomplete,
     check_resumable,
     check_same_settings,
@@ -168,7 +169,9 @@ class HJEPACLI(LightningCLI):
     def _callbacks(self, config: dict[str, Any], options: Any) -> list[pl.Callback]:
         """Return the callbacks of a run, except for classes that the config lists itself."""
         probes = [probe.title or probe.name for probe in self.datamodule.probe]
-        metrics = selection_metrics(probes, self._levels())
+        both = getattr(self.model, "target_encoder", None) is not None
+        levels = level_names(self.model) if self.datamodule.holdout else None
+        metrics = selection_metrics(probes, levels, both=both)
         made: list[pl.Callback] = [Peers(), CollapseMonitor(**vars(options["collapse"]))]
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             save = SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder))
@@ -189,14 +192,6 @@ class HJEPACLI(LightningCLI):
             )
         own = tuple({type(c) for c in listed} - {ModelCheckpoint})
         return [c for c in made if not own or not isinstance(c, own)]
-
-    def _levels(self) -> list[str] | None:
-        """Return the names of the model's levels if images are held out, by which their metrics are called."""
-        if not self.datamodule.holdout:
-            return None
-        compared = getattr(self.model, "images", None)
-        image = ["image"] if compared is not None and compared.level.compare != "none" else []
-        return [*(level.name for level in getattr(self.model, "token_levels", ())), *image]
 
     # ------------------------------------------------------------------------------------------------- before the run
 
@@ -289,6 +284,10 @@ class HJEPACLI(LightningCLI):
             if isinstance(self.model, PretrainModule):
                 self.model.trainer = self.trainer
                 new["trainer"] = self.model.trainer_settings()
+        elif self.datamodule.holdout:  # other images than those that the run held out may have been trained on
+            old["data"], new["data"] = (
+                {key: each.get(key) for key in HELD_OUT} for each in (data, self.datamodule.settings())
+            )
         check_same_settings(old, new, override=self.config[self.subcommand]["override"])
 
 

@@ -24,6 +24,9 @@ _SHAPES = re.compile(
 )
 """Settings on which the shapes or the meaning of the weights depend: they cannot be overridden."""
 
+HELD_OUT = ("holdout", "held_out", "seed", "datasets")
+"""Settings of the data that decide which images are held out: with a holdout they cannot be overridden."""
+
 COMPLETE = "the run is already complete"
 """Beginning of the message for a checkpoint at the end of its run."""
 
@@ -144,20 +147,21 @@ def check_same_settings(old: Mapping[str, Any], new: Mapping[str, Any], *, overr
     Args:
         old: Nested settings of the checkpoint.
         new: Nested settings of this run.
-        override: Accept other settings, unless the weights depend on them.
+        override: Accept other settings, unless the weights or the held-out images depend on them.
 
     Raises:
         ConfigError: If they differ; the message lists the first six differences.
     """
     was, now = dict(_flatten(old)), dict(_flatten(new))
     keys = [k for k in (was | now) if was.get(k) != now.get(k) and not _FREE.match(k)]
-    shapes = [k for k in keys if _SHAPES.match(k)]
-    if not keys or (override and not shapes):
+    held = [f"data.{key}" for key in HELD_OUT] if now.get("data.holdout") else []
+    fixed = [k for k in keys if _SHAPES.match(k) or k.startswith(tuple(held))]
+    if not keys or (override and not fixed):
         return
-    keys = shapes or keys
+    keys = fixed or keys
     listed = "; ".join(f"{k} was {as_typed(was.get(k))}, is {as_typed(now.get(k))}" for k in keys[:6])
     more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-    way = "" if shapes else ", or --override=true to resume with the new ones"
+    way = "" if fixed else ", or --override=true to resume with the new ones"
     raise ConfigError(
         f"the checkpoint was made with other settings: {listed}{more}; use the run's own config (config.yaml in the "
         f"folder above the checkpoints){way}."

@@ -87,6 +87,19 @@ def _check_resolution(resolution: Any, crops: Any, model: Model) -> None:
             )
 
 
+def check_validated(data: Any, limit_val_batches: float) -> None:
+    """Check that held-out images are measured: `data.holdout` takes them from training.
+
+    Raises:
+        ConfigError: If `trainer.limit_val_batches` is 0.
+    """
+    if getattr(data, "holdout", None) and limit_val_batches == 0:
+        raise ConfigError(
+            f"invalid `data.holdout={as_typed(data.holdout)}`: has no effect with trainer.limit_val_batches=0, without "
+            "validation; remove one of them."
+        )
+
+
 def check_curriculum(data: Any, batches: float) -> None:
     """Check that the number of local crops stops growing before the run of `batches` batches ends.
 

@@ -1,5 +1,6 @@
 """Combinations of a module's settings: each error is one sentence with the key, its value and a fix."""
 
+import math
 from collections.abc import Sequence
 
 from hjepa_pl.losses import Regularizer
@@ -59,11 +60,9 @@ def check_keep(image: LevelConfig, grid: tuple[int, int], where: str = "") -> No
     patches = grid[0] * grid[1]
     kept = image.kept(patches)
     if kept == 0 or (kept == patches and image.keep < 1):
+        few = f"{1 / patches:.4f} to {math.floor(1e4 * (patches - 1) / patches) / 1e4:g}, or " if patches > 1 else ""
         raise invalid(
-            "levels.keep",
-            image.keep,
-            f"keeps {kept or 'none'} of the {patches} patches{where}; use {1 / patches:.2g} to "
-            f"{(patches - 1) / patches:.2g}, or 1 for all.",
+            "levels.keep", image.keep, f"keeps {kept or 'none'} of the {patches} patches{where}; use {few}1 for all."
         )
 
 

@@ -18,7 +18,7 @@ from hjepa_pl.models.config import EncoderConfig, PredictorConfig, ProjectorConf
 from hjepa_pl.models.families import EncoderShape, measure
 from hjepa_pl.models.levels import LevelConfig
 from hjepa_pl.modules.base import PretrainModule
-from hjepa_pl.modules.check_data import check_batch, check_curriculum, check_data
+from hjepa_pl.modules.check_data import check_batch, check_curriculum, check_data, check_validated
 from hjepa_pl.modules.check_model import check_model, make_masks
 from hjepa_pl.modules.config import ModuleSettings, read_settings
 from hjepa_pl.modules.features import check_images, patch_tokens, pooled, pyramid_maps
@@ -178,7 +178,8 @@ class HJEPALightningModule(PretrainModule):
 
     def prepare_fit(self) -> None:
         """Check the data and the device, then compile; raises `ConfigError` if one does not fit the model."""
-        check_data(getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
+        check_data(data := getattr(self.trainer, "datamodule", None), self, self.trainer.world_size)
+        check_validated(data, self.trainer.limit_val_batches)
         self.check_device(self.trainer)
         if self.compiled:
             networks = (self.context_encoder, self.target_encoder, self.predictor)
@@ -200,8 +201,7 @@ class HJEPALightningModule(PretrainModule):
             # The only use of the global generator: timm's drop path has no generator argument.
             torch.manual_seed(hash_int(self.seed, batch.counters.step, Stream.STEP, self.global_rank))
         loss, record = self.compute(batch)
-        n_ep = {} if record.n_ep is None else {"sigreg_image_n_ep": record.n_ep}
-        self.term_log.add({"loss": loss, **record.terms, **n_ep})
+        self.term_log.add({"loss": loss, **record.terms, **record.n_ep})
         self.term_log.add_predictions(batch.source, record.prediction_by_image)
         embedding = record.streams["tokens"].embedding.detach().float().mean(dim=1)
         return {"loss": loss, "levels": record.levels, "embedding": embedding}

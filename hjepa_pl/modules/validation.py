@@ -60,7 +60,7 @@ def held_out_loss(module: Model, batch: ViewBatch) -> dict[str, Any]:
     # Tables that are cached here are used in training too, where inference tensors are not allowed.
     with torch.inference_mode(False), torch.no_grad():
         loss, record = module.compute(batch)
-    terms = {"loss": loss, **record.terms} | ({} if record.n_ep is None else {"sigreg_image_n_ep": record.n_ep})
+    terms = {"loss": loss, **record.terms, **record.n_ep}
     # Batches are of equal size, so that the mean over batches and ranks is that over images.
     module.log_dict(
         {f"val/{name}": value.float() for name, value in terms.items()},

@@ -56,8 +56,9 @@ class StepRecord:
         """The context's tokens, 'tokens', and each token level's predictions, by its name."""
         self.levels: dict[str, LevelState] = {}
         """Prediction and target of each token level, without gradient."""
-        self.n_ep: Tensor | None = None
-        """SIGReg of the projections times the number of images: about 1 where they are Gaussian."""
+        self.n_ep: dict[str, Tensor] = {}
+        """SIGReg of the projections times the number of images, by its name in logs: about 1 where they are
+        Gaussian."""
         self._weighted: list[Tensor] = []
         self._by_image: list[tuple[float | Tensor, Callable[[], Tensor]]] = []
 

@@ -33,8 +33,8 @@ class Regularizers:
                 for level in projections:
                     value = regularize(term, level.embedding, None, 0, key, level.partial)
                     record.add(term.name_at(level.name), value, term.weight * level.weight)
-                    if term.kind == "sigreg" and level.name == "image":
-                        record.n_ep = level.embedding.shape[1] * value.detach()
+                    if term.kind == "sigreg":
+                        record.n_ep[f"sigreg_{level.name}_n_ep"] = level.embedding.shape[1] * value.detach()
             else:
                 stream = record.streams[term.stream]
                 value = regularize(term, stream.embedding, stream.position, stream.positions, key)

@@ -27,7 +27,8 @@ class OptimizerConfig:
     decay)."""
     cooldown_fraction: Annotated[float, Ge(0), Lt(1)] | None = None
     """Fraction of the run in the cool-down of `wsd`, where the rate falls as 1 - sqrt (arXiv:2405.18392); null is 0.2.
-    With 0 the rate stays constant, for a run that is resumed later with a longer limit and a cool-down."""
+    With 0 the rate stays constant, for a run that is resumed later with a longer limit and a cool-down (then set
+    warmup_steps: a warm-up of 5 % grows with the limit)."""
     min_lr: NonNegative | None = None
     """Learning rate at the end, whatever lr_scale is; not with min_lr_ratio."""
     min_lr_ratio: Fraction | None = None

@@ -49,9 +49,9 @@ def muon_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[
                 hidden[parameter] = _PARTS.get(path[-2], 1)
     decay, plain = weight_decay_groups(modules, weight_decay)
     own = [[p for p in decay["params"] if hidden.get(p) == parts] for parts in sorted(set(hidden.values()))]
-    if not any(own):
+    if not any(parameter in hidden for parameter in modules[0].parameters()):
         raise ConfigError(
-            "invalid `optimizer.kind=muon`: has no effect on these networks: none has matrices in a module named "
+            "invalid `optimizer.kind=muon`: has no effect on the encoder: it has no matrices in a module named "
             "blocks; name the encoder's stack of blocks so, or set kind to adamw."
         )
     others = [{**decay, "params": [p for p in decay["params"] if p not in hidden]}, plain]

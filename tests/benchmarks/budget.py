@@ -80,7 +80,7 @@ def main() -> None:
         second = timed([*command, "--ckpt_path=last"])
         checkpoint = torch.load(last, weights_only=True)
         group = checkpoint["optimizer_states"][0]["param_groups"][0]
-        floor = OptimizerConfig(**checkpoint["hyper_parameters"]["optimizer"]).floor
+        floor = (config := OptimizerConfig(**checkpoint["hyper_parameters"]["optimizer"])).floor(config.lr)
         with (run / "metrics.csv").open() as file:
             momentum = [row["train/momentum"] for row in csv.DictReader(file) if row["train/momentum"]][-1]
         spent = first + second

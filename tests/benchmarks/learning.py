@@ -37,11 +37,17 @@ ENCODER = {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_size": 4, "img_si
 PREDICTOR = {"predictor": {"embed_dim": 64, "depth": 2, "num_heads": 2}}
 PROJECTOR = {"projector": {"hidden_dim": 256, "out_dim": 32}}
 NTXENT = {**PROJECTOR, "regularizers": [{"kind": "ntxent", "weight": 1.0, "temperature": 0.2}]}
+SHARP = {**PROJECTOR, "regularizers": [{"kind": "ntxent", "weight": 1.0, "temperature": 0.1}]}
 ADAMW, MUON = {"optimizer": {"lr": 2e-3}}, {"optimizer": {"lr": 4e-3, "kind": "muon"}}
 HALF = {"cell": "image", "compare": "none", "keep": 0.5}
 INNER = {"block": 2, "cell": "image", "weight": 0.5}
 RAMP = {"ema": {"momentum": 0.996, "momentum_end": 1.0}}
 TARGETS = {"target_norm": "instance", "target_blocks": 2, **RAMP, **PREDICTOR}
+PATCHES = {"cell": 1, "weight": 0.5}
+CHEAP = {
+    "target_norm": "instance", "target_blocks": 2, **RAMP, "masks": {"kind": "random", "ratio": 0.5},
+    "predictor": {"embed_dim": 64, "depth": 1, "num_heads": 2, "attention": "cross"},
+}  # fmt: skip
 
 ARMS: dict[str, dict[str, Any]] = {
     "untrained": {"levels": [{"cell": "image"}], **PROJECTOR},
@@ -51,6 +57,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "NT-Xent, Muon": {"levels": [{"cell": "image", "compare": "none"}], **NTXENT, **MUON},
     "NT-Xent, Muon, keep .5": {"levels": [HALF], **NTXENT, **MUON},
     "NT-Xent, Muon, keep .5, level at block 2": {"levels": [INNER, HALF], **NTXENT, **MUON},
+    "NT-Xent at .1, Muon, keep .5, level at block 2": {"levels": [INNER, HALF], **SHARP, **MUON},
     "LeJEPA, Muon, keep .5": {"levels": [{"cell": "image", "keep": 0.5}], **PROJECTOR, **MUON},
     "LeJEPA, Muon, keep .5, level at block 2": {"levels": [INNER, {"cell": "image", "keep": 0.5}], **PROJECTOR, **MUON},
     "I-JEPA, AdamW": {"levels": "flat", **RAMP, **PREDICTOR, **ADAMW},
@@ -58,6 +65,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "I-JEPA, Muon, instance norm of 2 blocks": {"levels": "flat", **TARGETS, **MUON},
     "patches and image, Muon, keep .5": {
         "levels": [{"cell": 1, "weight": 0.5}, {**HALF, "masked_view": "replace"}], **TARGETS, **NTXENT, **MUON,
+    },
+    "hidden patches and image, Muon": {
+        "levels": [PATCHES, {**HALF, "masked_view": "replace"}], **CHEAP, **NTXENT, **MUON,
+    },
+    "hidden patches, block 2 and image, Muon": {
+        "levels": [PATCHES, INNER, {**HALF, "masked_view": "replace"}], **CHEAP, **NTXENT, **MUON,
     },
     "patches, block 2 and image, Muon, keep .5": {
         "levels": [{"cell": 1, "weight": 0.1}, INNER, {**HALF, "masked_view": "replace"}], **TARGETS, **NTXENT, **MUON,

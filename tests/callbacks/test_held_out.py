@@ -16,6 +16,8 @@ from PIL import Image
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
 from hjepa_pl.callbacks import HeldOutMetrics, MetricsCSV
+from hjepa_pl.data.config import DatasetConfig
+from hjepa_pl.data.held_images import check_apart
 from hjepa_pl.evaluation.collapse import prediction_gain
 from hjepa_pl.evaluation.spectra import alpha_req, lidar, rankme
 from hjepa_pl.types import CleanBatch, ConfigError, RepeatedViews, ViewBatch
@@ -222,7 +224,7 @@ def test_a_collapsed_encoder_has_rank_1(digits_run) -> None:
 
 def test_training_is_that_of_the_same_images_without_a_validation(tmp_path) -> None:
     """Whatever a validation draws or computes, the trained weights are the same."""
-    plain = run(tmp_path / "a", make_data(), limit_val_batches=0)[1]
+    plain = run(tmp_path / "a", make_data(), check_val_every_n_epoch=100)[1]
     validated = run(tmp_path / "b", make_data())[1]
     for (name, one), two in zip(plain.state_dict().items(), validated.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
@@ -231,7 +233,6 @@ def test_training_is_that_of_the_same_images_without_a_validation(tmp_path) -> N
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"holdout": 0.01}, r"invalid `data.holdout=0.01`: holds out 14 of 1438 images.* set it to 0.023 or more"),
         ({"holdout": 0.6}, r"invalid `data.holdout=0.6`: must be a number in \[0, 0.5\] or null"),
         (
             {"datasets": [{"name": "webdataset", "root": "x.tar"}]},
@@ -250,7 +251,7 @@ def test_two_datasets_of_one_folder_are_rejected_and_a_small_folder(tmp_path) ->
     nested = [{"name": "folder", "root": str(r)} for r in (tmp_path / "in", photos)]
     with pytest.raises(ConfigError, match=r"invalid `datasets.root=.*photos`: overlaps with another dataset"):
         make_data(datasets=nested, holdout=0.5, img_size=8, in_chans=1).setup("fit")
-    with pytest.raises(ConfigError, match=r"holds out 25 of 50 images.*remove it, or use more images"):
+    with pytest.raises(ConfigError, match=r"`data.holdout=0.5`: its metrics need 32 images, more than half of the 50"):
         make_data(datasets=nested[1:], holdout=0.5, img_size=8, in_chans=1).setup("fit")
 
 
@@ -298,3 +299,33 @@ def test_two_processes_find_what_one_does(tmp_path) -> None:
     assert found[0].keys() == found[1].keys() >= {"val/loss", "val/rankme", "val/lidar"}
     for name, value in found[0].items():
         assert found[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_small_fraction_holds_out_what_the_metrics_need() -> None:
+    data = make_data(holdout=0.001, img_size=8, in_chans=1)
+    data.setup("fit")
+    assert len(data._sets.held[0]) == 32
+
+
+@pytest.mark.parametrize(
+    ("datasets", "sentence"),
+    [
+        (
+            [{"name": "digits", "fraction": 0.5}, {"name": "digits_canvas"}],
+            r"`datasets.fraction=1`: is another than that of",
+        ),
+        (
+            [{"name": "fake"}, {"name": "fake", "split": "train+test"}],
+            r"`datasets.split=train\+test`: overlaps with split train",
+        ),
+    ],
+)
+def test_datasets_with_images_in_common_are_rejected(datasets, sentence) -> None:
+    configs = [DatasetConfig(**d) for d in datasets]
+    with pytest.raises(ConfigError, match=sentence):
+        check_apart(configs, [None, None])
+
+
+def test_held_out_images_that_nothing_measures_are_rejected(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"`data.holdout=.*`: has no effect with trainer.limit_val_batches=0"):
+        run(tmp_path, make_data(), limit_val_batches=0)

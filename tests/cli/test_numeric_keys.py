@@ -162,6 +162,7 @@ ROWS: dict[str, Row] = {
     "model.encoder.checkpoint_every": (((-1, 0, 3, True), (1, 2)), {"encoder.grad_checkpointing": True}),
     "model.levels.block": (((-1, 0, 2, 0.5, True), (1,)), {}),
     "model.levels.cell": (((-1, 0, 3, 0.5, True), (1, 2)), {}),
+    "model.levels.keep": (((-0.5, 0, 1.1, NAN, True), (0.5, 1)), {"levels": [{"cell": "image"}], "predictor": {}}),
     "model.levels.weight": (ABOVE0, {}), "model.masks.num_targets": (COUNT, {}),
     "model.masks.target_scale": ((([0.5], [0.0, 0.2], [0.4, 0.2], [0.2, 1.1]), ([0.15, 0.2],)), {}),
     "model.masks.aspect_ratio": (RATIO, {}), "model.masks.max_visible": (((-1.0, 0.0, 1.1, NAN), (0.5, 1.0)), {}),

@@ -199,7 +199,7 @@ if devices > 1:
     # Ranks wait for rank zero's clock once in up to 20 steps, near the end more often.
     assert calls[:2] == [0, 1]
     assert again.global_step < 20 or len(calls) < again.global_step / 2 + 3, (again.global_step, calls)
-    assert again.optimizers[0].param_groups[0]["lr"] == module.optimizer_config.floor
+    assert again.optimizers[0].param_groups[0]["lr"] == module.optimizer_config.floor(module.optimizer_config.lr)
     torch.save((again.global_step, module.state_dict()), sys.argv[3] + f".budget{again.global_rank}")
 """
 

@@ -168,7 +168,7 @@ def test_checkpoints_from_python_are_plain_and_rebuild_the_module(tmp_path) -> N
     trainer.fit(module, make_data())
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     plain = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    level = {"block": 1, "cell": 1, "weight": 1.0, "masked_view": None, "compare": "mean"}
+    level = {"block": 1, "cell": 1, "weight": 1.0, "masked_view": None, "compare": "mean", "keep": 1.0}
     assert plain["hyper_parameters"]["levels"][0] == level
     again = HJEPALightningModule.load_from_checkpoint(tmp_path / "x.ckpt")
     images = torch.randn(2, 1, 8, 8)

@@ -85,8 +85,8 @@ def test_a_regularizer_of_the_tokens_gets_the_kept_positions() -> None:
 @pytest.mark.parametrize(
     ("keep", "says"),
     [
-        (0.001, r"invalid `levels.keep=0.001`: keeps none of the 64 patches; use 0.016 to 0.98, or 1 for all."),
-        (0.999, r"invalid `levels.keep=0.999`: keeps 64 of the 64 patches; use 0.016 to 0.98, or 1 for all."),
+        (0.001, r"invalid `levels.keep=0.001`: keeps none of the 64 patches; use 0.0156 to 0.9843, or 1 for all."),
+        (0.999, r"invalid `levels.keep=0.999`: keeps 64 of the 64 patches; use 0.0156 to 0.9843, or 1 for all."),
         (0, r"invalid `levels.keep=0`: must be a number in \(0, 1\]."),
         (1.5, r"invalid `levels.keep=1.5`: must be a number in \(0, 1\]."),
     ],

@@ -81,7 +81,8 @@ def held_out_loaders(
 
     Args:
         data: The training data, with the held-out images as its sets.
-        batch_size: Of training: batches are as large as that, or a little smaller, so that they are equal.
+        batch_size: Of training: batches are of equal size, at least half of that, or of all images if they are
+            fewer.
         num_workers: Workers that decode files.
         trainer: Process and device.
         bad: Takes the files that cannot be decoded.

@@ -33,7 +33,8 @@ class ResolutionConfig:
 
     A smaller view has fewer patches, so early steps are cheaper and a time budget holds more of them (progressive
     learning: EfficientNetV2, arXiv:2104.00298, section 4). Progress is that of the learning rate's schedule, by steps
-    or by the clock. Local crops keep their size; validation, probes and export have `img_size`.
+    or by the clock: a run that is resumed with a longer limit has the size of its new progress. Local crops keep their
+    size; validation, probes and export have `img_size`.
     """
 
     start: Count | Pair[Count]
