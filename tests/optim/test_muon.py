@@ -123,7 +123,7 @@ def test_keys_and_values_of_cross_attention_are_two_matrices() -> None:
 
 
 def test_networks_without_blocks_are_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"invalid `optimizer.kind=muon`: has no effect on these networks: none has"):
+    with pytest.raises(ConfigError, match=r"`optimizer.kind=muon`: has no effect on the encoder: it has no matrices"):
         muon_groups([nn.Sequential(nn.Linear(4, 4))], 0.1)
 
     class Plain(PretrainModule):
