@@ -10,6 +10,9 @@ from typing import NamedTuple
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.run_length import clock
 
+EXHAUSTED = "leaves no time to train"
+"""In the message for a budget that is spent before the first step of a process."""
+
 
 def parse_duration(text: str) -> float:
     """Return seconds of "HH:MM:SS" or "DD:HH:MM:SS" (Lightning's `max_time` form).
@@ -177,7 +180,7 @@ class RunProgress:
             return None
         earlier = f" ({clock(self.spent)} of it by earlier processes)" if self.spent else ""
         return (
-            f"invalid `time_budget={clock(self.budget)}`: leaves no time to train, as {clock(seconds)} is spent before "
+            f"invalid `time_budget={clock(self.budget)}`: {EXHAUSTED}, as {clock(seconds)} is spent before "
             f"the first step{earlier} and the end (a validation, checkpoints) takes {clock(self.ending)}; "
             f"raise it well above {clock(math.ceil((seconds + self.ending) / 0.99))}."
         )

@@ -52,6 +52,19 @@ def sort_words(args: Sequence[str], own: Mapping[str, bool]) -> Words:
     return found
 
 
+def check_one_config(tool: str, paths: Sequence[str]) -> None:
+    """Check that a tool is given one config: two would be merged, and the second silently overrule the first.
+
+    Raises:
+        ConfigError: If there are more.
+    """
+    if len(paths) > 1:
+        raise ConfigError(
+            f"hjepa {tool} takes one config, not {' and '.join(paths)}; for a layer on top of {paths[0]} write "
+            f"--config {paths[1]}."
+        )
+
+
 _YAML = (".yaml", ".yml")
 
 

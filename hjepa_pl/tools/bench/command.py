@@ -32,13 +32,14 @@ def run(args: Sequence[str]) -> int:
     # Not at the top: --help does not import Lightning.
     import torch
 
-    from hjepa_pl.tools.arguments import fail, layers, sentence, sort_words
+    from hjepa_pl.tools.arguments import check_one_config, fail, layers, sentence, sort_words
     from hjepa_pl.tools.bench.benchmark import BenchRequest, bench
     from hjepa_pl.tools.bench.report import format_report
 
     imports = time.perf_counter() - began
     try:
         words = sort_words(args, {"--json": False, "--sweep": True, "--steps": True, "--quick": False})
+        check_one_config("bench", words.paths)
         fit = [*(f"--config={path}" for path in words.paths), *words.fit]
         if not layers(fit):
             raise ConfigError("a config is missing; for example hjepa bench --config configs/quickstart.yaml.")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hjepa_pl.cli.guard import INTERRUPTED
 from hjepa_pl.types import ConfigError
 
-_HELP = """usage: hjepa sweep CONFIG [--seeds N] [--grid KEY=VALUE,VALUE ...] [--key value ...]
+_HELP = """usage: hjepa sweep CONFIG [--config LAYER] [--seeds N] [--grid KEY=VALUE,VALUE ...] [--key value ...]
        hjepa sweep --table OUT
 
 Runs `hjepa fit` with the seeds 0 to N-1 for every combination of the grid's values (a cell), each in a process and a
@@ -54,13 +54,17 @@ def run(args: Sequence[str]) -> int:
     try:
         grids, rest = take_grids(args)
         _check_once(rest)
-        from hjepa_pl.tools.arguments import sort_words  # not at the top: --help does not import Lightning
+        from hjepa_pl.tools.arguments import (
+            check_one_config,
+            sort_words,
+        )  # not at the top: --help does not import Lightning
 
         words = sort_words(rest, OWN)
         if "--table" in words.own:
             if grids or words.paths or words.fit or len(words.own) > 1:
                 raise ConfigError("--table takes the folder of a sweep alone; remove the other words.")
             return _table(Path(words.own["--table"]))
+        check_one_config("sweep", words.paths)
         return _sweep(_request(grids, words.own, [*(f"--config={path}" for path in words.paths), *words.fit]), args)
     except ConfigError as error:
         print(f"hjepa sweep: error: {error}", file=sys.stderr)

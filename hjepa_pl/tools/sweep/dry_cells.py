@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from hjepa_pl.tools.arguments import sentence
 from hjepa_pl.tools.dry_run import DryCLI, prepare, scratch_folder
-from hjepa_pl.tools.sweep.grid import Cell
+from hjepa_pl.tools.sweep.grid import RESUME, Cell
 from hjepa_pl.types import ConfigError
+from hjepa_pl.utils.wording import as_typed
 
 
 class Checked(NamedTuple):
@@ -27,8 +30,9 @@ def check_cells(words: Sequence[str], cells: Sequence[Cell]) -> Checked:
         cells: All cells.
 
     Raises:
-        ConfigError: If a cell is invalid or fixes the seed, or if two are the same run.
+        ConfigError: If a cell is invalid or fixes the seed, if two are the same run, or if a file resumes one.
     """
+    _check_files([word.removeprefix("--config=") for word in words if word.startswith("--config=")])
     seen: dict[str, Cell] = {}
     budgets: list[float | None] = []
     with scratch_folder() as scratch:
@@ -59,3 +63,16 @@ def _check_config(cli: Any) -> None:
             raise ConfigError(f"invalid `{part}.seed={seed}`: all runs would have this seed; remove it.")
     if cli.to_save["trainer"]["fast_dev_run"]:
         raise ConfigError("invalid `trainer.fast_dev_run=true`: such a run has no results; set trainer.max_steps.")
+
+
+def _check_files(paths: Sequence[str]) -> None:
+    """Reject config files that resume a run: each run of the sweep would start from its checkpoint."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            merged |= yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError:
+            return  # the parser names the line
+    for key, free in (("ckpt_path", None), ("override", False)):
+        if (value := merged.get(key, free)) != free:
+            raise ConfigError(f"invalid `{key}={as_typed(value)}` in the config: {RESUME}")

@@ -1,18 +1,24 @@
 """The grid of a sweep: keys with their values, and its cells."""
 
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import yaml
+
+from hjepa_pl.cli.arguments import read_words
 from hjepa_pl.types import ConfigError
 
 _SEEDS = ("seed_everything", "model.seed", "data.seed")
 _FOLDERS = ("experiment_name", "results_dir")
+RESUME = "a run that was cut off is resumed by itself; remove it."
+"""What to do about a key that resumes a run."""
 _OWN = {
     **dict.fromkeys(_SEEDS, "the seeds are those of --seeds; remove it."),
     **dict.fromkeys(_FOLDERS, "each run has a folder of its own below --out; remove it, or set --out."),
-    **dict.fromkeys(("ckpt_path", "override"), "a run that was cut off is resumed by itself; remove it."),
+    **dict.fromkeys(("ckpt_path", "override"), RESUME),
 }
 """Keys of fit that a sweep sets itself, and what to do."""
 
@@ -42,7 +48,7 @@ class Cell(NamedTuple):
 
 def plain(name: str) -> str:
     """Return a key without its dashes and `init_args`: "model.seed" of "--model.init_args.seed"."""
-    return name.lstrip("-").replace("init_args.", "")
+    return re.sub(r"\.init_args(?=\.|$)", "", name.lstrip("-"))
 
 
 def read_grid(given: Sequence[str], words: Sequence[str]) -> dict[str, list[str]]:
@@ -54,7 +60,7 @@ def read_grid(given: Sequence[str], words: Sequence[str]) -> dict[str, list[str]
 
     Raises:
         ConfigError: If there is no value, an empty one or the same twice, if a key is given twice, also by another
-            --grid or as one of `words`, or if it is one that a sweep sets.
+            --grid or as one of `words`, as a whole or in part, or if it is one that a sweep sets.
     """
     grid: dict[str, list[str]] = {}
     for text in given:
@@ -78,14 +84,51 @@ def read_grid(given: Sequence[str], words: Sequence[str]) -> dict[str, list[str]
     return grid
 
 
-def _check_words(words: Sequence[str], grid: Mapping[str, object]) -> None:
-    """Reject keys of fit that the sweep or its grid would overrule."""
+def _check_words(words: Sequence[str], grid: Mapping[str, Sequence[str]]) -> None:
+    """Reject keys of fit that the sweep or its grid would overrule, as a whole or in part."""
+    swept = [(key, owner) for owner, values in grid.items() for key in _swept(owner, values)]
     for word in words:
-        name = word.partition("=")[0]
+        name, _, value = word.partition("=")
         if plain(name) in _OWN:
             raise ConfigError(f"invalid `{word}`: {_OWN[plain(name)]}")
-        if plain(name) in grid:
-            raise ConfigError(f"{name} is given beside --grid {plain(name)}, which would overrule it; remove one.")
+        for key in _typed(plain(name), value):
+            for other, owner in swept:
+                if _overlap(key, other):
+                    raise ConfigError(f"{name} is given beside --grid {owner}, which would overrule it; remove one.")
+    for (key, owner), (other, beside) in itertools.combinations(swept, 2):
+        if owner != beside and _overlap(key, other):
+            raise ConfigError(
+                f"--grid {owner} is given beside --grid {beside}, but one is a part of the other; remove one."
+            )
+
+
+def _typed(key: str, value: str) -> list[str]:
+    """Return what a word of fit sets: the keys of its value, if that is a mapping."""
+    try:
+        tree = yaml.safe_load(value)
+    except yaml.YAMLError:
+        tree = None
+    if isinstance(tree, dict) and tree and not key.endswith("+"):
+        return [
+            name
+            for part, inner in tree.items()
+            for name in _typed(plain(f"{key}.{part}"), json.dumps(inner, default=str))
+        ]
+    return [f"{key}.class_path"] if key in ("model", "data") else [key]
+
+
+def _swept(key: str, values: Sequence[str]) -> set[str]:
+    """Return the keys that the values of a grid set: model.encoder.size of `model.encoder=tiny`."""
+    if key != "model.encoder":
+        return {key}
+    words = read_words(["fit", "--print_config", *(f"--{key}={value}" for value in values)])[2:]
+    return {plain(word.partition("=")[0]) for word in words}
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Return True if two keys are the same, or one is a part of the other."""
+    one, two = (f"{name.rstrip('+')}." for name in (key, other))
+    return one.startswith(two) or two.startswith(one)
 
 
 def split_values(text: str) -> list[str]:

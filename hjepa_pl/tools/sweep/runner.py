@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from hjepa_pl.cli.parent import SWEEP
 from hjepa_pl.cli.resume import COMPLETE
+from hjepa_pl.optim.budget import EXHAUSTED
 from hjepa_pl.tools.format import duration
 from hjepa_pl.tools.sweep.plan import LOCK, Run
 from hjepa_pl.types import ConfigError
@@ -21,6 +22,8 @@ _INTERVAL = 0.2
 """Seconds between two looks at the running processes."""
 _COMMAND, _ERROR = "hjepa fit ", "hjepa: error: "
 """Beginnings of lines in a run's log: of each start, and of what ended it."""
+_AT_ITS_END = (COMPLETE, EXHAUSTED)
+"""In the error of a resumed run whose checkpoint is at the end of its steps, or of its time budget."""
 _PATIENCE = 10.0
 """Seconds that the runs of a killed sweep have to end."""
 
@@ -61,7 +64,7 @@ class Runner:
                     self._children.append(self._start(run, number, len(runs)))
                 for child in [c for c in self._children if c.process.poll() is not None]:
                     self._children.remove(child)
-                    if child.resumed and COMPLETE in last_line(child.run):
+                    if child.resumed and any(words in last_line(child.run) for words in _AT_ITS_END):
                         # Killed between its last step and its summary: the probes of the end are lost.
                         self._children.append(self._start(child.run, child.number, len(runs), resume=False))
                         continue

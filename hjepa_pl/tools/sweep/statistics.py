@@ -11,12 +11,15 @@ from hjepa_pl.tools.sweep.plan import Plan, Run
 from hjepa_pl.tools.sweep.runner import failure
 
 _COSTS = ("images_per_second", "seconds")
+_UNLABELED = "val/rankme"
+"""The metric that ranks the cells if no probe has a validation metric."""
 
 
 def report(plan: Plan, out: Path) -> dict[str, Any]:
     """Return the results of a sweep, as stored in `sweep.json`.
 
-    A validation metric is one that checkpoints may be ranked by; the cells are ranked by the first one that there is.
+    A validation metric is one that checkpoints may be ranked by. The cells are ranked by the first one of a probe that
+    there is, else by val/rankme, else not at all.
 
     Args:
         plan: The sweep.
@@ -25,8 +28,9 @@ def report(plan: Plan, out: Path) -> dict[str, Any]:
     runs = plan.runs(out)
     found = {(run.cell.number, run.seed): _numbers(run.summary) for run in runs if run.finished}
     names = list(dict.fromkeys(name for numbers in found.values() for name in numbers if name not in _COSTS))
-    validation = [m for m in selection_metrics(_sets(names)) if m in names]
-    ranked_by = validation[0] if validation else None
+    modes = {name: mode for name, mode in selection_metrics(_sets(names), []).items() if name in names}
+    validation = list(modes)
+    ranked_by = next((name for name in validation if name.startswith("probe/") or name == _UNLABELED), None)
     cells: list[dict[str, Any]] = []
     for cell in plan.cells:
         mine = {seed: numbers for (number, seed), numbers in found.items() if number == cell.number}
@@ -43,6 +47,7 @@ def report(plan: Plan, out: Path) -> dict[str, Any]:
         "sweep": plan._asdict(),
         "runs": [_record(run) for run in runs],
         "validation_metrics": validation,
+        "lower_is_better": [name for name, mode in modes.items() if mode == "min"],
         "test_metrics": [name for name in names if _place(name)[0] < 2 and name not in validation],
         "ranked_by": ranked_by,
         "cells": cells,
@@ -77,15 +82,17 @@ def _values(runs: Mapping[int, Mapping[str, float]], name: str) -> dict[int, flo
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of the probes, speed and time of a run; those that are not finite are left out."""
-    probes = {name: value for name, value in summary["metrics"].items() if name.startswith("probe/")}
-    numbers = probes | {name: summary[name] for name in _COSTS}
+    """Return the metrics of probes and of `data.holdout`, speed and time of a run; only finite ones."""
+    held_out = selection_metrics([], [])
+    kept = {k: value for k, value in summary["metrics"].items() if k.startswith("probe/") or k in held_out}
+    numbers = kept | {name: summary[name] for name in _COSTS}
     return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 def _sets(names: Sequence[str]) -> list[str]:
     """Return the names of the probe sets: "digits" of "probe/digits/knn"."""
-    return list(dict.fromkeys(name.removeprefix("probe/").rpartition("/")[0] for name in names))
+    probes = [name.removeprefix("probe/") for name in names if name.startswith("probe/")]
+    return list(dict.fromkeys(name.rpartition("/")[0] for name in probes))
 
 
 def _place(name: str) -> tuple[int, str]:

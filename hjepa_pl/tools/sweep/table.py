@@ -30,7 +30,7 @@ def _store(out: Path, content: dict[str, Any]) -> None:
 
 
 def markdown(found: dict[str, Any], name: str) -> list[str]:
-    """Return the lines of the table, with what it was ranked by and the runs that have no result.
+    """Return the lines of the table, with what it was ranked by and the runs that did not complete.
 
     Args:
         found: Of `report`.
@@ -44,7 +44,8 @@ def markdown(found: dict[str, Any], name: str) -> list[str]:
         lines += ["", *_aligned([list(_HEAD), *_rows(found)]), "", *_remarks(found)]
     for run in runs:
         if run["status"] != "completed":
-            lines.append(f"- cell {run['cell']} ({run['title']}): {run['status']}")
+            included = " (included in the means)" if run["finished"] else ""
+            lines.append(f"- cell {run['cell']} ({run['title']}): {run['status']}{included}")
     return lines
 
 
@@ -55,11 +56,12 @@ def _rows(found: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name in names:
         split = "validation" if name in found["validation_metrics"] else "test" * (name in found["test_metrics"])
+        shown = name.removeprefix("probe/") + " (lower is better)" * (name in found["lower_is_better"])
         for cell in found["cells"]:
             if (metric := cell["metrics"].get(name)) is not None:
                 numbers = [f"{metric['seeds']}", _number(metric["mean"]), _number(metric.get("sd"))]
                 label = f"{cell['cell']}: {cell['label']}"
-                rows.append([name.removeprefix("probe/"), split, label, *numbers, _difference(metric)])
+                rows.append([shown, split, label, *numbers, _difference(metric)])
     return rows
 
 
@@ -92,13 +94,6 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _remarks(found: dict[str, Any]) -> list[str]:
-    by = found["ranked_by"]
-    ranking = (
-        f"Cells are ranked by the mean of {by.removeprefix('probe/')}, on validation images held out of the training "
-        "split. Metrics of the test split are shown; no cell is ranked by them."
-        if by
-        else "The runs have no validation metric, so the cells are not ranked; add a set to data.probe."
-    )
     spread = (
         "sd: standard deviation over the seeds. minus cell 1: mean of the differences to cell 1 at equal seeds +- its "
         "standard error."
@@ -106,4 +101,21 @@ def _remarks(found: dict[str, Any]) -> list[str]:
     if found["sweep"]["seeds"] == 1:
         spread += " With one seed no error is claimed."
     where = ["; ".join(dict.fromkeys(str(run[key]) for run in found["runs"] if run[key])) for key in ("device", "git")]
-    return [ranking, spread, f"Device: {where[0]}. Commit: {where[1] or 'unknown'}."]
+    return [_ranking(found), spread, f"Device: {where[0]}. Commit: {where[1] or 'unknown'}."]
+
+
+def _ranking(found: dict[str, Any]) -> str:
+    """Return what the cells are ranked by, in words."""
+    by = found["ranked_by"]
+    if by is None:
+        return (
+            "The runs have no validation metric to rank by, so the cells are not ranked; add a set to data.probe "
+            "(with labels), or set data.holdout (without)."
+        )
+    test = " Metrics of the test split are shown; no cell is ranked by them." if found["test_metrics"] else ""
+    how = (
+        "on validation images held out of the training split."
+        if by.startswith("probe/")
+        else "which is measured without labels, on held-out images: comparable only between equal encoders and data."
+    )
+    return f"Cells are ranked by the mean of {by.removeprefix('probe/')}, {how}{test}"

@@ -88,6 +88,11 @@ def test_what_is_printed_reads_in_80_columns(config, capsys) -> None:
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: there is no config nowhere.yaml"),
         (["--config", "last.ckpt"], "--config last.ckpt: this is a checkpoint, not a config"),
         (["quickstrat"], "--config quickstrat: there is no config quickstrat; did you mean quickstart?"),
+        (
+            ["quickstart", "on/imagenet100", "--quick"],
+            "hjepa bench takes one config, not quickstart and on/imagenet100; for a layer on top of quickstart write "
+            "--config on/imagenet100.",
+        ),
         (["quickstart", "--steps=0"], "invalid `--steps=0`: must be a whole number >= 1."),
         (["--config", "tiny.yaml", "--steps", "none"], "invalid `--steps=none`: must be a whole number >= 1."),
         (["--config", "tiny.yaml", "--steps"], "--steps needs a value"),

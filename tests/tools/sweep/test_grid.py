@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from hjepa_pl.__main__ import main
+from hjepa_pl.tools.sweep.dry_cells import check_cells
 from hjepa_pl.tools.sweep.grid import cells_of, read_grid, split_values
+from hjepa_pl.types import ConfigError
 from tests.cli.test_cli import TINY
 
 LR = "--grid=model.optimizer.lr=1e-3,2e-3"
@@ -35,6 +37,13 @@ REFUSED: list[tuple[list[str], str]] = [
     (["tiny.yaml", "--grid=config=a,b"], "a grid is of keys, not of files"),
     (["tiny.yaml", LR, "--model.init_args.optimizer.lr=1"],
      "--model.init_args.optimizer.lr is given beside --grid model.optimizer.lr, which would overrule it; remove one."),
+    (["tiny.yaml", "--model.optimizer.lr=7e-3", "--grid=model.optimizer={kind: adamw},{kind: muon}"],
+     "--model.optimizer.lr is given beside --grid model.optimizer, which would overrule it; remove one."),
+    (["tiny.yaml", "seeded.yaml", "--seeds=2"],
+     "hjepa sweep takes one config, not tiny.yaml and seeded.yaml; for a layer on top of tiny.yaml write "
+     "--config seeded.yaml."),
+    (["resumed.yaml"],
+     "invalid `ckpt_path=last` in the config: a run that was cut off is resumed by itself; remove it."),
     (["--seeds=2"], "a config is missing; for example hjepa sweep quickstart --seeds 3."),
     (["tinny.yaml"], "--config tinny.yaml: there is no config tinny.yaml"),
     (["--table=nowhere"], "nowhere is not the folder of a sweep: it has no sweep.json."),
@@ -57,7 +66,7 @@ def test_it_is_one_sentence_with_status_2(words, said, capsys, tmp_path, monkeyp
     monkeypatch.setattr("sys.argv", ["hjepa"])
     seeded: Any = yaml.safe_load(yaml.safe_dump(TINY))
     seeded["data"]["init_args"]["seed"] = 5
-    for name, tree in (("tiny", TINY), ("seeded", seeded)):
+    for name, tree in (("tiny", TINY), ("seeded", seeded), ("resumed", TINY | {"ckpt_path": "last"})):
         Path(f"{name}.yaml").write_text(yaml.safe_dump(tree))
     Path("full").mkdir()
     Path("full/other.txt").write_text("mine")
@@ -69,6 +78,52 @@ def test_it_is_one_sentence_with_status_2(words, said, capsys, tmp_path, monkeyp
     assert "Traceback" not in out.err + out.out
     assert not Path("results").exists()
     assert [path.name for path in Path("full").iterdir()] == ["other.txt"]
+
+
+OPTIMIZERS = "model.optimizer={kind: adamw},{kind: muon}"
+OVERRULED: list[tuple[list[str], list[str]]] = [
+    ([OPTIMIZERS], ["--model.init_args.optimizer.lr=7e-3"]),
+    (["model.init_args={seed: 1}"], ["--model.optimizer.lr=7e-3"]),
+    (["model.optimizer.lr=1,2"], ["--model.optimizer={kind: muon, lr: 3}"]),
+    (["model.optimizer.lr=1,2"], ["--model.init_args={optimizer: {lr: 3}}"]),
+    (["model.ema.momentum=0.9,0.99"], ["--model.ema=null"]),
+    (["model.encoder=tiny,small"], ["--model.encoder.size=base"]),
+    (["data.datasets=[{name: digits}],[]"], ["--data.datasets+={name: fake}"]),
+    ([OPTIMIZERS, "model.init_args.optimizer.lr=1,2"], []),
+    (["model.optimizer.lr=1,2", OPTIMIZERS], []),
+    (["model.encoder=tiny,small", "model.encoder.size=base"], []),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), OVERRULED)
+def test_a_key_above_or_below_a_key_of_the_grid_is_rejected(given, words) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--(grid )?\S+ is given beside --grid \S+, (which|but) [^.;]*; remove one\.$"
+    ):
+        read_grid(given, words)
+
+
+def test_a_key_beside_a_key_of_the_grid_is_accepted() -> None:
+    words = [
+        "--model=HJEPALightningModule", "--model.optimizer={kind: muon}", "--model.optimizer.lr_min=0",
+        "--model.encoder.depth=3", "--model.encoder={drop_path_rate: null}",
+    ]  # fmt: skip
+    given = ["model.optimizer.lr=1,2", "model.encoder=tiny,small", "model.encoder.patch_size=2,4"]
+    assert list(read_grid(given, words)) == ["model.optimizer.lr", "model.encoder", "model.encoder.patch_size"]
+
+
+@pytest.mark.parametrize("key", [{"ckpt_path": "results/tiny"}, {"override": True}])
+def test_a_config_file_that_resumes_a_run_is_rejected(key, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["hjepa"])
+    for name, tree in (("whole", TINY | {"ckpt_path": None, "override": False}), ("layer", key)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    files = [f"--config={tmp_path / name}.yaml" for name in ("whole", "layer")]
+    with pytest.raises(
+        ConfigError, match=r"^invalid `(ckpt_path=results/tiny|override=true)` in the config: a run that"
+    ):
+        check_cells(files, cells_of({}))
+    check_cells(files[:1], cells_of({}))  # as every run stores them
+    check_cells(files[::-1], cells_of({}))
 
 
 def test_commas_inside_brackets_and_quotes_do_not_separate() -> None:

@@ -68,7 +68,7 @@ def test_numbers_by_hand_and_ranking_by_validation_only(out, capsys) -> None:
     assert "8 of 9 runs finished: 3 cells x 3 seeds." in shown
     assert "Cells are ranked by the mean of digits/linear_val" in shown
     assert "no cell is ranked by them" in shown
-    assert "cell 3 (lr=3e-3, seed 2): failed: the disk is full; hjepa fit resumes." in shown
+    assert "cell 3 (lr=3e-3, seed 2): failed: the disk is full; hjepa fit resumes.\n" in shown  # in no mean
     assert "Device: a CPU. Commit: abc." in shown
 
 
@@ -82,7 +82,8 @@ def test_with_one_seed_no_error_is_claimed(tmp_path, capsys) -> None:
     assert "| validation | 2: lr=2e-3 |     1 |  52.00 |  - |        +2.00 |" in shown
     assert "+-" not in "".join(line for line in shown.splitlines() if line.startswith("|"))
     assert "With one seed no error is claimed." in shown
-    assert "cell 1 (lr=1e-3, seed 0): stopped" in shown
+    assert "cell 1 (lr=1e-3, seed 0): stopped (included in the means)" in shown
+    assert "cell 3 (lr=3e-3, seed 0): diverged (included in the means)" in shown
     cells = json.loads((folder / "sweep.json").read_text())["cells"]
     assert [cell["cell"] for cell in cells] == [2, 1, 3]
     assert VAL not in cells[2]["metrics"]
@@ -98,6 +99,50 @@ def test_without_a_probe_set_nothing_is_ranked(tmp_path, capsys) -> None:
         )
     assert main(["sweep", "--table", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert "The runs have no validation metric, so the cells are not ranked; add a set to data.probe." in shown
+    assert (
+        "The runs have no validation metric to rank by, so the cells are not ranked; add a set to data.probe (with "
+        "labels), or set data.holdout (without)." in shown
+    )
     assert "| images_per_second |       | 1: all |     2 | 9.00 | 0.00 |            - |" in shown
     assert cells_of({})[0].words == []
+
+
+def held_out(folder: Path, *, probe: bool) -> None:
+    """Write a sweep with `data.holdout`: cell 3 has the highest RankMe and loss, cell 1 the best probe, if any."""
+    plan = Plan([{}], [], GRID, 1)
+    store_plan(plan, folder)
+    for run in plan.runs(folder):
+        n = run.cell.number
+        run.folder.mkdir()
+        metrics = {"train/loss": 1.0, "val/loss": float(n), "val/rankme": 10.0 * n, "val/rankme_online": 9.0 * n}
+        metrics |= {"val/alpha_req_gap": 0.5 / n, "val/alpha_req": 1.0, "val/lidar": None, "val/cell1/gain": 3.0}
+        metrics |= {VAL: 90.0 - n} if probe else {}
+        costs = {"images_per_second": 9.0, "seconds": 1.0}
+        (run.folder / "summary.json").write_text(json.dumps({"status": "completed", "metrics": metrics, **costs}))
+
+
+def test_without_labels_cells_are_ranked_by_the_rank_of_held_out_images(tmp_path, capsys) -> None:
+    held_out(tmp_path, probe=False)
+    assert main(["sweep", "--table", str(tmp_path)]) == 0
+    shown, found = capsys.readouterr().out, json.loads((tmp_path / "sweep.json").read_text())
+    assert found["ranked_by"] == "val/rankme"
+    assert [cell["cell"] for cell in found["cells"]] == [3, 2, 1]
+    assert found["validation_metrics"] == ["val/rankme", "val/rankme_online", "val/alpha_req_gap", "val/loss"]
+    assert found["lower_is_better"] == ["val/alpha_req_gap", "val/loss"]
+    assert set(found["cells"][0]["metrics"]) == {*found["validation_metrics"], "images_per_second", "seconds"}
+    assert "| val/loss (lower is better)          | validation | 3: lr=3e-3 |" in shown
+    assert "| val/rankme                          | validation | 3: lr=3e-3 |" in shown
+    assert (
+        "Cells are ranked by the mean of val/rankme, which is measured without labels, on held-out images: "
+        "comparable only between equal encoders and data.\n" in shown
+    )
+    assert "add a set" not in shown
+
+
+def test_a_probe_ranks_before_metrics_without_labels(tmp_path, capsys) -> None:
+    held_out(tmp_path, probe=True)
+    assert main(["sweep", "--table", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert found["ranked_by"] == VAL
+    assert [cell["cell"] for cell in found["cells"]] == [1, 2, 3]
+    assert "| val/rankme " in capsys.readouterr().out
