@@ -47,7 +47,7 @@ def test_bench_measures_every_config(path, data_folder, capsys, monkeypatch) -> 
 
         write_tree(data_folder / "data" / "imagenet", imagenet100_classes()[:4])
     if "my_images" in text:
-        write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=4)
+        write_tree(data_folder / "data" / "my_images", ["cat", "dog"], per_class=40 if path.stem == "folder" else 4)
     if "shards" in text:
         assert main(["shards", "data/my_images", "data/shards/train-%06d.tar", "--per-shard=4"]) == 0
     capsys.readouterr()
