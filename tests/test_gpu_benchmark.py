@@ -56,6 +56,7 @@ def parts(folder: Path) -> dict:
     return json.loads(path.read_text())["parts"] if path.exists() else {}
 
 
+@pytest.mark.slow  # a minute of computing
 def test_a_killed_benchmark_goes_on_and_fills_its_table(tmp_path, pictures, start) -> None:
     """Real processes: what was finished is kept as it is, all else is measured, and nothing fails."""
     first = start(tmp_path, "--miniature", "--cifar10", str(pictures))

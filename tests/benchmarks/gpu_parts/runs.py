@@ -76,7 +76,11 @@ def tiny(setup: Setup) -> Rows:
             figures["GPU utilization %"] = statistics.median(used)
         return figures | {f"{part} %": 100 * share for part, share in found.watch.shares.items()}
 
-    three = ["--model.init_args.levels=three", "--model.init_args.predictor={embed_dim: 192, depth: 4, num_heads: 3}"]
+    three = [
+        "--model.init_args.levels=three",
+        "--model.init_args.regularizers=[{kind: sigreg}]",
+        "--model.init_args.predictor={embed_dim: 192, depth: 4, num_heads: 3}",
+    ]
     compiled = "--model.init_args.compile=true"
     yield attempt("image level alone", run)
     yield attempt("three", lambda: run(*three))

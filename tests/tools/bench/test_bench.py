@@ -164,20 +164,18 @@ def test_the_validations_of_a_run_are_those_it_makes(config, keys) -> None:
 
 @pytest.mark.parametrize("part", ["predictor", "target", "ema", "data"])
 def test_time_is_laid_to_the_part_that_takes_it(tiny_module, part, tmp_path) -> None:
-    """A part that is made to take 50 ms longer is most of the step."""
+    """A part that is made to take 200 ms longer is most of the step."""
     module = tiny_module(encoder={"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": 16, "patch_size": 4})
     data = MultiDatasetDataModule(datasets=[{"name": "fake"}], batch_size=8, views=2)
     if part in ("predictor", "target"):
         network = module.predictor if part == "predictor" else module.target_encoder
-        network.register_forward_hook(lambda *_: time.sleep(0.05))
+        network.register_forward_hook(lambda *_: time.sleep(0.2))
     elif part == "ema":
         plain = type(module.ema).update
-        module.ema.__class__ = type(
-            "Slow", (type(module.ema),), {"update": lambda *a: (time.sleep(0.05), plain(*a))[1]}
-        )
+        module.ema.__class__ = type("Slow", (type(module.ema),), {"update": lambda *a: (time.sleep(0.2), plain(*a))[1]})
     else:
         views = data.on_after_batch_transfer
-        data.on_after_batch_transfer = lambda *a: (time.sleep(0.05), views(*a))[1]
+        data.on_after_batch_transfer = lambda *a: (time.sleep(0.2), views(*a))[1]
     watch = Stopwatch(warmup=1, steps=2, parts=4)
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,

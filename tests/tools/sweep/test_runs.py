@@ -21,6 +21,7 @@ from hjepa_pl.tools.sweep.runner import locked
 from hjepa_pl.types import ConfigError
 from tests.cli.test_cli import TINY
 
+pytestmark = pytest.mark.slow  # a dozen processes, each with its imports
 EPOCHS = 8
 LRS = ("1e-3", "2e-2")
 GRID = [f"--grid=model.optimizer.lr={','.join(LRS)}"]
