@@ -23,13 +23,14 @@ ALLOWED = {
     "data/augment": BASE,
     "data/loading": BASE | {"data/sources", "data/augment"},
     "data": BASE | {"data/sources", "data/augment", "data/loading"},
+    "backbones": BASE | {"models", "data/sources", "data/augment", "data/loading"},
     "cli": BASE | {"losses", "masks", "models", "modules", "callbacks", "data", "data/sources"},
     "tools": BASE | {"masks", "models", "modules", "callbacks", "data", "data/sources", "data/augment", "cli"},
     "tools/check": BASE | {"masks", "modules", "data", "data/sources", "cli", "tools"},
     "tools/bench": BASE | {"modules", "callbacks", "tools"},
     "tools/sweep": BASE | {"optim", "callbacks", "evaluation", "cli", "tools"},
     "__main__": {"types", "cli", "tools"},
-    "__init__": {"modules", "data"},
+    "__init__": {"modules", "data", "backbones"},
 }
 """What each room (a folder, or a folder within data and tools) may import."""
 LIGHTNING = {"modules", "callbacks", "data", "data/sources", "data/loading", "cli", "tools", "tools/bench"}
