@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hjepa_pl.backbones.load import load_encoder
     from hjepa_pl.data.datamodule import MultiDatasetDataModule
+    from hjepa_pl.modules.finetune import HJEPAFinetuneModule
     from hjepa_pl.modules.hjepa import HJEPALightningModule
 
 __version__ = "0.1.0"
-__all__ = ["HJEPALightningModule", "MultiDatasetDataModule", "__version__", "load_encoder"]
+__all__ = ["HJEPAFinetuneModule", "HJEPALightningModule", "MultiDatasetDataModule", "__version__", "load_encoder"]
 
 _HOMES = {
+    "HJEPAFinetuneModule": "hjepa_pl.modules.finetune",
     "HJEPALightningModule": "hjepa_pl.modules.hjepa",
     "MultiDatasetDataModule": "hjepa_pl.data.datamodule",
     "load_encoder": "hjepa_pl.backbones.load",

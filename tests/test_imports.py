@@ -17,7 +17,7 @@ ALLOWED = {
     "models": BASE,
     "evaluation": BASE,
     "objectives": BASE | {"masks", "losses", "optim", "models"},
-    "modules": BASE | {"masks", "losses", "optim", "models", "objectives"},
+    "modules": BASE | {"masks", "losses", "optim", "models", "objectives", "backbones"},
     "callbacks": BASE | {"evaluation"},
     "data/sources": BASE,
     "data/augment": BASE,
@@ -29,13 +29,16 @@ ALLOWED = {
     "tools/check": BASE | {"masks", "modules", "data", "data/sources", "cli", "tools"},
     "tools/bench": BASE | {"modules", "callbacks", "tools"},
     "tools/evaluate": BASE
-    | {"models", "evaluation", "backbones", "callbacks", "data", "data/sources", "data/loading", "tools"},
+    | {"models", "evaluation", "backbones", "modules", "callbacks", "data", "data/sources", "data/augment"}
+    | {"data/loading", "tools"},
     "tools/sweep": BASE | {"optim", "callbacks", "evaluation", "cli", "tools"},
     "__main__": {"types", "cli", "tools"},
     "__init__": {"modules", "data", "backbones"},
 }
 """What each room (a folder, or a folder within data and tools) may import."""
-LIGHTNING = {"modules", "callbacks", "data", "data/sources", "data/loading", "cli", "tools", "tools/bench"}
+LIGHTNING = {"modules", "callbacks", "data", "data/sources", "data/loading", "cli", "tools", "tools/bench"} | {
+    "tools/evaluate"
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -13,5 +13,16 @@ TASKS: Registry[type[Task]] = Registry(
     {"knn": KNN, "linear": Linear, "few_shot": FewShot, "retrieval": Retrieval, "quality": Quality},
 )
 """Tasks by name."""
+IMAGE_TASKS = {"finetune": "fine-tuned"}
+"""Tasks that train on the images themselves, not on features, with their headings in tables."""
 
-__all__ = ["TASKS", "Outcome", "Task"]
+
+def heading(task: str) -> str:
+    """Return the heading of a task in tables, with the unit of its headline."""
+    if task in IMAGE_TASKS:
+        return f"{IMAGE_TASKS[task]} %"
+    kind = TASKS.find(task)
+    return f"{kind.title} {kind.unit}".strip()
+
+
+__all__ = ["IMAGE_TASKS", "TASKS", "Outcome", "Task", "heading"]

@@ -89,7 +89,7 @@ def _parse(key: str, text: str) -> Any:
     """Return the value of a key of the command line."""
     if key in _LISTS and not text.startswith("["):
         return [word.strip() for word in text.split(",") if word.strip()]
-    if key not in ("sets", *_LISTS, "seed", "batch_size"):
+    if key not in ("sets", "finetune", *_LISTS, "seed", "batch_size"):
         return None if text == "null" else text
     try:
         return yaml.safe_load(text)
@@ -116,8 +116,8 @@ def _check_known(given: dict[str, Any]) -> None:
     import difflib
 
     from hjepa_pl.data.config import as_list
-    from hjepa_pl.tools.evaluate.config import EvalConfig, EvalSet
-    from hjepa_pl.utils.settings import from_plain_list
+    from hjepa_pl.tools.evaluate.config import EvalConfig, EvalSet, FinetuneRun
+    from hjepa_pl.utils.settings import from_plain, from_plain_list
 
     known = [field.name for field in dataclasses.fields(EvalConfig)]
     for key in given:
@@ -127,6 +127,8 @@ def _check_known(given: dict[str, Any]) -> None:
             raise ConfigError(f"--{key} is not a key of hjepa eval; {hint}")
     if given.get("sets") is not None:
         given["sets"] = list(from_plain_list(EvalSet, as_list(given["sets"]), "sets"))
+    if given.get("finetune") is not None:
+        given["finetune"] = from_plain(FinetuneRun, given["finetune"], "finetune")
 
 
 def _keys_help() -> str:

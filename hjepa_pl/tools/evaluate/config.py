@@ -1,21 +1,17 @@
 """Settings of `hjepa eval`."""
 
-import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from hjepa_pl.data.config import ProbeConfig
-from hjepa_pl.evaluation.protocols import PROTOCOLS
-from hjepa_pl.evaluation.tasks import TASKS
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import Count, Name, PathText, invalid, settings
+from hjepa_pl.utils.settings import Count, Name, PathText, invalid, settings, to_plain
 
 SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("knn", "linear", "quality"),
-    "full": tuple(TASKS),
+    "full": ("knn", "linear", "few_shot", "retrieval", "quality"),
 }
-"""Tasks of each suite."""
+"""Tasks of each suite. They are not imported here, so that `--help` is quick."""
 
 
 @settings("sets", entry="dataset")
@@ -37,12 +33,19 @@ class EvalSet:
     holdout: Annotated[float, Gt(0), Le(0.9)] | None = None
     """For a `folder` without folders for its splits: fraction of its images to test on."""
 
-    def probe(self) -> ProbeConfig:
-        """Return the same as a probe of the data module."""
-        return ProbeConfig(
-            name=self.name, root=self.root, max_train=self.max_train or sys.maxsize,
-            max_test=self.max_test or sys.maxsize, title=self.title, classes=self.classes, holdout=self.holdout,
-        )  # fmt: skip
+
+@settings("finetune")
+class FinetuneRun:
+    """The task finetune: how long, and on which views."""
+
+    epochs: Count = 20
+    """Passes over the training images; the last one is tested."""
+    batch_size: Annotated[int, Ge(2)] = 128
+    """Images in a step."""
+    augmentation: Literal["run", "small", "jepa", "deit3", "none"] = "run"
+    """Augmentation of the training images: that of the run of `ckpt`, or a preset."""
+    options: dict[str, Any] | None = None
+    """Fields of `FinetuneConfig` (lr, layer_decay, mixup ...); null is none."""
 
 
 @settings("eval")
@@ -64,13 +67,16 @@ class EvalConfig:
     suite: Literal["quick", "full"] | None = None
     """Tasks by a name: `quick` is k-NN, linear and quality, `full` all; null is quick."""
     tasks: list[Name] | None = None
-    """Tasks, instead of a suite."""
+    """Tasks, instead of a suite: knn, linear, few_shot, retrieval, quality, and finetune, which is in no suite, as it
+    trains the whole encoder (and the untrained one beside it)."""
     protocol: Name = "ours"
     """Rules of the probes."""
     features: list[Name] | None = None
     """Features to judge: `last.mean`, `last.cls`, `last4.mean` (the last four blocks side by side), `6.mean` (after
     block 6), `pooled` (as the model itself pools). The first one is judged by all tasks and the others by k-NN and
     linear. Null is `last.mean` of our encoders and `pooled` of timm's, or as the protocol has it."""
+    finetune: FinetuneRun | None = None
+    """Settings of the task finetune; null is the defaults."""
     out: PathText | None = None
     """Folder of the report; null is `eval` in the run's folder, or `results/eval-<model>`."""
     device: Name = "auto"
@@ -86,13 +92,21 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Reject unknown names and combinations that do nothing."""
+        from hjepa_pl.evaluation.protocols import PROTOCOLS
+        from hjepa_pl.evaluation.tasks import IMAGE_TASKS, TASKS
+
         PROTOCOLS.find(self.protocol)
         for task in self.tasks or []:
-            TASKS.find(task)
+            if task not in IMAGE_TASKS:
+                TASKS.find(task)
         if self.tasks is not None and self.suite is not None:
             raise invalid("eval.tasks", self.tasks, "has no effect with --suite; remove one of them.")
         if self.tasks == []:
             raise invalid("eval.tasks", [], "must hold a task, such as knn.")
+        if self.finetune is not None and "finetune" not in (self.tasks or []):
+            raise invalid("eval.finetune", to_plain(self.finetune), "has no effect without finetune in --tasks.")
+        if "finetune" in (self.tasks or []) and self.timm is not None:
+            raise invalid("eval.tasks", self.tasks, "finetune is for checkpoints of hjepa_pl; remove it.")
         if (self.ckpt is None) == (self.timm is None):
             both = "give one of them, not both" if self.ckpt else "nothing to judge"
             raise ConfigError(f"{both}: --ckpt PATH for a checkpoint or --timm NAME for a timm model.")

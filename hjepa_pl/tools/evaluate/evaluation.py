@@ -17,14 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hjepa_pl.callbacks.provenance import git_hash, versions
 from hjepa_pl.data.sources.bad_files import BadFiles
 from hjepa_pl.evaluation.protocols import PROTOCOLS
-from hjepa_pl.tools.evaluate.config import EvalConfig
+from hjepa_pl.modules.finetune import FinetuneConfig
+from hjepa_pl.tools.evaluate.config import EvalConfig, FinetuneRun
 from hjepa_pl.tools.evaluate.extract import Pass, trim
-from hjepa_pl.tools.evaluate.networks import Network
+from hjepa_pl.tools.evaluate.finetune import augmentation_of
+from hjepa_pl.tools.evaluate.networks import Network, OwnEncoder
 from hjepa_pl.tools.evaluate.report import REPORT, SCHEMA, kinds_table, result_table, write_report
 from hjepa_pl.tools.evaluate.sets import LabeledSet, open_sets, sets_of_run
 from hjepa_pl.tools.evaluate.subjects import open_networks
 from hjepa_pl.tools.evaluate.suite import JudgedSet, Plan, judge, kinds_of
-from hjepa_pl.utils.settings import invalid
+from hjepa_pl.utils.settings import invalid, to_plain
 from hjepa_pl.utils.sizes import sides
 
 
@@ -46,6 +48,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     out = output_folder(config, run)
     plan = _plan(config, run)
     networks = open_networks(config)
+    if isinstance(networks[0], OwnEncoder) and "finetune" in plan.tasks:
+        how = config.finetune or FinetuneRun()
+        plan = plan._replace(finetune=(how, augmentation_of(how, networks[0].metadata)))
+        FinetuneConfig(**(how.options or {}))  # raises for an option that it has not
     for network in networks:
         kinds_of(network, plan, subject=network is networks[0])  # raises for kinds that it has not
     bad = BadFiles()
@@ -65,6 +71,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "model": _model(networks[0], config, plan),
         "networks": [network.label for network in networks],
         "sets": {found.data.name: found.result for found in judged},
+        "finetune": None if plan.finetune is None else [to_plain(part) for part in plan.finetune],
         "bad_files": sum(len(bad.of(part.name)) for d in data for part in (d.train, d.test)),
         "seconds": round(time.perf_counter() - began, 2),
     }

@@ -3,15 +3,17 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hjepa_pl.data.loading.image_spec import ImageSpec
 from hjepa_pl.evaluation.pixels import raw_pixels
-from hjepa_pl.models.base import Block
+from hjepa_pl.models.base import Block, Encoder
 from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.families import build_encoder
+from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.tools.evaluate.kinds import Kind, read_kind
 from hjepa_pl.types import ConfigError
 
@@ -79,13 +81,21 @@ class OwnEncoder(Network):
         state: Its weights, `vit.` in front for a vision transformer; None for those that `seed` draws.
         depth: Number of blocks.
         seed: Of the weights of an untrained encoder.
+        metadata: What is known of its run, see `Backbone`.
     """
 
     def __init__(
-        self, label: str, spec: ImageSpec, config: EncoderConfig, state: dict[str, Tensor] | None, depth: int, seed: int
+        self,
+        label: str,
+        spec: ImageSpec,
+        config: EncoderConfig,
+        state: dict[str, Tensor] | None,
+        depth: int,
+        seed: int,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(label, spec, depth, "last.mean")
-        self.config, self.state, self.seed = config, state, seed
+        self.config, self.state, self.seed, self.metadata = config, state, seed, metadata or {}
 
     def prepare(self, kinds: Sequence[Kind], device: torch.device) -> None:
         """Build the encoder with a parameter-free norm after each inner block that is read.
@@ -103,12 +113,16 @@ class OwnEncoder(Network):
             ["last" if b == -1 else self.depth + 1 + b for b in kind.blocks] for kind in kinds
         ]
         inner = sorted({int(b) for blocks in self._blocks for b in blocks if b != "last"})
-        with torch.random.fork_rng(devices=[]):
+        self._encoder = self.build(inner).eval().to(device)
+
+    def build(self, inner: Sequence[int] = ()) -> Encoder:
+        """Return the encoder, with a parameter-free norm after each of some blocks."""
+        with torch.random.fork_rng(devices=[]), without_pretrained():
             torch.manual_seed(self.seed)
             encoder = build_encoder(self.config, inner)
         if self.state is not None:
             encoder.load_state_dict(self.state)
-        self._encoder = encoder.eval().to(device)
+        return encoder
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return the mean over the patch tokens, (B, D), of each kind."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from hjepa_pl.evaluation.tasks import TASKS
+from hjepa_pl.evaluation.tasks import heading
 from hjepa_pl.tools.evaluate.suite import JudgedSet
 from hjepa_pl.utils.atomic_file import atomic_write
 
@@ -60,11 +60,10 @@ def result_table(name: str, result: dict[str, Any], subject: str) -> Table:
     table.add_column("features", no_wrap=True)
     tasks = list(result["tasks"])
     for task in tasks:
-        kind = TASKS.find(task)
-        table.add_column(f"{kind.title}{' ' + kind.unit if kind.unit else ''}", justify="right", no_wrap=True)
+        table.add_column(heading(task), justify="right", no_wrap=True)
     labels = list(next(iter(result["tasks"].values())))
     for label in [*labels[1:], subject]:
-        cells = [_cell(result["tasks"][task][label]) for task in tasks]
+        cells = [_cell(result["tasks"][task].get(label, {})) for task in tasks]
         table.add_row(label, *cells, style="bold" if label == subject else None, end_section=label == subject)
     for label in labels[1:] if result["differences"] else []:
         cells = [_difference(result["differences"].get(task, {}).get(label)) for task in tasks]
@@ -78,21 +77,23 @@ def kinds_table(result: dict[str, Any]) -> Table:
     table.add_column("features", no_wrap=True)
     tasks = list(next(iter(result["features"].values())))
     for task in tasks:
-        table.add_column(f"{TASKS.find(task).title} %", justify="right", no_wrap=True)
+        table.add_column(heading(task), justify="right", no_wrap=True)
     for kind, found in result["features"].items():
         table.add_row(kind, *(_cell(found[task]) for task in tasks))
     return table
 
 
 def _cell(metrics: dict[str, Any]) -> str:
-    headline = next(iter(metrics.values()), math.nan)
+    if not metrics:
+        return "-"
+    headline = next(iter(metrics.values()))
     if "interval" in metrics:
         low, high = metrics["interval"]
         return f"{headline:.1f} ± {(high - low) / 2:.1f}"
-    first = next(iter(metrics), "")
+    first = next(iter(metrics))
     if f"{first}_interval" in metrics:
         return f"{headline:.1f} ± {metrics[f'{first}_interval']:.1f}"
-    return f"{headline:.1f}" if isinstance(headline, float) else "-"
+    return f"{headline:.1f}"
 
 
 def _difference(found: dict[str, Any] | None) -> str:

@@ -1,5 +1,7 @@
 """The labeled datasets of an evaluation."""
 
+import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from hjepa_pl.data.config import as_list
+from hjepa_pl.data.config import ProbeConfig, as_list
 from hjepa_pl.data.loaded_sets import LoadedSets
 from hjepa_pl.data.sources.bad_files import BadFiles
 from hjepa_pl.data.sources.registry import download_dataset
@@ -72,7 +74,7 @@ def open_sets(sets: Sequence[EvalSet], seed: int, bad: BadFiles) -> list[Labeled
     loaded = LoadedSets(seed, bad)
     for entry in sets:
         download_dataset(entry.name, entry.root)
-    loaded.load_probes([entry.probe() for entry in sets])
+    loaded.load_probes([_as_probe(entry) for entry in sets])
     found = []
     splits = list(zip(loaded.splits, loaded.probe, strict=True))
     for (described, (train, train_index)), (_, (test, test_index)) in zip(splits[::2], splits[1::2], strict=True):
@@ -92,9 +94,15 @@ def open_sets(sets: Sequence[EvalSet], seed: int, bad: BadFiles) -> list[Labeled
     return found
 
 
+def _as_probe(entry: EvalSet) -> ProbeConfig:
+    """Return a dataset as a probe of the data module."""
+    return ProbeConfig(
+        name=entry.name, root=entry.root, max_train=entry.max_train or sys.maxsize,
+        max_test=entry.max_test or sys.maxsize, title=entry.title, classes=entry.classes, holdout=entry.holdout,
+    )  # fmt: skip
+
+
 def images_hash(split: Split) -> str:
     """Return a short hash of the labels and the order of a split, for the report."""
-    import hashlib
-
     labels = split.images.labels[split.rows].to(torch.int64)
     return hashlib.sha256(labels.numpy().tobytes() + split.rows.numpy().tobytes()).hexdigest()[:16]

@@ -42,7 +42,7 @@ def _own(config: EvalConfig) -> tuple[OwnEncoder, OwnEncoder]:
     seed = int(backbone.metadata.get("hyper_parameters", {}).get("seed") or 0)
     depth, architecture = backbone.encoder.depth, backbone.config
     state = {k: v for k, v in backbone.encoder.state_dict().items() if not k.startswith("inner_norms.")}
-    trained = OwnEncoder(f"trained ({backbone.branch})", spec, architecture, state, depth, seed)
+    trained = OwnEncoder(f"trained ({backbone.branch})", spec, architecture, state, depth, seed, backbone.metadata)
     return trained, OwnEncoder(UNTRAINED, spec, architecture, None, depth, seed)
 
 

@@ -7,15 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hjepa_pl.data.augment.config import AugmentationConfig
 from hjepa_pl.data.sources.bad_files import BadFiles
 from hjepa_pl.evaluation.base import Features
 from hjepa_pl.evaluation.geometry import linear_cka
 from hjepa_pl.evaluation.intervals import accuracy_interval, difference_interval
 from hjepa_pl.evaluation.protocols import Protocol
-from hjepa_pl.evaluation.tasks import TASKS
+from hjepa_pl.evaluation.tasks import TASKS, Outcome
+from hjepa_pl.tools.evaluate.config import FinetuneRun
 from hjepa_pl.tools.evaluate.extract import Extracted, Pass, extract
+from hjepa_pl.tools.evaluate.finetune import finetune
 from hjepa_pl.tools.evaluate.kinds import Kind
-from hjepa_pl.tools.evaluate.networks import UNTRAINED, Network
+from hjepa_pl.tools.evaluate.networks import UNTRAINED, Network, OwnEncoder
 from hjepa_pl.tools.evaluate.sets import LabeledSet, images_hash
 from hjepa_pl.types import ConfigError
 
@@ -33,6 +36,8 @@ class Plan(NamedTuple):
     """Kinds of the judged network, the main one first; empty for its default."""
     seed: int
     how: Pass
+    finetune: tuple[FinetuneRun, AugmentationConfig] | None = None
+    """Of the task finetune, if it is one of the tasks."""
 
 
 class Prediction(NamedTuple):
@@ -88,14 +93,16 @@ def judge(
             features = Features(x, train_y, test_x, test_y, len(data.classes))
             if kind is kinds[0]:
                 main[network.label] = (x, test_x)
-                for name in plan.tasks:
-                    metrics, prediction = _measure(name, features, plan)
+                found = {name: _measure(name, features, plan) for name in plan.tasks if name in TASKS}
+                if plan.finetune is not None and isinstance(network, OwnEncoder):
+                    outcome = finetune(network, data, *plan.finetune, plan.seed, plan.how)
+                    found["finetune"] = _with_interval(outcome, test_y, plan.seed)
+                for name, (metrics, prediction) in found.items():
                     tasks[name][network.label] = metrics
                     if prediction is not None:
                         predictions[name, network.label] = prediction
             else:
-                found = {name: _measure(name, features, plan)[0] for name in KIND_TASKS if name in plan.tasks}
-                others[kind.name] = found
+                others[kind.name] = {n: _measure(n, features, plan)[0] for n in KIND_TASKS if n in plan.tasks}
     result = {
         "classes": data.classes,
         "train": len(train_y),
@@ -121,15 +128,18 @@ def kinds_of(network: Network, plan: Plan, *, subject: bool) -> list[Kind]:
 def _measure(name: str, features: Features, plan: Plan) -> tuple[dict[str, Any], Prediction | None]:
     """Do a task; return its metrics with interval and seconds, and what it predicts for the test images."""
     began = time.perf_counter()
-    outcome = TASKS.find(name)(plan.protocol, plan.seed)(features)
-    metrics: dict[str, Any] = dict(outcome.metrics)
-    prediction = None
-    if outcome.probabilities is not None:
-        confidence, label = outcome.probabilities.max(dim=1)
-        prediction = Prediction(label, confidence)
-        metrics["interval"] = accuracy_interval(label == features.test_y, plan.seed)
-    metrics["seconds"] = round(time.perf_counter() - began, 3)
-    return metrics, prediction
+    metrics, prediction = _with_interval(
+        TASKS.find(name)(plan.protocol, plan.seed)(features), features.test_y, plan.seed
+    )
+    return metrics | {"seconds": round(time.perf_counter() - began, 3)}, prediction
+
+
+def _with_interval(outcome: Outcome, test_y: Tensor, seed: int) -> tuple[dict[str, Any], Prediction | None]:
+    """Return the metrics of a task, with an interval where images are classified, and the predictions."""
+    if outcome.probabilities is None:
+        return dict(outcome.metrics), None
+    confidence, label = outcome.probabilities.max(dim=1)
+    return {**outcome.metrics, "interval": accuracy_interval(label == test_y, seed)}, Prediction(label, confidence)
 
 
 def _differences(
