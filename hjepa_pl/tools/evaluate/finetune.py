@@ -1,14 +1,15 @@
 """The task finetune: the whole encoder trained on a dataset's labels, by `HJEPAFinetuneModule`."""
 
 import logging
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -53,8 +54,8 @@ def finetune(
         trainer = pl.Trainer(
             accelerator=how.device.type, devices=[how.device.index or 0] if how.device.type != "cpu" else 1,
             precision="bf16-mixed" if half else "32-true", max_epochs=run.epochs, gradient_clip_val=3.0, logger=False,
-            enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
-            callbacks=[TQDMProgressBar(leave=False)], use_distributed_sampler=False,
+            enable_checkpointing=False, enable_model_summary=False, limit_val_batches=0,
+            enable_progress_bar=sys.stderr.isatty(), use_distributed_sampler=False,
         )  # fmt: skip
         trainer.fit(module, datamodule=images)
         parts: Any = trainer.predict(module, datamodule=images)
@@ -91,6 +92,8 @@ class FinetuneData(pl.LightningDataModule):
         """Return the test images in order."""
         rows, workers = self._rows("test")
         return clean_loader(rows, range(len(rows)), batch_size=256, num_workers=workers, pin_memory=False)
+
+    val_dataloader = predict_dataloader
 
     def on_after_batch_transfer(self, batch: RawClean, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Return images, augmented in training, and labels."""
@@ -137,13 +140,16 @@ def augmentation_of(run: FinetuneRun, metadata: dict[str, Any]) -> AugmentationC
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's messages about the hardware and the end of the run."""
+    """Silence Lightning's messages about the hardware, the end of the run and its own use of torch."""
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("fabric", "pytorch")]
     levels = [log.level for log in loggers]
     try:
         for log in loggers:
             log.setLevel(logging.WARNING)
-        yield
+        with warnings.catch_warnings():
+            for message in (".*does not have many workers.*", ".*isinstance\\(treespec, LeafSpec\\).*"):
+                warnings.filterwarnings("ignore", message=message)
+            yield
     finally:
         for log, level in zip(loggers, levels, strict=True):
             log.setLevel(level)
