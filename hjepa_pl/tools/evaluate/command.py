@@ -12,9 +12,11 @@ from hjepa_pl.types import ConfigError
 
 _HELP = """usage: hjepa eval --ckpt PATH [--sets SETS] [--suite quick|full] [--out DIR] [--key value ...]
        hjepa eval --timm NAME [--weights FILE] --sets SETS [--key value ...]
+       hjepa eval --compare FOLDER FOLDER ... [--out DIR]
 
-Judges frozen features on labeled datasets, beside raw pixels and the untrained encoder. Writes report.json and
-predictions.npz. Features are computed once and kept, so that the same command goes on after a kill.
+Judges frozen features on labeled datasets, beside raw pixels and the untrained encoder. Writes report.json,
+report.html and predictions.npz. Features are computed once and kept, so that the same command goes on after a kill.
+--compare sets evaluations beside the first one, with paired differences; --out writes compare.json and compare.html.
 
 {keys}
 
@@ -22,6 +24,7 @@ examples:
   hjepa eval --ckpt results/quickstart                   on the datasets that the run was probed on
   hjepa eval --ckpt last.ckpt --sets '[{{name: folder, root: photos}}]' --suite full
   hjepa eval --timm vit_small_patch16_224 --sets '[{{name: cifar10}}]' --tasks knn,linear
+  hjepa eval --compare results/a results/b               is a better than b?
   hjepa eval --config eval.yaml                          the same keys in a file
 
 Exit status: 0, 1 for an unexpected error, 2 if a key or file is invalid, 130 for Ctrl-C."""
@@ -35,6 +38,10 @@ def run(args: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in args):
         print(_HELP.format(keys=_keys_help()))
         return 0
+    if any(word.partition("=")[0] == "--compare" for word in args):
+        from hjepa_pl.tools.evaluate.compare import run_compare
+
+        return run_compare(args)
     try:
         given = read_arguments(args)
         from hjepa_pl.tools.arguments import sentence  # not at the top: --help does not import Lightning

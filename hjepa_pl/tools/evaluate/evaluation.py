@@ -21,6 +21,7 @@ from hjepa_pl.modules.finetune import FinetuneConfig
 from hjepa_pl.tools.evaluate.config import EvalConfig, FinetuneRun
 from hjepa_pl.tools.evaluate.extract import Pass, trim
 from hjepa_pl.tools.evaluate.finetune import augmentation_of
+from hjepa_pl.tools.evaluate.html.page import PAGE, write_html
 from hjepa_pl.tools.evaluate.networks import Network, OwnEncoder
 from hjepa_pl.tools.evaluate.report import REPORT, SCHEMA, kinds_table, result_table, write_report
 from hjepa_pl.tools.evaluate.sets import LabeledSet, open_sets, sets_of_run
@@ -56,7 +57,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         kinds_of(network, plan, subject=network is networks[0])  # raises for kinds that it has not
     bad = BadFiles()
     data = open_sets(sets, seed, bad)
-    _make_writable(out)
+    make_writable(out)
     judged = _judge_all(networks, data, plan, bad)
     report = {
         "schema": SCHEMA,
@@ -76,6 +77,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 2),
     }
     write_report(report, judged, out)
+    write_html(report, judged, networks, plan.how, out)
     if plan.how.cache is not None and plan.how.cache.exists():
         trim(plan.how.cache)
     _print(report, out)
@@ -145,7 +147,7 @@ def _precision(config: EvalConfig, run: Path | None, device: torch.device) -> to
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _make_writable(out: Path) -> None:
+def make_writable(out: Path) -> None:
     """Make the folder of the report, before anything takes time.
 
     Raises:
@@ -199,4 +201,4 @@ def _print(report: dict[str, Any], out: Path) -> None:
     )
     if protocol["departures"]:
         console.print(f"Departures from {protocol['name']}: {protocol['departures']}", highlight=False)
-    console.print(f"Report: {out / REPORT}", highlight=False)
+    console.print(f"Report: {out / REPORT} and {PAGE}", highlight=False)

@@ -46,6 +46,14 @@ class Network(ABC):
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return the prepared kinds of features, each (B, D) float32, of normalized images (B, C, H, W)."""
 
+    def feature_map(self, images: Tensor) -> Tensor | None:
+        """Return the patch tokens after the last block, (B, h, w, D) float32; None for a network without any.
+
+        Args:
+            images: (B, C, H, W), normalized; `prepare` comes first.
+        """
+        return None
+
     @property
     @abstractmethod
     def identity(self) -> str:
@@ -131,6 +139,10 @@ class OwnEncoder(Network):
         means = {b: tokens[b].float().mean(dim=1) for b in wanted}
         return [torch.cat([means[b] for b in blocks], dim=1) for blocks in self._blocks]
 
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Return the patch tokens after the final norm, (B, h, w, D)."""
+        return self._encoder(images)["last"].float().unflatten(1, self._encoder.grid_of(images))
+
     @property
     def identity(self) -> str:
         """Hash of the weights, or their seed, and of the architecture."""
@@ -191,6 +203,13 @@ class TimmModel(Network):
     def _own(self, images: Tensor) -> Tensor:
         """Return the features that the model pools itself, (B, D)."""
         return self.model(images).float()
+
+    def feature_map(self, images: Tensor) -> Tensor | None:
+        """Return the patch tokens of the last block, or the last map of a convolutional model; None without either."""
+        if not hasattr(self.model, "forward_intermediates"):
+            return None
+        found = self.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)  # type: ignore[operator]
+        return found[-1].float().permute(0, 2, 3, 1)
 
     @property
     def identity(self) -> str:

@@ -65,7 +65,7 @@ def result_table(name: str, result: dict[str, Any], subject: str) -> Table:
     for label in [*labels[1:], subject]:
         cells = [_cell(result["tasks"][task].get(label, {})) for task in tasks]
         table.add_row(label, *cells, style="bold" if label == subject else None, end_section=label == subject)
-    for label in labels[1:] if result["differences"] else []:
+    for label in [x for x in labels[1:] if any(x in found for found in result["differences"].values())]:
         cells = [_difference(result["differences"].get(task, {}).get(label)) for task in tasks]
         table.add_row(f"above {label}", *cells)
     return table
