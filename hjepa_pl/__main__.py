@@ -26,6 +26,10 @@ _TOOLS = {
         "validate a config and print its parameters, tokens, FLOPs and memory (hjepa check --help)",
     ),
     "bench": ("bench.command", "measure the speed and memory of a config on this machine (hjepa bench --help)"),
+    "export": (
+        "export.command",
+        "write a trained encoder for timm, Hugging Face, ONNX or torch.export (hjepa export --help)",
+    ),
     "sweep": ("sweep.command", "run a config over seeds and a small grid of keys; one table (hjepa sweep --help)"),
     "shards": ("make_shards", "write a folder of images as tar shards (hjepa shards --help)"),
 }
