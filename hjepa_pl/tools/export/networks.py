@@ -52,9 +52,12 @@ class Features(nn.Module):
         return tokens.mean(dim=1), tokens, *(x.float() for x in maps)
 
 
-def cast(features: Features, dtype: torch.dtype) -> Features:
-    """Return a copy with weights of a dtype."""
-    return copy.deepcopy(features).to(dtype).eval()
+def to_trace(features: Features, dtype: torch.dtype, images: Tensor) -> Features:
+    """Return a copy with weights of a dtype, to trace with these images."""
+    network = copy.deepcopy(features).to(dtype).eval()
+    with torch.no_grad():
+        network(images)  # fixed rotary angles are cached by this, and become constants of the program
+    return network
 
 
 def with_pyramid(backbone: Backbone, state: Mapping[str, Tensor], root: str) -> Features:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hjepa_pl.backbones.exported import HEADER, header_of
 from hjepa_pl.tools.export.base import ExportFormat, Run, Source
-from hjepa_pl.tools.export.networks import cast
+from hjepa_pl.tools.export.networks import to_trace
 from hjepa_pl.tools.export.torch_export import example, reject_all
 from hjepa_pl.types import ConfigError
 
@@ -48,14 +48,15 @@ class OnnxFile(ExportFormat):
 
     def write(self, source: Source, path: Path) -> None:
         """Trace the network, and write the graph."""
-        network, names = cast(source.features, source.dtype), source.features.names
+        images, names = example(source), source.features.names
+        network = to_trace(source.features, source.dtype, images)
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         logging.getLogger("onnx_ir").setLevel(logging.ERROR)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network,
-                (example(source),),
+                (images,),
                 input_names=["images"],
                 output_names=list(names),
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},

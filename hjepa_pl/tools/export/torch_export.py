@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hjepa_pl.backbones.exported import HEADER, header_of
 from hjepa_pl.tools.export.base import ExportFormat, Run, Source
-from hjepa_pl.tools.export.networks import cast
+from hjepa_pl.tools.export.networks import to_trace
 from hjepa_pl.types import ConfigError
 
 
@@ -24,7 +24,8 @@ class TorchExport(ExportFormat):
 
     def write(self, source: Source, path: Path) -> None:
         """Trace the network, and write the program."""
-        network, images = cast(source.features, source.dtype), example(source)
+        images = example(source)
+        network = to_trace(source.features, source.dtype, images)
         shapes = {"images": {0: torch.export.Dim("batch")}}
         header = json.dumps(header_of(source.backbone, what=source.what, outputs=source.features.names))
         with torch.no_grad(), warnings.catch_warnings():
