@@ -113,7 +113,7 @@ def _describe(source: Source) -> str:
     count = sum(x.numel() for x in source.state.values())
     (height, width), more = backbone.img_size, {"encoder": "", "encoder+pyramid": " and pyramid"}
     what = "all weights" if source.what == "all" else f"{backbone.branch} encoder{more[source.what]}"
-    return f"{what}, {count:,} numbers of {source.dtype_name}, for images {backbone.in_chans} x {height} x {width}"
+    return f"{what}, {count:,} weights in {source.dtype_name}, for images {backbone.in_chans} x {height} x {width}"
 
 
 def _remarks(backbone: Backbone) -> list[str]:

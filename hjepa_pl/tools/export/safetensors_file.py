@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from hjepa_pl.backbones.checkpoint import ROOTS
 from hjepa_pl.backbones.exported import HEADER, header_of, read_exported
@@ -20,7 +20,7 @@ class SafetensorsFile(ExportFormat):
     def write(self, source: Source, path: Path) -> None:
         """Write the weights."""
         header = header_of(source.backbone, names="checkpoint", what=source.what)
-        save_file(source.state, path, metadata={"format": "pt", HEADER: json.dumps(header)})
+        path.write_bytes(save(source.state, metadata={"format": "pt", HEADER: json.dumps(header)}))
 
     def read(self, source: Source, path: Path) -> Run:
         """Load as `load_encoder` does."""

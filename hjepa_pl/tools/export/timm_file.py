@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hjepa_pl.backbones.checkpoint import ROOTS
@@ -54,4 +54,4 @@ def write_timm_weights(source: Source, path: Path) -> None:
     root = ROOTS[source.backbone.branch] + TIMM_ROOT
     state: dict[str, Tensor] = {name.removeprefix(root): x for name, x in source.state.items() if name.startswith(root)}
     header = header_of(source.backbone, names="timm", timm={"architecture": architecture, "model_args": arguments})
-    save_file(state, path, metadata={"format": "pt", HEADER: json.dumps(header)})
+    path.write_bytes(save(state, metadata={"format": "pt", HEADER: json.dumps(header)}))

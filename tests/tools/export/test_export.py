@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch.testing import assert_close
 
 import hjepa_pl
@@ -179,10 +179,7 @@ def test_a_run_that_computes_something_else_is_not_kept(write, capsys, monkeypat
     """A format with a defect: the weights that it writes differ by 1e-3."""
     from hjepa_pl.tools.export import timm_file
 
-    def faulty(state, path, metadata):
-        save_file({name: x + 1e-3 for name, x in state.items()}, path, metadata)
-
-    monkeypatch.setattr(timm_file, "save_file", faulty)
+    monkeypatch.setattr(timm_file, "save", lambda state, metadata: save({k: x + 1e-3 for k, x in state.items()}))
     _, path = write()
     for kind in ("timm", "hf"):
         status, out = run(path, kind, out=path.parent / f"faulty{SUFFIX[kind]}")
