@@ -30,7 +30,12 @@ _TOOLS = {
         "evaluate.command",
         "judge an encoder on labeled datasets, beside its baselines, in one report (hjepa eval --help)",
     ),
+    "export": (
+        "export.command",
+        "write a trained encoder for timm, Hugging Face, ONNX or torch.export (hjepa export --help)",
+    ),
     "sweep": ("sweep.command", "run a config over seeds and a small grid of keys; one table (hjepa sweep --help)"),
+    "configs": ("list_configs", "list the configs of the package, or print one (hjepa configs --help)"),
     "shards": ("make_shards", "write a folder of images as tar shards (hjepa shards --help)"),
 }
 """Commands in addition to Lightning's: the module of `hjepa_pl.tools` with their function `run`, and a description."""
@@ -43,7 +48,7 @@ commands:
 {commands}
 
 examples:
-  hjepa fit quickstart                                a config of the package, by name
+  hjepa fit quickstart                                a config of the package, by name (hjepa configs lists them)
   hjepa fit --config configs/quickstart.yaml          a config by path
   hjepa fit --ckpt_path results/quickstart            resume a run, with the config in its folder
   hjepa fit --help                                    every key with its type, default and meaning
@@ -72,9 +77,9 @@ def _dispatch(args: Sequence[str] | None) -> int:
         print(_HELP.format(commands="\n".join(f"  {name:<8}  {meaning}" for name, meaning in described.items())))
         return 0
     if command in ("-V", "--version", "version"):
-        from importlib.metadata import version
+        from hjepa_pl.tools.version import version_lines
 
-        print(f"hjepa_pl {version('hjepa_pl')}")
+        print("\n".join(version_lines()))
         return 0
     if command == "help":
         argv = [*argv[1:2], "--help", *argv[2:]]

@@ -9,6 +9,7 @@ import torch
 
 from hjepa_pl.backbones.backbone import Backbone, Branch
 from hjepa_pl.backbones.checkpoint import Weights, find_checkpoint, read_weights
+from hjepa_pl.backbones.exported import read_exported
 from hjepa_pl.data.loading.image_spec import image_spec
 from hjepa_pl.models.base import Encoder
 from hjepa_pl.models.config import EncoderConfig
@@ -23,7 +24,8 @@ def load_encoder(path: str | Path, branch: Branch | None = None, device: str | t
     """Return the trained encoder of a run, in eval mode.
 
     Args:
-        path: A checkpoint, or the folder of a run (its last.ckpt).
+        path: A checkpoint, the folder of a run (its last.ckpt), or what `hjepa export` wrote: a .safetensors file, or
+            the folder of --format hf.
         branch: "target" (the moving average) or "online"; None is the target encoder, or the online one where there is
             no other.
         device: Where to put it.
@@ -40,7 +42,11 @@ def load_encoder(path: str | Path, branch: Branch | None = None, device: str | t
         raise invalid("branch", branch, f"must be {either(get_args(Branch))}.")
     path = Path(path)
     if not path.exists():
-        raise ConfigError(f"there is no file or folder {path}; pass a checkpoint, or the folder of a run.")
+        raise ConfigError(f"there is no file or folder {path}; pass a checkpoint, the folder of a run, or an export.")
+    if path.is_dir() and (path / "model.safetensors").is_file():
+        path = path / "model.safetensors"
+    if path.suffix == ".safetensors":
+        return make_backbone(read_exported(path, branch), path, device)
     file = find_checkpoint(path)
     return make_backbone(read_weights(file, branch), file, device)
 

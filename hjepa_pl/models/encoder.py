@@ -113,7 +113,7 @@ class VisionEncoder(Encoder):
         position = self._positions(grid)
         if position is not None:
             x = x + (position if keep is None else gather_tokens(position.expand(len(x), -1, -1), keep))
-        x = torch.cat([*self._prefix(len(x)), x], dim=1)
+        x = torch.cat([*self._prefix(x.shape[0]), x], dim=1)
         return vit.norm_pre(x), self._block_rotations(grid, keep)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor | None:

@@ -1,0 +1,1 @@
+"""`hjepa export`: the weights of a run in the formats of other programs, each checked by numbers."""
