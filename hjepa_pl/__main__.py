@@ -27,6 +27,7 @@ _TOOLS = {
     ),
     "bench": ("bench.command", "measure the speed and memory of a config on this machine (hjepa bench --help)"),
     "sweep": ("sweep.command", "run a config over seeds and a small grid of keys; one table (hjepa sweep --help)"),
+    "monitor": ("monitor.command", "watch running or finished runs in the terminal (hjepa monitor --help)"),
     "shards": ("make_shards", "write a folder of images as tar shards (hjepa shards --help)"),
 }
 """Commands in addition to Lightning's: the module of `hjepa_pl.tools` with their function `run`, and a description."""

@@ -27,6 +27,7 @@ ALLOWED = {
     "tools": BASE | {"masks", "models", "modules", "callbacks", "data", "data/sources", "data/augment", "cli"},
     "tools/check": BASE | {"masks", "modules", "data", "data/sources", "cli", "tools"},
     "tools/bench": BASE | {"modules", "callbacks", "tools"},
+    "tools/monitor": BASE | {"tools"},
     "tools/sweep": BASE | {"optim", "callbacks", "evaluation", "cli", "tools"},
     "__main__": {"types", "cli", "tools"},
     "__init__": {"modules", "data"},
