@@ -36,6 +36,7 @@ _TOOLS = {
     ),
     "sweep": ("sweep.command", "run a config over seeds and a small grid of keys; one table (hjepa sweep --help)"),
     "configs": ("list_configs", "list the configs of the package, or print one (hjepa configs --help)"),
+    "monitor": ("monitor.command", "watch running or finished runs in the terminal (hjepa monitor --help)"),
     "shards": ("make_shards", "write a folder of images as tar shards (hjepa shards --help)"),
 }
 """Commands in addition to Lightning's: the module of `hjepa_pl.tools` with their function `run`, and a description."""

@@ -1,10 +1,12 @@
 """Speed, progress and time left of a run, in the words of the progress bar and of train.log."""
 
 import math
+import sys
 import time
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import torch
 
 from hjepa_pl.utils.run_length import clock, steps_per_epoch, total_steps
 
@@ -41,6 +43,18 @@ def loss_terms(trainer: pl.Trainer) -> str:
     return "  ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in terms.items())
 
 
+def memory_of(device: torch.device) -> int | None:
+    """Return the peak bytes that this process has allocated: on a GPU, or of main memory; None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def callbacks_of(trainer: pl.Trainer, kind: type) -> list[Any]:
     """Return the trainer's callbacks of a class."""
     return [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
@@ -56,10 +70,16 @@ class End(NamedTuple):
 
 
 class RunStatus:
-    """Counts images and the seconds of training them, without pauses such as validation."""
+    """Counts images and the seconds of training them, without pauses such as validation.
+
+    Attributes:
+        images: Number of images so far, those of all processes.
+        rate: Images per second between the last two calls of `speed`; None before the first.
+    """
 
     def __init__(self) -> None:
         self.images = 0
+        self.rate: float | None = None
         self._first_step = 0
         self._seconds = 0.0
         self._since: float | None = None
@@ -104,9 +124,9 @@ class RunStatus:
         """Return the speed since the last call and the time left: "296.1 images/s, 0:00:12 left"."""
         images, seconds = self.images - self._mark[0], self.seconds - self._mark[1]
         self._mark = (self.images, self.seconds)
-        rate = images / seconds if seconds > 0 else 0.0
+        self.rate = images / seconds if seconds > 0 else 0.0
         left = self.end(trainer).seconds
-        return f"{rate:.1f} images/s" + ("" if left is None else f", {clock(left)} left")
+        return f"{self.rate:.1f} images/s" + ("" if left is None else f", {clock(left)} left")
 
     def end(self, trainer: pl.Trainer) -> End:
         """Return the end of the run at its mean speed so far: its last step, or its time budget.

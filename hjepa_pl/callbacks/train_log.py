@@ -1,5 +1,6 @@
-"""`logs/train.log`: a text log that can be read while a run trains."""
+"""`logs/train.log` and `logs/status.json`: what a run is doing, to be read while it trains."""
 
+import json
 import math
 import time
 from pathlib import Path
@@ -10,15 +11,17 @@ import lightning.pytorch as pl
 from hjepa_pl.callbacks.collapse_monitor import CollapseMonitor
 from hjepa_pl.callbacks.probe_callback import ProbeCallback
 from hjepa_pl.callbacks.provenance import device_name, versions
-from hjepa_pl.callbacks.run_status import RunStatus, callbacks_of, is_logging_step, logged, loss_terms
+from hjepa_pl.callbacks.run_status import RunStatus, callbacks_of, is_logging_step, logged, loss_terms, memory_of
+from hjepa_pl.utils.atomic_file import atomic_write
 from hjepa_pl.utils.run_length import clock, total_steps
 
 
 class TrainLog(pl.Callback):
-    """Write `logs/train.log`, on rank zero only.
+    """Write `logs/train.log` and `logs/status.json`, on rank zero only.
 
-    One line every `trainer.log_every_n_steps` steps (epoch, step, loss terms, learning rate, images/s, time left), one
-    per validation, and one for the start and for collapse. Each is on disk at once; a resumed run appends to the file.
+    The log has one line every `trainer.log_every_n_steps` steps (epoch, step, loss terms, learning rate, images/s, time
+    left), one per validation, and one for the start and for collapse. Each is on disk at once; a resumed run appends to
+    the file. The status is what `hjepa monitor` shows besides the metrics: progress, speed, memory, probes' baselines.
 
     Args:
         directory: Folder of the run.
@@ -48,6 +51,7 @@ class TrainLog(pl.Callback):
             trainer,
             f"{verb}: {' or '.join(length) or 'unlimited'}, {processes} on {device_name(trainer)}, {packages}",
         )
+        self._write_status(trainer, "training")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,10 +73,13 @@ class TrainLog(pl.Callback):
             self._status.speed(trainer),
         ]
         self.write(trainer, "  ".join(parts))
+        self._write_status(trainer, "training")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the training clock."""
         self._status.pause()
+        if trainer.state.fn == "fit":
+            self._write_status(trainer, "first validation" if trainer.sanity_checking else "validation")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the metrics of the validation; continue the training clock."""
@@ -83,6 +90,7 @@ class TrainLog(pl.Callback):
             title = "before training"
         else:
             self._status.resume()
+            self._write_status(trainer, "training")
             metrics = logged(trainer, "probe/", "val/")
             title = f"epoch {self._status.epoch(trainer, trainer.current_epoch)} validation"
         # The probes' penalties are in metrics.csv only.
@@ -95,6 +103,31 @@ class TrainLog(pl.Callback):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _write_status(self, trainer: pl.Trainer, doing: str) -> None:
+        """Write what the metrics do not tell."""
+        if not trainer.is_global_zero:
+            return
+        end = self._status.end(trainer)
+        probes: dict[str, float] = next((c.results for c in callbacks_of(trainer, ProbeCallback)), {})
+        status = {
+            "doing": doing,
+            "epoch": self._status.epoch(trainer, trainer.current_epoch),
+            "step": trainer.global_step,
+            "steps": end.steps,
+            "seconds": getattr(getattr(trainer.lightning_module, "progress", None), "seconds", self._status.seconds),
+            "seconds_left": end.seconds,
+            "images_per_second": self._status.rate,
+            "memory": memory_of(trainer.strategy.root_device),
+            "warning": self._collapse,
+            "baselines": {
+                name: value
+                for name, value in probes.items()
+                if ("/untrained_" in name or "/pixels_" in name) and math.isfinite(value)
+            },
+        }
+        with atomic_write(self.directory / "logs" / "status.json", sync=False) as file:
+            file.write(json.dumps(status) + "\n")
 
     def write(self, trainer: pl.Trainer, line: str) -> None:
         """Append a line with the time of day, on rank zero."""

@@ -52,6 +52,11 @@ def parser() -> Any:
 
 def accepts(words: list[str]) -> str:
     """Return nothing if the real parser takes these words, else what it says."""
+    return _accepts(tuple(words))
+
+
+@cache  # several documents say the same
+def _accepts(words: tuple[str, ...]) -> str:
     try:
         read = read_words(["fit", *words])
         check_keys_known(read[1:], parser().parse_args(read)["fit"])

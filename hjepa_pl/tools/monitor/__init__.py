@@ -1,0 +1,1 @@
+"""`hjepa monitor`: a dashboard of runs in the terminal."""
