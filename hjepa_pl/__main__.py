@@ -18,8 +18,6 @@ _LIGHTNING = {
     "validate": "evaluate a checkpoint on the probe datasets",
     "test": "same as validate",
 }
-_HIDDEN = ("predict",)
-"""Works, but writes indices of the training images instead of file names."""
 _TOOLS = {
     "check": (
         "check.command",
@@ -34,6 +32,7 @@ _TOOLS = {
         "export.command",
         "write a trained encoder for timm, Hugging Face, ONNX or torch.export (hjepa export --help)",
     ),
+    "predict": ("predict.command", "write the features of any images to a file (hjepa predict --help)"),
     "sweep": ("sweep.command", "run a config over seeds and a small grid of keys; one table (hjepa sweep --help)"),
     "configs": ("list_configs", "list the configs of the package, or print one (hjepa configs --help)"),
     "monitor": ("monitor.command", "watch running or finished runs in the terminal (hjepa monitor --help)"),
@@ -85,7 +84,7 @@ def _dispatch(args: Sequence[str] | None) -> int:
     if command == "help":
         argv = [*argv[1:2], "--help", *argv[2:]]
         command = argv[0]
-    if command in _LIGHTNING or command in _HIDDEN:
+    if command in _LIGHTNING:
         return _lightning(argv, _STARTED if args is None else time.monotonic(), of_process=args is None)
     if command in _TOOLS:
         from importlib import import_module

@@ -27,7 +27,8 @@ ALLOWED = {
     "cli": BASE | {"losses", "masks", "models", "modules", "callbacks", "data", "data/sources"},
     "tools": BASE | {"masks", "models", "modules", "callbacks", "data", "data/sources", "data/augment", "cli"},
     "tools/check": BASE | {"masks", "modules", "data", "data/sources", "cli", "tools"},
-    "tools/export": BASE | {"models", "backbones"},
+    "tools/export": BASE | {"models", "backbones", "tools"},
+    "tools/predict": BASE | {"backbones", "data/sources", "data/augment", "tools"},
     "tools/bench": BASE | {"modules", "callbacks", "tools"},
     "tools/evaluate": BASE
     | {"models", "evaluation", "backbones", "modules", "callbacks", "data", "data/sources", "data/augment"}

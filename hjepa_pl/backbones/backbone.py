@@ -78,11 +78,19 @@ class Backbone(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Return all tokens after the final norm, (B, prefix + N, D), as timm's `forward_features`.
 
-        Register tokens come first; the patches follow in raster order. At another size than `img_size`, models with a
-        table of positions take `forward` only.
+        Register tokens come first; the patches follow in raster order.
+
+        Raises:
+            ConfigError: As `forward`, or if an encoder with a table of positions gets images of another size than
+                `img_size`, of which it takes `forward` only.
         """
         self._check(images)
         if isinstance(self.encoder, VisionEncoder):
+            if self.encoder.vit.pos_embed is not None and tuple(images.shape[2:]) != self.img_size:
+                raise ConfigError(
+                    f"images of {tuple(images.shape[2:])} pixels have no forward_features: the encoder's positions "
+                    f"are those of {self.img_size}; resize them, or take forward."
+                )
             return self.encoder.vit.forward_features(images)
         return self.encoder(images)["last"]
 

@@ -47,7 +47,7 @@ def read_words(argv: Sequence[str]) -> list[str]:
     """Return the words of a Lightning command as the parser reads them: configs by path, flags with their value.
 
     Args:
-        argv: The command (fit, validate, test, predict) and its arguments.
+        argv: The command (fit, validate, test) and its arguments.
 
     Raises:
         ConfigError: If a key is another program's, with what to type instead, or if there is no config.

@@ -1,4 +1,4 @@
-"""`hjepa fit | validate | test | predict`: LightningCLI over the modules and data modules of the package."""
+"""`hjepa fit | validate | test`: LightningCLI over the modules and data modules of the package."""
 
 import argparse
 import shutil
@@ -16,7 +16,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from hjepa_pl.callbacks.budget_clock import seconds_written
 from hjepa_pl.callbacks.collapse_monitor import CollapseConfig, CollapseMonitor
-from hjepa_pl.callbacks.feature_writer import FeatureWriter
 from hjepa_pl.callbacks.held_out import HeldOutMetrics
 from hjepa_pl.callbacks.peers import Peers
 from hjepa_pl.callbacks.probe_callback import ProbeCallback
@@ -131,7 +130,7 @@ class HJEPACLI(LightningCLI):
         check_keys_known(self.argv, config)
         self.folder = HJEPACLI.begun = self.folder_of(config)
         check_name(config["experiment_name"])
-        if self.subcommand in ("fit", "predict"):
+        if self.subcommand == "fit":
             check_folder(self.folder)
         # For config.yaml: the keys as typed, before they are passed on, without those of a resume.
         self.to_save = config.clone()
@@ -177,12 +176,10 @@ class HJEPACLI(LightningCLI):
             save = SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder))
             budgeted = getattr(self.model, "budget", None) is not None
             made += training_callbacks(config, options["checkpoint"], self.folder, metrics, save, budgeted=budgeted)
-        if probes and self.subcommand != "predict":
+        if probes:
             made.append(ProbeCallback())
-        if self.datamodule.holdout and self.subcommand != "predict":
+        if self.datamodule.holdout:
             made.append(HeldOutMetrics())
-        if self.subcommand == "predict":
-            made.append(FeatureWriter(str(self.folder)))
         if type(self.model) is HJEPALightningModule:  # a module of the user's may log other metrics
             check_callbacks(_as_list(config["callbacks"]), metrics)
         listed = _as_list(config["callbacks"])

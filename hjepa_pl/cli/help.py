@@ -136,7 +136,7 @@ def help_text(command: str, topic: str = "") -> str:
     """Return the help of a Lightning command.
 
     Args:
-        command: `fit`, `validate`, `test` or `predict`.
+        command: `fit`, `validate` or `test`.
         topic: Only keys with this word in their name (`trainer`, `encoder`, `lr`); '' is all except the Trainer's.
     """
     keys = all_keys()

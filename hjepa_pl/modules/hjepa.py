@@ -246,7 +246,7 @@ class HJEPALightningModule(PretrainModule):
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: CleanBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Return features (B, D) with labels and indices, for `hjepa predict`."""
+        """Return features (B, D) with labels and indices, for Lightning's `Trainer.predict`."""
         return {"features": self.encode(batch.image), "label": batch.label, "place": batch.place}
 
     # ------------------------------------------------------------------------------------------------------- features

@@ -148,6 +148,12 @@ def test_wrong_images_are_one_sentence(write) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             backbone.transform()(wrong)
+    large = torch.randn(1, 1, 32, 32)
+    assert backbone(large).shape == (1, 32)
+    with pytest.raises(ConfigError, match=r"images of \(32, 32\) pixels have no forward_features"):
+        backbone.forward_features(large)
+    rotary = hjepa_pl.load_encoder(write(encoder=GRAY | {"position": "rope"})[1])
+    assert_close(rotary.forward_features(large).mean(1), rotary(large), rtol=0, atol=1e-5)
     four = hjepa_pl.load_encoder(write(encoder={"in_chans": 4})[1])
     assert four(torch.randn(1, 4, 16, 16)).shape == (1, 32)
     with pytest.raises(ConfigError, match="the encoder takes 4 channels"):

@@ -16,7 +16,6 @@ FOLDER = "--data.datasets='[{name: folder, root: X}]'"
 ANSWERED = [  # (words, part of the answer); all with status 2, before torch is imported
     ("fit", "hjepa fit quickstart, or --config FILE; the package has cifar10"),
     ("validate", "hjepa validate --ckpt_path results/NAME"),
-    ("predict", "hjepa predict --ckpt_path results/NAME"),
     ("train quickstart", "did you mean hjepa fit?"),
     ("evaluate", "did you mean hjepa validate?"),
     ("fti", "did you mean hjepa fit?"),

@@ -1,11 +1,10 @@
 """`hjepa export`: write an encoder in another format, and check it against the checkpoint."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from hjepa_pl.tools.export.formats import FORMATS
+from hjepa_pl.tools.parser import Parser
 from hjepa_pl.types import ConfigError
 
 _DESCRIPTION = """Write the encoder of a run for other programs.
@@ -19,21 +18,9 @@ _EXAMPLE = """examples:
   hjepa export --ckpt results/overnight/checkpoints/last.ckpt --format onnx --out encoder.onnx --dtype float16"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Report an error as every command does."""
-        raise ConfigError(f"{message.rstrip('.')}; see hjepa export --help.")
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     formats = "\n".join(f"  {name:<14}{meaning}" for name, (_, meaning) in FORMATS.items())
-    parser = _Parser(
-        "hjepa export",
-        description=f"{_DESCRIPTION}\n\nformats:\n{formats}",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("export", f"{_DESCRIPTION}\n\nformats:\n{formats}", _EXAMPLE)
     add = parser.add_argument
     add("--ckpt", required=True, metavar="PATH", help="a checkpoint, or the folder of a run (its last.ckpt)")
     add("--format", required=True, choices=list(FORMATS), metavar="FORMAT", help="one of the above")

@@ -1,0 +1,1 @@
+"""`hjepa predict`: the features of any set of images in one file."""
