@@ -19,11 +19,12 @@ ALLOWED = {
     "objectives": BASE | {"masks", "losses", "optim", "models"},
     "modules": BASE | {"masks", "losses", "optim", "models", "objectives"},
     "callbacks": BASE | {"evaluation"},
+    "callbacks/pictures": BASE | {"evaluation", "models", "objectives"},
     "data/sources": BASE,
     "data/augment": BASE,
     "data/loading": BASE | {"data/sources", "data/augment"},
     "data": BASE | {"data/sources", "data/augment", "data/loading"},
-    "cli": BASE | {"losses", "masks", "models", "modules", "callbacks", "data", "data/sources"},
+    "cli": BASE | {"losses", "masks", "models", "modules", "callbacks", "callbacks/pictures", "data", "data/sources"},
     "tools": BASE | {"masks", "models", "modules", "callbacks", "data", "data/sources", "data/augment", "cli"},
     "tools/check": BASE | {"masks", "modules", "data", "data/sources", "cli", "tools"},
     "tools/bench": BASE | {"modules", "callbacks", "tools"},
@@ -32,7 +33,17 @@ ALLOWED = {
     "__init__": {"modules", "data"},
 }
 """What each room (a folder, or a folder within data and tools) may import."""
-LIGHTNING = {"modules", "callbacks", "data", "data/sources", "data/loading", "cli", "tools", "tools/bench"}
+LIGHTNING = {
+    "modules",
+    "callbacks",
+    "callbacks/pictures",
+    "data",
+    "data/sources",
+    "data/loading",
+    "cli",
+    "tools",
+    "tools/bench",
+}
 
 
 def imports(path: Path) -> set[str]:
