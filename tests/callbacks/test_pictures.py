@@ -1,5 +1,8 @@
 """Pictures of real runs: what is drawn, where it goes, and that training does not notice."""
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,15 +11,18 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
+from hjepa_pl.__main__ import main
 from hjepa_pl.callbacks.pictures import PictureCallback, callback
 from hjepa_pl.callbacks.pictures.output import thin
 from tests.callbacks.callback_toy import ToyData, fit
+from tests.cli.test_cli import TINY
 
 ENCODER = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 8, "patch_size": 2, "in_chans": 1}
 ALL = {"views", "errors", "pca", "attention", "spectrum", "gradients"}
@@ -140,6 +146,38 @@ def test_a_picture_that_fails_is_left_out_with_one_warning(tmp_path, monkeypatch
     assert said[0].startswith("The picture views is left out: ")
     assert trainer.global_step == 12
     assert "spectrum" in pictures.drawn
+
+
+def test_the_command_line_draws_unless_told_not_to(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["hjepa"])
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    assert main(["fit", "--config=tiny.yaml"]) == 0
+    assert {path.stem for path in (tmp_path / "results/tiny/pictures").glob("*.png")} == ALL
+    words = ["--logging.pictures=false", "--trainer.logger=false", "--experiment_name=bare"]
+    assert main(["fit", "--config=tiny.yaml", *words]) == 0
+    assert not (tmp_path / "results/bare/pictures").exists()
+    one, other = (
+        torch.load(tmp_path / f"results/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("tiny", "bare")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert main(["fit", "--config=tiny.yaml", "--logging.pictures=some"]) == 2
+    assert "invalid `logging.pictures=some`: must be true or false." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_draw_once_and_end(tmp_path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    words = ["fit", "--config=tiny.yaml", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hjepa_pl", *words, "--data.batch_size=16"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "The picture" not in done.stderr
+    assert {path.stem for path in (tmp_path / "results/tiny/pictures").glob("*.png")} == ALL
 
 
 def test_the_history_stays_short_and_even(tmp_path) -> None:
