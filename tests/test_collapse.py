@@ -3,12 +3,19 @@
 Tried besides, by hand (240 steps of this encoder, 2026-11-22), spread at steps 10 and 240: tokens without a moving
 average .53, .005; with an image level behind a batch norm .60, .089 (ranks 6.5, 8.7: they do not see it), behind no
 norm .61, .72; that with a moving average .60, .31; the image level alone behind a batch norm .37, .19. The encoder of
-`benchmarks/collapse.py` without a moving average, image level behind a batch norm: .06 after 200 steps, rank 19.
+`benchmarks/collapse.py` without a moving average, image level behind a batch norm: .06 after 200 steps at rank 19, red
+by `std` at step 300.
+Green: quickstart.yaml, all of it, spread .46 to .60; digits_canvas.yaml, 100 steps, .11 to .25; on CIFAR-10 with a
+narrow encoder, 100 steps, lejepa .82, cifar10 .73, features/cjepa .72, features/vicreg .75.
 """
+
+import warnings
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from hjepa_pl import HJEPALightningModule, MultiDatasetDataModule
@@ -106,7 +113,7 @@ def broken(kind: str, image_only: bool = False) -> CollapseMonitor:
         ("position", False, "the position explains"),
         ("direction", False, "the effective rank is"),
         ("image", False, "common to all positions"),
-        ("shrink", True, "below collapse.min_spread 0.08"),
+        ("shrink", True, "below collapse.min_spread 0.05"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Collapse at step")
@@ -129,6 +136,22 @@ def test_without_anything_that_holds_it_a_run_collapses_and_is_stopped() -> None
     assert monitor.status == "red"
     assert monitor.metrics["collapse/last_c1/std"] < 0.1
     assert "add {kind: sigreg" in monitor.message
+
+
+@pytest.mark.parametrize("name", ["quickstart", "digits_canvas"])
+def test_configs_that_learn_stay_green_from_the_first_steps_on(name) -> None:
+    config = yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{name}.yaml").read_text())
+    pl.seed_everything(0, verbose=False)
+    data = MultiDatasetDataModule(**config["data"]["init_args"] | {"probe": [], "batch_size": 32, "holdout": None})
+    monitor = CollapseMonitor(every_n_steps=4, patience=1)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=12, max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[monitor],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Collapse at step")
+        trainer.fit(HJEPALightningModule(**config["model"]["init_args"]), data)
+    assert monitor.status == "green"
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -100,7 +100,7 @@ def test_only_kept_cells_are_shown() -> None:
 def test_heat_gets_lighter_so_that_it_can_be_read_in_gray() -> None:
     colors = heat(np.linspace(0, 1, 50)[None], 0, 1)[0].astype(float)
     assert (np.diff(colors @ [0.299, 0.587, 0.114]) > 0).all()
-    assert (heat(np.array([[np.nan]]), 0, 1) == 225).all()
+    assert (heat(np.array([[np.nan]]), 0, 1) == 255).all()
 
 
 def test_singular_values() -> None:

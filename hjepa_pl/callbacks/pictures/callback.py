@@ -37,7 +37,7 @@ class PictureCallback(pl.Callback):
     embeddings of the first probe's test images with their thumbnails, at most 1,000.
 
     The first validation is always drawn, later ones as long as all pictures together take less than 1 % of the run's
-    time. Without a validation the starts of epochs and the end of the run take its place. Pictures that a model of your
+    time. Without a validation the ends of epochs and of the run take its place. Pictures that a model of your
     own cannot give are left out. Only rank zero draws, and a time budget that is about to end is not spent on pictures.
 
     Args:
@@ -129,8 +129,8 @@ class PictureCallback(pl.Callback):
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the end of a run without validation, and fill TensorBoard's projector."""
-        if not _validates(trainer) and getattr(pl_module, "budget", None) is None:
+        """Draw the end of a run without validation so far, and fill TensorBoard's projector."""
+        if not (_validates(trainer) and self.drawn) and getattr(pl_module, "budget", None) is None:
             self._draw(trainer, pl_module)
         began = time.monotonic()
         features = self._joined()
@@ -147,11 +147,12 @@ class PictureCallback(pl.Callback):
         if not trainer.is_global_zero or self._sample is None or not self._fits(module):
             return
         began = time.monotonic()
-        if self.drawn and self.seconds + self._last > _SHARE * (began - self._began):
+        expected = 1.5 * self._last  # a busy machine may take longer
+        if self.drawn and self.seconds + expected > _SHARE * (began - self._began):
             return
         before = self.seconds
         self.drawn = []
-        epoch = trainer.current_epoch + (0 if trainer.state.stage == "train" and not _validates(trainer) else 1)
+        epoch = max(1, trainer.current_epoch + int(trainer.validating))
         with looking(module):
             for name, draw in pictures(module, self._sample, f"epoch {epoch}"):
                 self._put(trainer, name, draw, epoch)

@@ -138,10 +138,9 @@ def error_sheet(sample: Sample, masks: Any, tokens: TokenLevels, when: str) -> I
         shown = [_as_large(tile, columns[0].tiles[0]) for tile in shown]
         mean = float(values.nanmean())
         columns.append(Column(f"{level.name}\nmean {mean:.2f}", shown, ("0", f"{high:.2f}")))
-    note = (
-        f"Mean squared error of the predicted tokens, over {_DRAWS} masks an image; targets have mean square 1. Gray "
-        "cells were hidden by no mask."
-    )
+    note = f"Mean squared error of the predicted tokens, over {_DRAWS} masks an image; targets have mean square 1."
+    if any(bool((times == 0).any()) for times in count):
+        note += " White cells were hidden by no mask."
     return sheet(f"Prediction error ({when})", columns, note)
 
 

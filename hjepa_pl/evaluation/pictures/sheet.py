@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Tile = NDArray[np.uint8]
 """(H, W, 3) of 8 bits."""
-INK, FAINT, PAPER = "#1a1a1a", "#6b6b6b", "#ffffff"
+INK, FAINT, PAPER, _FRAME = "#1a1a1a", "#6b6b6b", "#ffffff", "#c8c8c8"
 SIDE = 112
 """Longer side of a tile in pixels."""
 _GAP, _MARGIN = 10, 20
@@ -36,13 +36,13 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def heat(values: NDArray[np.floating], low: float, high: float) -> Tile:
-    """Return values (H, W) in [low, high] as colors from dark to light; NaN is light gray."""
+    """Return values (H, W) in [low, high] as colors from dark to light; NaN is white."""
     known = np.isfinite(values)
     fraction = np.clip((np.where(known, values, low) - low) / max(high - low, 1e-12), 0, 1)
     stops = np.linspace(0, 1, len(_STOPS))
     channels = [np.interp(fraction, stops, [c[i] for c in _STOPS]) for i in range(3)]
     colors = np.stack(channels, axis=-1)
-    colors[~known] = 225
+    colors[~known] = 255
     return colors.round().astype(np.uint8)
 
 
@@ -85,7 +85,9 @@ def sheet(title: str, columns: Sequence[Column], note: str = "", side: int = SID
         for i, line in enumerate(column.title.split("\n")):
             draw.text((left, bottom + 17 * i), line, INK, small)
         for row, tile in enumerate(column.tiles):
-            image.paste(Image.fromarray(fit(tile, side)), (left, top + row * (height + _GAP)))
+            y = top + row * (height + _GAP)
+            image.paste(Image.fromarray(fit(tile, side)), (left, y))
+            draw.rectangle((left - 1, y - 1, left + width, y + height), outline=_FRAME)
         if column.scale is not None:
             _bar(image, (left, end - bars + 2), width, column.scale)
     for i, line in enumerate(lines):
