@@ -19,12 +19,13 @@ ALLOWED = {
     "objectives": BASE | {"masks", "losses", "optim", "models"},
     "modules": BASE | {"masks", "losses", "optim", "models", "objectives", "backbones"},
     "callbacks": BASE | {"evaluation"},
+    "callbacks/pictures": BASE | {"evaluation", "models", "objectives"},
     "data/sources": BASE,
     "data/augment": BASE,
     "data/loading": BASE | {"data/sources", "data/augment"},
     "data": BASE | {"data/sources", "data/augment", "data/loading"},
     "backbones": BASE | {"models", "data/sources", "data/augment", "data/loading"},
-    "cli": BASE | {"losses", "masks", "models", "modules", "callbacks", "data", "data/sources"},
+    "cli": BASE | {"losses", "masks", "models", "modules", "callbacks", "callbacks/pictures", "data", "data/sources"},
     "tools": BASE | {"masks", "models", "modules", "callbacks", "data", "data/sources", "data/augment", "cli"},
     "tools/check": BASE | {"masks", "modules", "data", "data/sources", "cli", "tools"},
     "tools/export": BASE | {"models", "backbones", "tools"},
@@ -39,7 +40,7 @@ ALLOWED = {
     "__init__": {"modules", "data", "backbones"},
 }
 """What each room (a folder, or a folder within data and tools) may import."""
-LIGHTNING = {"modules", "callbacks", "data", "data/sources", "data/loading", "cli"}
+LIGHTNING = {"modules", "callbacks", "callbacks/pictures", "data", "data/sources", "data/loading", "cli"}
 LIGHTNING |= {"tools", "tools/bench", "tools/evaluate"}
 
 

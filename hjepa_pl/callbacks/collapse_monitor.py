@@ -15,6 +15,7 @@ from hjepa_pl.evaluation.collapse import (
     position_share,
     power_shares,
     prediction_gain,
+    spread,
     std_across_images,
 )
 from hjepa_pl.types import ConfigError, LevelState
@@ -26,6 +27,8 @@ _FIXES = {
     "model.regularizers, or raise its weight",
     "image_share": "set model.target_norm to instance, or add {cell: image} to model.levels or, if it is there, lower "
     "the weight of the token levels (0.1 in the preset three)",
+    "spread": "raise the weight of model.regularizers, lower model.optimizer.lr or, with {cell: image} in "
+    "model.levels, set model.projector.norm to none, as a batch norm hides from the loss how little images differ",
     "rank": "add {cell: image} to model.levels, or raise the weight of its regularizer (5 or more for {kind: sigreg})",
 }
 """What to change, by the metric that is beyond its limit."""
@@ -36,13 +39,13 @@ class CollapseConfig:
     """Limits of the collapse monitor, and what it does when one is exceeded."""
 
     action: Annotated[Literal["warn", "stop", "none"], Hint("none turns the monitor off")] = "warn"
-    """Warn, stop the run, or measure and log nothing."""
+    """Warn; warn, and stop the run when `patience` more checks have failed; or measure and log nothing."""
     every_n_steps: Count = 50
     """Optimizer steps between two checks."""
     window: Count = 512
     """Number of images of which the effective rank is computed."""
     patience: Count = 3
-    """Number of consecutive checks that must fail."""
+    """Number of consecutive checks that must fail before the monitor warns."""
     min_std: Annotated[float, Ge(0), Lt(1), Hint("0 disables the check")] = 0.1
     """Minimum standard deviation across images of a level's targets, which are layer-normed: 1 is the maximum."""
     max_position_share: Annotated[float, Gt(0), Le(1), Hint("1 disables the check")] = 0.95
@@ -50,6 +53,9 @@ class CollapseConfig:
     max_image_share: Annotated[float, Gt(0), Le(1), Hint("1 disables the check")] = 0.7
     """Maximum fraction of the variance between images that all cells of an image have in common.
     Runs that learned stayed below 0.55, a flat one that did not reached 0.83 (tests/benchmarks/homogenise.py)."""
+    min_spread: Annotated[float, Ge(0), Lt(1), Hint("0 disables the check")] = 0.05
+    """Minimum rms distance of the online embeddings to their mean, as a fraction of their rms size.
+    Runs that learned stayed above 0.1, collapsed ones were below 0.02 (tests/test_collapse.py)."""
     min_rank: Annotated[float, Ge(1), Lt(float("inf")), Hint("1 disables the check")] = 2.0
     """Minimum effective rank; checked once the window holds 8 times as many images."""
 
@@ -70,13 +76,14 @@ class CollapseMonitor(pl.Callback):
     variance between images that all cells of an image have in common; levels with the finest cells only), `.../gain`
     (prediction gain over the per-position mean target), `.../power_constant`, `power_position`, `power_image` and
     `power_local` (parts of the targets' mean square, which sum to 1: `power_shares`) and `.../rank` (effective rank of
-    the target maps averaged over cells); and `collapse/rank`, that of the online embedding. Ranks are of the last
-    `window` images, the others of one batch; all are averaged over processes. The gain has no limit, as it is near zero
-    in any young run, and the powers have none.
+    the target maps averaged over cells); and of the online embedding `collapse/rank` and `collapse/spread` (rms
+    distance to the mean over rms size). Ranks are of the last `window` images, the others of one batch; all are
+    averaged over processes. The gain has no limit, as it is near zero in any young run, and the powers have none.
 
     When a metric is beyond its limit in `patience` consecutive checks, `status` changes from "green" to "red",
     `message` is one line with the metric, its value and what to change, and the monitor warns (once until it is green
-    again) or stops the run. It changes nothing else of the training.
+    again). With action 'stop' it ends the run when the metric has failed in `patience` more checks. It changes nothing
+    else of the training.
 
     Args:
         **keys: The fields of `CollapseConfig`.
@@ -117,7 +124,7 @@ class CollapseMonitor(pl.Callback):
         if trainer.global_step - self._last_check < self.config.every_n_steps or len(outputs["embedding"]) < 2:
             return
         self._last_check = trainer.global_step
-        self.metrics = self._average(trainer, pl_module, self._measure(levels))
+        self.metrics = self._average(trainer, pl_module, self._measure(levels, outputs["embedding"]))
         pl_module.log_dict(self.metrics, logger=False, on_step=True, on_epoch=False)
         # Directly to the loggers: `log` drops metrics at steps that are not logging steps.
         for logger in trainer.loggers:
@@ -133,7 +140,7 @@ class CollapseMonitor(pl.Callback):
         while sum(map(len, kept)) - len(kept[0]) >= self.config.window:
             kept.popleft()
 
-    def _measure(self, levels: dict[str, LevelState]) -> dict[str, float]:
+    def _measure(self, levels: dict[str, LevelState], embedding: Tensor) -> dict[str, float]:
         # One stacked tensor, so that the host waits for the device once.
         named = {
             f"collapse/{name}/{key}": value
@@ -145,6 +152,7 @@ class CollapseMonitor(pl.Callback):
                 *((f"power_{part}", share) for part, share in power_shares(state.target_map).items()),
             )
         }
+        named["collapse/spread"] = spread(embedding)
         # Coarser cells have less local content by nature, and a grid of one cell has none.
         finest = max((state.target_map.shape[1] for state in levels.values()), default=1)
         named |= {
@@ -152,7 +160,7 @@ class CollapseMonitor(pl.Callback):
             for name, state in levels.items()
             if state.target_map.shape[1] == finest > 1
         }
-        metrics = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True)) if named else {}
+        metrics = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
         for name, kept in self._pooled.items():
             pooled = torch.cat(list(kept))[-self.config.window :]
             if len(pooled) >= 8 * self.config.min_rank:
@@ -175,6 +183,8 @@ class CollapseMonitor(pl.Callback):
             self._strikes[name] = self._strikes.get(name, 0) + 1 if problem else 0
             if self._strikes[name] >= self.config.patience:
                 red.setdefault(kind, {})[name] = problem
+        if "std" in red:  # of which a small spread is a consequence
+            red.pop("spread", None)
         previous, self.status = self.status, "red" if red else "green"
         if not red:
             self.message = ""
@@ -183,10 +193,13 @@ class CollapseMonitor(pl.Callback):
             return
         problems = "; ".join(f"{_summarize(found)}: {_FIXES[kind]}" for kind, found in red.items())
         self.message = f"Collapse at step {trainer.global_step}, {problems}."
-        if self.config.action == "stop":
+        stops = self.config.action == "stop"
+        if stops and max(self._strikes.values()) >= 2 * self.config.patience:
             trainer.should_stop = self.stopped = True
-        if previous == "green":
-            rank_zero_warn(self.message + (" The run is stopped." if self.stopped else ""))
+            rank_zero_warn(f"{self.message} The run is stopped.")
+        elif previous == "green":
+            left = self.config.patience * self.config.every_n_steps
+            rank_zero_warn(self.message + (f" The run is stopped in {left} steps if this lasts." if stops else ""))
 
     def _problem(self, metric: str, value: float) -> str:
         """Return what is wrong with the value of a metric, or an empty string."""
@@ -206,6 +219,11 @@ class CollapseMonitor(pl.Callback):
             return (
                 f"{100 * value:.0f} % of the variance between images is common to all positions, above "
                 f"collapse.max_image_share {limits.max_image_share:g}, so the tokens of an image become one vector"
+            )
+        if metric == "spread" and not value >= limits.min_spread:
+            return (
+                f"the spread over images is {value:.3g} of the embedding's size, below collapse.min_spread "
+                f"{limits.min_spread:g}, so images differ less and less"
             )
         if metric == "rank" and not value >= limits.min_rank:
             return (

@@ -175,7 +175,10 @@ class HJEPACLI(LightningCLI):
         if self.subcommand == "fit" and not config["fast_dev_run"]:
             save = SaveConfig(self._parser("fit"), self.to_save, folder=str(self.folder))
             budgeted = getattr(self.model, "budget", None) is not None
-            made += training_callbacks(config, options["checkpoint"], self.folder, metrics, save, budgeted=budgeted)
+            made += training_callbacks(
+                config, options["checkpoint"], self.folder, metrics, save, budgeted=budgeted,
+                pictures=options["logging"].pictures,
+            )  # fmt: skip
         if probes:
             made.append(ProbeCallback())
         if self.datamodule.holdout:

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 
 from hjepa_pl.callbacks.budget_clock import BudgetClock
 from hjepa_pl.callbacks.model_line import ModelLine
+from hjepa_pl.callbacks.pictures import PictureCallback
 from hjepa_pl.callbacks.progress_bar import ProgressBar
 from hjepa_pl.callbacks.selection import Mode, check_mode, reject_test_metric
 from hjepa_pl.callbacks.summary import RunSummary
@@ -25,6 +26,7 @@ def training_callbacks(
     save: pl.Callback,
     *,
     budgeted: bool,
+    pictures: bool,
 ) -> list[pl.Callback]:
     """Return the callbacks of a training run, except for probes and the collapse monitor.
 
@@ -35,6 +37,7 @@ def training_callbacks(
         metrics: Those that may rank checkpoints (`selection_metrics`), the default first.
         save: Writes the config.
         budgeted: Whether the run has a time budget.
+        pictures: Whether pictures are drawn.
 
     Raises:
         ConfigError: If checkpoints are configured and disabled.
@@ -49,6 +52,8 @@ def training_callbacks(
         )
     log = TrainLog(str(folder))
     callbacks += [save, log, RunSummary(str(folder), log)]
+    if pictures:
+        callbacks.append(PictureCallback(str(folder)))
     if budgeted:
         callbacks.append(BudgetClock(str(folder)))
     if trainer["enable_progress_bar"] is not False:
@@ -72,9 +77,10 @@ def loggers(chosen: Any, logging: LoggingConfig, folder: Path, resumed_step: int
     """
     if chosen in (None, True):
         return build_loggers(logging, folder, resumed_step)
-    if logging != LoggingConfig():
+    if logging != LoggingConfig(pictures=logging.pictures):
         raise ConfigError(
-            "the keys of logging have no effect with trainer.logger, which replaces its loggers; remove one of them."
+            "the keys of logging but pictures have no effect with trainer.logger, which replaces its loggers; remove "
+            "one of them."
         )
     return chosen
 

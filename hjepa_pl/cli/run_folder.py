@@ -18,8 +18,10 @@ from hjepa_pl.utils.wording import as_typed
 
 @settings("logging")
 class LoggingConfig:
-    """Loggers of a run in addition to metrics.csv and logs/train.log, which are always written."""
+    """Loggers and pictures of a run in addition to metrics.csv and logs/train.log, which are always written."""
 
+    pictures: bool = True
+    """Draw masks, errors, features and attention at validations, in less than 1 % of the time; to pictures/."""
     tensorboard: bool = True
     """Write TensorBoard files to logs/tensorboard."""
     wandb: bool = False

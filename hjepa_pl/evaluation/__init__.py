@@ -7,6 +7,7 @@ from hjepa_pl.evaluation.collapse import (
     position_share,
     power_shares,
     prediction_gain,
+    spread,
     std_across_images,
 )
 from hjepa_pl.evaluation.knn import KNNProbe, knn_accuracy, knn_predict
@@ -30,5 +31,6 @@ __all__ = [
     "position_share",
     "power_shares",
     "prediction_gain",
+    "spread",
     "std_across_images",
 ]

@@ -30,6 +30,25 @@ def std_across_images(features: Tensor) -> Tensor:
     return features.float().std(dim=0).mean()
 
 
+def spread(embeddings: Tensor) -> Tensor:
+    """Return how much pooled embeddings differ between images: rms distance to their mean over their rms size.
+
+    0 if all images have the same embedding, 1 if their mean is zero. It sees embeddings that shrink towards their mean,
+    which no rank sees (a rank does not depend on scale) and no loss behind a batch norm (which divides by the scale).
+
+    Args:
+        embeddings: (B, D), B at least 2.
+
+    Example:
+        >>> float(spread(torch.tensor([[1.0, 2.0], [1.0, 2.0]])))
+        0.0
+    """
+    _check_images(embeddings)
+    embeddings = embeddings.float()
+    power = embeddings.square().mean()
+    return (embeddings.var(dim=0).mean() / power.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+
+
 def position_share(features: Tensor) -> Tensor:
     """Return the fraction of the variance that the position alone explains: 1 is position-only collapse.
 

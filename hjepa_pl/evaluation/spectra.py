@@ -113,6 +113,29 @@ def lidar(views: Tensor) -> float:
     return _exp_entropy(torch.where(values > floor, values, 0.0))
 
 
+def singular_values(features: Tensor) -> list[float]:
+    """Return the singular values of centered features, over the square root of their number, largest first.
+
+    Args:
+        features: (N, D), N at least 2.
+
+    Returns:
+        The values that are above rounding errors; none if a feature is not finite.
+
+    Example:
+        >>> [round(v, 3) for v in singular_values(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))]
+        [1.0]
+    """
+    x = _double(features, 2)
+    if x is None:
+        return []
+    with one_thread():
+        centered = x - x.mean(dim=0)
+        gram = centered.T @ centered if len(x) > x.shape[1] else centered @ centered.T
+        powers = torch.linalg.eigvalsh(gram).flip(0)
+    return (powers[powers > _NOISE * x.square().sum()] / len(x)).sqrt().tolist()
+
+
 def _double(features: Tensor, fewest: int) -> Tensor | None:
     """Return (N, D) features in float64 on the CPU; None if one is not finite."""
     if features.dim() != 2 or len(features) < fewest:

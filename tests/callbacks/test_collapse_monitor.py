@@ -22,7 +22,8 @@ def test_living_code_is_green_and_logged_off_the_logging_steps(tmp_path: Path) -
         trainer, _ = fit(tmp_path, [monitor], log_every_n_steps=4)
     assert monitor.status == "green"
     assert set(monitor.metrics) == {
-        "collapse/rank", *(f"collapse/last_c1/{x}" for x in ("std", "position_share", "image_share", "gain", "rank")),
+        "collapse/rank", "collapse/spread",
+        *(f"collapse/last_c1/{x}" for x in ("std", "position_share", "image_share", "gain", "rank")),
         *(f"collapse/last_c1/power_{part}" for part in ("constant", "position", "image", "local")),
     }  # fmt: skip
     parts = [value for name, value in monitor.metrics.items() if "/power_" in name]
@@ -96,11 +97,16 @@ def test_each_failure_names_its_own_fix(tmp_path: Path) -> None:
     assert sum(fix in monitor.message for fix in _FIXES.values()) == 3
 
 
-def test_stop_stops(tmp_path: Path) -> None:
+def test_stop_warns_first_and_stops_if_it_lasts(tmp_path: Path) -> None:
     monitor = CollapseMonitor(action="stop", **QUICK)
-    with pytest.warns(match="The run is stopped"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         trainer, _ = fit(tmp_path, [monitor], ToyModule("position"), max_epochs=50)
-    assert trainer.global_step == 6
+    said = [str(w.message) for w in caught if "Collapse at step" in str(w.message)]
+    assert [s.split(",")[0] for s in said] == ["Collapse at step 6", "Collapse at step 12"]
+    assert said[0].endswith("The run is stopped in 6 steps if this lasts.")
+    assert said[1].endswith("The run is stopped.")
+    assert trainer.global_step == 12
     assert (monitor.status, monitor.stopped) == ("red", True)
 
 
@@ -131,7 +137,7 @@ def test_strikes_survive_a_resume() -> None:
 @pytest.mark.parametrize(
     "keys",
     [{"action": "halt"}, {"every_n_steps": 0}, {"patience": 0}, {"window": 4}, {"min_std": 1.5},
-     {"max_position_share": 0}, {"max_image_share": 1.2}, {"min_rank": 0.5}],
+     {"max_position_share": 0}, {"min_spread": 1}, {"max_image_share": 1.2}, {"min_rank": 0.5}],
 )  # fmt: skip
 def test_wrong_arguments_are_rejected(keys: dict) -> None:
     name, value = next(iter(keys.items()))

@@ -1,0 +1,65 @@
+"""Gradient norms of the parts of a model, over the steps of a run."""
+
+import lightning.pytorch as pl
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hjepa_pl.evaluation.pictures.chart import Line, chart
+
+_MAX_POINTS = 400
+"""From this many on, every second point is dropped."""
+
+
+class GradientNorms:
+    """Records the norm of the gradient of each part: the module's children, of an encoder with many blocks its thirds.
+
+    Attributes:
+        history: Optimizer step and norms, by the name of the part.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[tuple[int, dict[str, float]]] = []
+
+    def record(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Record the gradients of the step that is about to be taken; waits for the device once."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed: gradients are multiplied
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        named: dict[str, Tensor] = {}
+        for name, parameters in _parts(module).items():
+            found = [p.grad for p in parameters if p.grad is not None]
+            if found:
+                named[name] = torch.stack(torch._foreach_norm(found)).float().norm()
+        if named:
+            values = (torch.stack(list(named.values())) / scale).tolist()
+            self.history.append((trainer.global_step, dict(zip(named, values, strict=True))))
+        if len(self.history) > _MAX_POINTS:
+            self.history = self.history[::2]
+
+    def picture(self) -> Image.Image | None:
+        """Return the curves; None before the first record."""
+        if not self.history:
+            return None
+        names = list(self.history[-1][1])
+        lines = [Line(n, [(step, norms[n]) for step, norms in self.history if n in norms]) for n in names]
+        return chart("Gradient norm of each part", lines, "optimizer step", "norm before clipping (log scale)")
+
+
+def _parts(module: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the trained parameters of a module by part."""
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, child in module.named_children():
+        stack = next((m for n, m in child.named_modules() if n.rpartition(".")[2] == "blocks"), None)
+        blocks = list(stack.children()) if stack is not None and "encoder" in name else []
+        own = {id(p): p for p in child.parameters() if p.requires_grad}
+        if len(blocks) >= 3:
+            for i in range(3):
+                first, end = len(blocks) * i // 3, len(blocks) * (i + 1) // 3
+                title = f"block {first + 1}" if end == first + 1 else f"blocks {first + 1} to {end}"
+                inside = [p for block in blocks[first:end] for p in block.parameters() if id(p) in own]
+                parts[f"{name}, {title}"] = inside
+                own = {key: p for key, p in own.items() if all(p is not q for q in inside)}
+            name = f"{name}, the rest"
+        if own:
+            parts[name] = list(own.values())
+    return parts

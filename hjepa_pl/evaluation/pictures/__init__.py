@@ -1,0 +1,1 @@
+"""Pictures of what a model sees and computes, drawn with Pillow: sheets of images, maps, curves."""
