@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from hjepa_pl.evaluation.attentive import RATES, fit_attentive
 from hjepa_pl.evaluation.base import Features
 from hjepa_pl.evaluation.geometry import alignment, dead_dimensions, isotropy, linear_cka, uniformity
 from hjepa_pl.evaluation.intervals import accuracy_interval, difference_interval
@@ -178,3 +179,24 @@ def test_more_neighbors_than_images_is_one_sentence(digits: Features) -> None:
     few = digits._replace(train_x=digits.train_x[:15], train_y=digits.train_y[:15])
     with pytest.raises(ConfigError, match="knn needs 20 training images, one for each neighbor, and there are 15"):
         TASKS["knn"](OURS, 0)(few)
+
+
+def test_the_attentive_probe_finds_what_the_mean_of_the_tokens_hides() -> None:
+    """Two classes differ in which of two tokens is marked: their means are equal, attention tells them apart."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 2, (800,), generator=generator)
+    tokens = 0.1 * torch.randn(800, 4, 16, generator=generator)
+    value = torch.randn(800, 16, generator=generator).sign()
+    rows = torch.arange(800)
+    tokens[rows, 0, 0] += 3.0  # marks the token that counts
+    tokens[rows, 0, 1] += 2.0 * y - 1
+    tokens[rows, 1, 1] -= 2.0 * y - 1  # cancels it in the mean
+    tokens[:, 2] += value
+    order = torch.stack([torch.randperm(4, generator=generator) for _ in range(800)])
+    tokens = tokens.gather(1, order[:, :, None].expand(-1, -1, 16))
+    logits, rate, val = fit_attentive(tokens[:600], y[:600], tokens[600:], 2, epochs=40)
+    assert (logits.argmax(dim=1) == y[600:]).double().mean() > 0.9
+    assert rate in RATES
+    assert val is not None
+    mean = Features(tokens[:600].mean(1), y[:600], tokens[600:].mean(1), y[600:], 2)
+    assert TASKS["linear"](OURS, 0)(mean).metrics["accuracy"] < 65

@@ -13,16 +13,23 @@ TASKS: Registry[type[Task]] = Registry(
     {"knn": KNN, "linear": Linear, "few_shot": FewShot, "retrieval": Retrieval, "quality": Quality},
 )
 """Tasks by name."""
-IMAGE_TASKS = {"finetune": "fine-tuned"}
-"""Tasks that train on the images themselves, not on features, with their headings in tables."""
+IMAGE_TASKS = {"attentive": "attentive", "finetune": "fine-tuned"}
+"""Tasks on the images themselves or on all their tokens, not on one vector an image, with their headings in tables."""
+
+
+def title_of(task: str) -> str:
+    """Return the heading of a task, without a unit."""
+    return IMAGE_TASKS[task] if task in IMAGE_TASKS else TASKS.find(task).title
+
+
+def unit_of(task: str) -> str:
+    """Return the unit of a task's headline; empty for a number without one."""
+    return "%" if task in IMAGE_TASKS else TASKS.find(task).unit
 
 
 def heading(task: str) -> str:
     """Return the heading of a task in tables, with the unit of its headline."""
-    if task in IMAGE_TASKS:
-        return f"{IMAGE_TASKS[task]} %"
-    kind = TASKS.find(task)
-    return f"{kind.title} {kind.unit}".strip()
+    return f"{title_of(task)} {unit_of(task)}".strip()
 
 
-__all__ = ["IMAGE_TASKS", "TASKS", "Outcome", "Task", "heading"]
+__all__ = ["IMAGE_TASKS", "TASKS", "Outcome", "Task", "heading", "title_of", "unit_of"]

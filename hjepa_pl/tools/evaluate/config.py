@@ -67,8 +67,9 @@ class EvalConfig:
     suite: Literal["quick", "full"] | None = None
     """Tasks by a name: `quick` is k-NN, linear and quality, `full` all; null is quick."""
     tasks: list[Name] | None = None
-    """Tasks, instead of a suite: knn, linear, few_shot, retrieval, quality, and finetune, which is in no suite, as it
-    trains the whole encoder (and the untrained one beside it)."""
+    """Tasks, instead of a suite: knn, linear, few_shot, retrieval, quality; and in no suite, as they take long:
+    attentive (a probe that attends to the patch tokens) and finetune (trains the whole encoder, and the untrained one
+    beside it)."""
     protocol: Name = "ours"
     """Rules of the probes."""
     features: list[Name] | None = None

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hjepa_pl.data.loading.eval_loader import CleanRows, clean_batch, clean_loader
+from hjepa_pl.data.loading.image_spec import ImageSpec
 from hjepa_pl.data.loading.worker_slots import available_workers, choose_num_workers
 from hjepa_pl.data.sources.bad_files import BadFiles
 from hjepa_pl.data.sources.images import FileImages, IndexedImages, is_in_memory
@@ -83,7 +84,7 @@ def extract(
             if missing != prepared:
                 network.prepare(missing, how.device)
                 prepared = missing
-            values = _encode(network, split, positions, how, bad, advance)
+            values = pass_images(network.encode, network.spec, split, positions, how, bad, advance)
             encoded += len(positions)
             for kind, value in zip(missing, values, strict=True):
                 found[kind.name] = value
@@ -96,11 +97,28 @@ def extract(
 
 
 @torch.inference_mode()
-def _encode(
-    network: Network, split: Split, positions: range, how: Pass, bad: BadFiles, advance: Callable[[int], None]
+def pass_images(
+    compute: Callable[[Tensor], list[Tensor]],
+    spec: ImageSpec,
+    split: Split,
+    positions: range,
+    how: Pass,
+    bad: BadFiles,
+    advance: Callable[[int], None],
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """Pass some images of a split through a network."""
-    spec = network.spec
+    """Pass some images of a split through a network.
+
+    Args:
+        compute: From normalized images (B, C, H, W) on the device to tensors (B, ...).
+        spec: Images that it takes.
+        split: The images.
+        positions: Which of them.
+        how: Device, precision and batch size.
+        bad: Takes the files that cannot be decoded.
+        advance: Called with the number of images that are done.
+        dtype: Of the results, on the CPU.
+    """
     rows = CleanRows(split.images, split.rows, spec.size, spec.channels, split.name)
     workers = choose_num_workers([split.images], None, available_workers(None), 1)
     on_gpu = how.device.type == "cuda"
@@ -111,7 +129,7 @@ def _encode(
         raw = raw._replace(image=raw.image.to(how.device, non_blocking=True))
         images = clean_batch(raw, spec, bad).image
         with torch.autocast(how.device.type, how.precision) if half else nullcontext():
-            batches.append([value.to("cpu", torch.float32) for value in network.encode(images)])
+            batches.append([value.to("cpu", dtype) for value in compute(images)])
         advance(len(images))
     return [torch.cat(values) for values in zip(*batches, strict=True)]
 

@@ -14,6 +14,7 @@ from hjepa_pl.evaluation.geometry import linear_cka
 from hjepa_pl.evaluation.intervals import accuracy_interval, difference_interval
 from hjepa_pl.evaluation.protocols import Protocol
 from hjepa_pl.evaluation.tasks import TASKS, Outcome
+from hjepa_pl.tools.evaluate.attentive import attentive
 from hjepa_pl.tools.evaluate.config import FinetuneRun
 from hjepa_pl.tools.evaluate.extract import Extracted, Pass, extract
 from hjepa_pl.tools.evaluate.finetune import finetune
@@ -93,10 +94,7 @@ def judge(
             features = Features(x, train_y, test_x, test_y, len(data.classes))
             if kind is kinds[0]:
                 main[network.label] = (x, test_x)
-                found = {name: _measure(name, features, plan) for name in plan.tasks if name in TASKS}
-                if plan.finetune is not None and isinstance(network, OwnEncoder):
-                    outcome = finetune(network, data, *plan.finetune, plan.seed, plan.how)
-                    found["finetune"] = _with_interval(outcome, test_y, plan.seed)
+                found = _all_tasks(network, data, features, plan)
                 for name, (metrics, prediction) in found.items():
                     tasks[name][network.label] = metrics
                     if prediction is not None:
@@ -123,6 +121,22 @@ def kinds_of(network: Network, plan: Plan, *, subject: bool) -> list[Kind]:
     if not subject:
         names = names[:1] if network.label == UNTRAINED else [None]
     return list(dict.fromkeys(network.kind(name) for name in names))
+
+
+def _all_tasks(
+    network: Network, data: LabeledSet, features: Features, plan: Plan
+) -> dict[str, tuple[dict[str, Any], Prediction | None]]:
+    """Do all tasks on a network's main features, those on its images or tokens included where it has them."""
+    found = {name: _measure(name, features, plan) for name in plan.tasks if name in TASKS}
+    outcomes: dict[str, Outcome | None] = {}
+    if "attentive" in plan.tasks:
+        outcomes["attentive"] = attentive(network, data, plan.seed, plan.how)
+    if plan.finetune is not None and isinstance(network, OwnEncoder):
+        outcomes["finetune"] = finetune(network, data, *plan.finetune, plan.seed, plan.how)
+    for name, outcome in outcomes.items():
+        if outcome is not None:
+            found[name] = _with_interval(outcome, features.test_y, plan.seed)
+    return found
 
 
 def _measure(name: str, features: Features, plan: Plan) -> tuple[dict[str, Any], Prediction | None]:

@@ -19,6 +19,7 @@ from hjepa_pl.__main__ import main
 from hjepa_pl.backbones import CleanTransform, load_encoder
 from hjepa_pl.data.sources.registry import load_dataset
 from hjepa_pl.evaluation import evaluate_probes, knn_accuracy
+from hjepa_pl.evaluation.attentive import fit_attentive
 from hjepa_pl.evaluation.tasks import TASKS
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.functional.stratify import stratified
@@ -274,3 +275,20 @@ def test_fine_tuning_trains_the_encoder_beside_the_untrained_one(run, tmp_path, 
         assert sentence in capsys.readouterr().err
     assert main(["eval", "--ckpt", str(run), "--finetune", "{epochs: 2}"]) == 2
     assert "has no effect without finetune in --tasks." in capsys.readouterr().err
+
+
+def test_the_attentive_probe_reads_the_tokens_of_the_networks_that_have_them(run, tmp_path, capsys) -> None:
+    words = ["eval", "--ckpt", str(run), "--tasks", "attentive", "--out", str(tmp_path)]
+    assert main(words) == 0, capsys.readouterr().err
+    tasks = report_of(tmp_path)["sets"]["digits"]["tasks"]["attentive"]
+    assert set(tasks) == {"trained (online)", "untrained"}  # pixels have no tokens
+    backbone = load_encoder(run)
+    tokens, labels = {}, {}
+    for split, count in (("train", 300), ("test", 200)):
+        images, labels[split] = chosen("digits", split, count, seed=3)
+        with torch.no_grad():
+            tokens[split] = backbone.encoder(backbone.transform()(images))["last"].half()
+    expected = fit_attentive(tokens["train"], labels["train"], tokens["test"], 10)
+    accuracy = 100 * (expected.logits.argmax(dim=1) == labels["test"]).double().mean()
+    assert tasks["trained (online)"]["accuracy"] == pytest.approx(accuracy, abs=1.0)
+    assert tasks["trained (online)"]["lr"] == expected.rate

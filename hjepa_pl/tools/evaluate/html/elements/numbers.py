@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hjepa_pl.evaluation.tasks import TASKS
+from hjepa_pl.evaluation.tasks import title_of
 
 HEADINGS = {
     "knn": "k-NN",
@@ -37,7 +37,7 @@ _COUNTED = {
 
 def heading(task: str) -> str:
     """Return the heading of a task."""
-    return HEADINGS.get(task) or TASKS.find(task).title
+    return HEADINGS.get(task) or title_of(task)
 
 
 def metric_title(name: str) -> str:
