@@ -1,6 +1,5 @@
 """Operations, memory and tokens of a training step, counted on fake tensors without computing it."""
 
-import dataclasses
 import statistics
 import weakref
 from collections.abc import Callable, Iterable
@@ -107,7 +106,8 @@ class Operations(TorchDispatchMode):
         known: Existing tensors, whose bytes are not counted.
 
     Attributes:
-        flops: Two per multiply-add, of matrix products, convolutions and attention.
+        flops: Two per multiply-add, of matrix products, convolutions and attention; without those that checkpointing
+            repeats.
         alive, peak: Bytes now, and the most so far.
     """
 
@@ -120,7 +120,9 @@ class Operations(TorchDispatchMode):
         """Run an operation, and count it and its outputs."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+        # In the backward pass gradients are enabled only where checkpointing repeats a forward pass.
+        repeated = torch._C._current_graph_task_id() >= 0 and torch.is_grad_enabled()
+        if not repeated and (formula := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         for value in tree_iter(out):
             if isinstance(value, Tensor):
@@ -157,20 +159,6 @@ class StepCounter:
 
     def count(self, batch_size: int, step: int = 0) -> StepCount:
         """Return the cost of a step; `step` decides the sizes of the masks."""
-        flops, peak, passes = self._run(batch_size, step)
-        networks: list[Any] = [self.module.context_encoder, self.module.predictor]
-        recomputing = [n for n in networks if n is not None and n.config.grad_checkpointing]
-        if recomputing:
-            # Again without checkpointing: operations that it repeats do not count.
-            configs = [network.config for network in recomputing]
-            for network in recomputing:
-                network.config = dataclasses.replace(network.config, grad_checkpointing=False, checkpoint_every=1)
-            flops, _, _ = self._run(batch_size, step)
-            for network, config in zip(recomputing, configs, strict=True):
-                network.config = config
-        return StepCount(flops, peak, *passes)
-
-    def _run(self, batch_size: int, step: int) -> tuple[int, int, tuple[tuple[Encoded, ...], tuple[Encoded, ...], int]]:
         module = self.module
         with self._fake, TokenCounter(module, batch_size) as passes:
             batch = empty_batch(module, self.views, batch_size, step, self.device)
@@ -183,7 +171,7 @@ class StepCounter:
                 if module.ema is not None:
                     module.move_target(0.5)
             module.zero_grad(set_to_none=True)
-        return counted.flops, counted.peak, passes.counts
+        return StepCount(counted.flops, counted.peak, *passes.counts)
 
 
 def sizes_of(views: ViewPlan) -> list[tuple[int, int]]:
