@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hjepa_pl.backbones.checkpoint import reason
 from hjepa_pl.backbones.exported import HEADER, header_of
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.tools.export.base import ExportFormat, Run, Source
@@ -61,10 +62,9 @@ def tracing(source: Source, name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(source.backbone.encoder, VisionEncoder):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
         raise ConfigError(
             f"--format {name} cannot hold encoder.family={source.backbone.config.family}, torch.export cannot trace it "
-            f"({reason}); use --format safetensors."
+            f"({reason(error)}); use --format safetensors."
         ) from None
 
 
