@@ -31,6 +31,13 @@ class Weights(NamedTuple):
     """See `Backbone.metadata`."""
 
 
+def reason(error: BaseException) -> str:
+    """Return the first line of the error that another one comes from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+
+
 def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint of a path: the file itself, or last.ckpt of a run's folder or of its `checkpoints`.
 
@@ -56,8 +63,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        raise ConfigError(f"{path} cannot be read as a checkpoint ({reason}); use another.") from None
+        raise ConfigError(f"{path} cannot be read as a checkpoint ({reason(error)}); use another.") from None
     content = content if isinstance(content, dict) else {}
     settings, state = content.get("hyper_parameters"), content.get("state_dict")
     if not isinstance(settings, Mapping) or "encoder" not in settings or not isinstance(state, Mapping):

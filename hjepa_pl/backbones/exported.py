@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hjepa_pl.backbones.backbone import Backbone, Branch
-from hjepa_pl.backbones.checkpoint import ROOTS, Weights
+from hjepa_pl.backbones.checkpoint import ROOTS, Weights, reason
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.settings import to_plain
 from hjepa_pl.utils.wording import as_typed
@@ -68,8 +68,7 @@ def read_exported(path: Path, branch: Branch | None = None) -> Weights:
             header = json.loads(metadata.get(HEADER, "null"))
             state = {name: file.get_tensor(name) for name in file.keys()} if header else {}  # noqa: SIM118
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
-        raise ConfigError(f"{path} cannot be read as a safetensors file ({reason}); export it again.") from None
+        raise ConfigError(f"{path} cannot be read as a safetensors file ({reason(error)}); export it again.") from None
     needed = ("encoder", "branch", "names", "mean", "std", "metadata")
     if not isinstance(header, dict) or not all(key in header for key in needed):
         raise ConfigError(

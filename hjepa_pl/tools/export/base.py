@@ -71,8 +71,8 @@ class ExportFormat:
         raise NotImplementedError
 
     def largest_difference(self, dtype: torch.dtype) -> float:
-        """Return the tolerance of a dtype: in 16 bits it is 16 steps of the dtype."""
-        return self.tolerance if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
+        """Return the tolerance of a dtype: in 16 bits it is 32 steps of the dtype."""
+        return self.tolerance if dtype == torch.float32 else 32 * torch.finfo(dtype).eps
 
 
 def timm_model(source: Source, name: str) -> tuple[str, dict[str, Any]]:

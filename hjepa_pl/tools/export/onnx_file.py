@@ -2,7 +2,6 @@
 
 import json
 import logging
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from hjepa_pl.backbones.exported import HEADER, header_of
 from hjepa_pl.tools.export.base import ExportFormat, Run, Source
 from hjepa_pl.tools.export.networks import to_trace
-from hjepa_pl.tools.export.torch_export import example, reject_all
+from hjepa_pl.tools.export.torch_export import example, reject_all, tracing
 from hjepa_pl.types import ConfigError
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -52,8 +51,7 @@ class OnnxFile(ExportFormat):
         network = to_trace(source.features, source.dtype, images)
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
         logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with tracing(source, self.name):
             program = torch.onnx.export(
                 network,
                 (images,),

@@ -2,12 +2,16 @@
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hjepa_pl.backbones.checkpoint import reason
 from hjepa_pl.backbones.exported import HEADER, header_of
+from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.tools.export.base import ExportFormat, Run, Source
 from hjepa_pl.tools.export.networks import to_trace
 from hjepa_pl.types import ConfigError
@@ -28,11 +32,10 @@ class TorchExport(ExportFormat):
         network = to_trace(source.features, source.dtype, images)
         shapes = {"images": {0: torch.export.Dim("batch")}}
         header = json.dumps(header_of(source.backbone, what=source.what, outputs=source.features.names))
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with tracing(source, self.name):
             program = torch.export.export(network, (images,), dynamic_shapes=shapes)
-            with path.open("wb") as file:
-                torch.export.save(program, file, extra_files={f"{HEADER}.json": header})
+        with path.open("wb") as file:
+            torch.export.save(program, file, extra_files={f"{HEADER}.json": header})
 
     def read(self, source: Source, path: Path) -> Run:
         """Load by torch."""
@@ -43,6 +46,26 @@ class TorchExport(ExportFormat):
         """Return a call of torch."""
         names = ", ".join(source.features.names)
         return [f'{names} = torch.export.load("{path}").module()(images)']
+
+
+@contextmanager
+def tracing(source: Source, name: str) -> Iterator[None]:
+    """Trace without gradients and warnings; an encoder of one's own may be one that cannot be traced.
+
+    Raises:
+        ConfigError: If it is.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        if isinstance(source.backbone.encoder, VisionEncoder):
+            raise
+        raise ConfigError(
+            f"--format {name} cannot hold encoder.family={source.backbone.config.family}, torch.export cannot trace it "
+            f"({reason(error)}); use --format safetensors."
+        ) from None
 
 
 def reject_all(source: Source, name: str) -> None:

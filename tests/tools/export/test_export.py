@@ -15,6 +15,7 @@ import hjepa_pl
 from hjepa_pl.__main__ import main
 from hjepa_pl.tools.export import export as export_file
 from hjepa_pl.tools.export.formats import FORMATS
+from tests.models.own_encoder import ConvStemEncoder
 
 KINDS = {
     "plain": {},
@@ -248,6 +249,34 @@ def test_wrong_requests_are_one_sentence(write, capsys) -> None:
     status, out = run(path, "safetensors")
     images = torch.randn(2, 1, 16, 16)
     assert_close(hjepa_pl.load_encoder(out)(images), module.encode(images))
+
+
+class Untraceable(ConvStemEncoder):
+    """An encoder whose Python depends on the pixels."""
+
+    def forward(self, images, keep=None, blocks=("last",)):
+        return super().forward(images * (2 if float(images.sum()) > 1e6 else 1), keep, blocks)
+
+
+@pytest.mark.parametrize("kind", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_an_encoder_that_cannot_be_traced_is_one_sentence(kind, write, capsys) -> None:
+    family = f"{__name__}.Untraceable"
+    _, path = write(encoder={"family": family, "in_chans": 1, "num_heads": None})
+    assert run(path, kind)[0] == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"--format {kind} cannot hold encoder.family={family}, torch.export cannot trace it (" in error
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("kind", ["torch-export", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_an_encoder_of_ones_own_is_a_program_too(kind, write, capsys) -> None:
+    own = {"family": "tests.models.own_encoder.ConvStemEncoder", "in_chans": 1, "num_heads": None}
+    module, path = write(encoder=own)
+    status, out = run(path, kind)
+    shown = capsys.readouterr()
+    assert status == 0, shown.err
+    images = torch.randn(3, 1, 16, 16)
+    assert_close(LOADERS[kind](out, shown.out)(images), module.encode(images), rtol=0, atol=1e-4)
 
 
 def test_a_missing_extra_names_the_command(write, capsys, monkeypatch) -> None:
