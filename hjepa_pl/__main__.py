@@ -26,11 +26,15 @@ _TOOLS = {
         "validate a config and print its parameters, tokens, FLOPs and memory (hjepa check --help)",
     ),
     "bench": ("bench.command", "measure the speed and memory of a config on this machine (hjepa bench --help)"),
+    "eval": (
+        "evaluate.command",
+        "judge an encoder on labeled datasets, beside its baselines, in one report (hjepa eval --help)",
+    ),
     "sweep": ("sweep.command", "run a config over seeds and a small grid of keys; one table (hjepa sweep --help)"),
     "shards": ("make_shards", "write a folder of images as tar shards (hjepa shards --help)"),
 }
 """Commands in addition to Lightning's: the module of `hjepa_pl.tools` with their function `run`, and a description."""
-_ALIASES = {"train": "fit", "pretrain": "fit", "resume": "fit", "eval": "validate", "evaluate": "validate"}
+_ALIASES = {"train": "fit", "pretrain": "fit", "resume": "fit", "evaluate": "eval", "probe": "eval"}
 """Names that other programs have for a command."""
 
 _HELP = """usage: hjepa COMMAND [CONFIG] [--config FILE.yaml] [--key value ...]

@@ -1,13 +1,20 @@
 """What several tests share: tiny models, batches by hand, settings for CPU Trainers."""
 
-from collections.abc import Callable
-from typing import Any
+import os
+import sys
 
-import pytest
-import torch
+# What is imported is compiled once, not in every process that a test starts (10 s each).
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-from hjepa_pl.modules.hjepa import HJEPALightningModule
-from hjepa_pl.types import Counters, ViewBatch
+from collections.abc import Callable  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from hjepa_pl.modules.hjepa import HJEPALightningModule  # noqa: E402
+from hjepa_pl.types import Counters, ViewBatch  # noqa: E402
 
 # The nets here are so small that a second thread costs more than it brings, and far more on a busy machine.
 torch.set_num_threads(1)

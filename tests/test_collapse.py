@@ -31,7 +31,7 @@ ALONE = {
 }
 
 
-def run(levels: list[dict], regularizers: list[dict], action: str = "warn", steps: int = 120) -> CollapseMonitor:
+def run(levels: list[dict], regularizers: list[dict], action: str = "warn", steps: int = 80) -> CollapseMonitor:
     """Train without a moving average and without a stopped gradient; return the monitor."""
     pl.seed_everything(0, verbose=False)
     module = HJEPALightningModule(

@@ -17,12 +17,15 @@ FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(p for p in FOLDER.glob("**/*.yaml") if p.parent.name != "on")
 FEATURES = sorted(p for p in (FOLDER / "features").glob("*.yaml") if p.stem != "shards")  # which is about data
 OBJECTIVES = [*FEATURES, FOLDER / "cifar10.yaml", FOLDER / "lejepa.yaml"]
-# What makes a config small enough for a laptop in CI: fewer images, and for ViT-H a narrow, shallow encoder.
+# What makes a config small enough for a laptop in CI: fewer images, and narrow, shallow networks for large ViTs.
+# (`hjepa check` and `bench` of each, in tests/tools/test_all_configs.py, have the sizes as they are.)
 SMALL = {
     "ijepa": ["--model.init_args.encoder.embed_dim=64",
-              "--model.init_args.encoder.depth=2", "--trainer.devices=1"],
+              "--model.init_args.encoder.depth=2", "--model.init_args.predictor.depth=2", "--trainer.devices=1"],
+    "overnight": ["--model.init_args.encoder.depth=2", "--model.init_args.predictor.depth=2"],
     # Half of 80 images are held out; its validations are every fifth epoch.
     "folder": ["--model.init_args.encoder.embed_dim=48", "--model.init_args.encoder.depth=2",
+               "--model.init_args.encoder.img_size=128",
                "--data.init_args.holdout=0.5", "--trainer.check_val_every_n_epoch=1"],
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -136,9 +137,12 @@ def test_a_part_that_fails_leaves_one_line_and_the_others_go_on(tmp_path, start)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_refused_in_one_sentence(tmp_path, start) -> None:
-    process = start(tmp_path)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 2
-    assert errors == "gpu.py: error: there is no CUDA device; add --miniature to try it on the CPU.\n"
+def test_without_a_gpu_it_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys) -> None:
+    words = [str(SCRIPT), "--out", str(tmp_path / "gpu.json"), "--table", str(tmp_path / "gpu.md")]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr("sys.path", [str(SCRIPT.parent), *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "gpu.py: error: there is no CUDA device; add --miniature to try it on the CPU.\n"
     assert not (tmp_path / "gpu.json").exists()

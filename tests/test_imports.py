@@ -17,32 +17,29 @@ ALLOWED = {
     "models": BASE,
     "evaluation": BASE,
     "objectives": BASE | {"masks", "losses", "optim", "models"},
-    "modules": BASE | {"masks", "losses", "optim", "models", "objectives"},
+    "modules": BASE | {"masks", "losses", "optim", "models", "objectives", "backbones"},
     "callbacks": BASE | {"evaluation"},
     "callbacks/pictures": BASE | {"evaluation", "models", "objectives"},
     "data/sources": BASE,
     "data/augment": BASE,
     "data/loading": BASE | {"data/sources", "data/augment"},
     "data": BASE | {"data/sources", "data/augment", "data/loading"},
+    "backbones": BASE | {"models", "data/sources", "data/augment", "data/loading"},
     "cli": BASE | {"losses", "masks", "models", "modules", "callbacks", "callbacks/pictures", "data", "data/sources"},
     "tools": BASE | {"masks", "models", "modules", "callbacks", "data", "data/sources", "data/augment", "cli"},
     "tools/check": BASE | {"masks", "modules", "data", "data/sources", "cli", "tools"},
     "tools/bench": BASE | {"modules", "callbacks", "tools"},
+    "tools/evaluate": BASE
+    | {"models", "evaluation", "backbones", "modules", "callbacks", "data", "data/sources", "data/augment"}
+    | {"data/loading", "tools"},
     "tools/sweep": BASE | {"optim", "callbacks", "evaluation", "cli", "tools"},
     "__main__": {"types", "cli", "tools"},
-    "__init__": {"modules", "data"},
+    "__init__": {"modules", "data", "backbones"},
 }
 """What each room (a folder, or a folder within data and tools) may import."""
-LIGHTNING = {
-    "modules",
-    "callbacks",
+LIGHTNING = {"modules", "callbacks", "data", "data/sources", "data/loading", "cli", "tools", "tools/bench"} | {
+    "tools/evaluate",
     "callbacks/pictures",
-    "data",
-    "data/sources",
-    "data/loading",
-    "cli",
-    "tools",
-    "tools/bench",
 }
 
 

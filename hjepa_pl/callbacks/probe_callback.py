@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from rich.console import Console
@@ -14,6 +13,7 @@ from torch import Tensor
 from hjepa_pl.callbacks.probe_table import best_checkpoint, probe_table
 from hjepa_pl.callbacks.selection import reject_test_metric
 from hjepa_pl.evaluation.base import VAL
+from hjepa_pl.evaluation.pixels import raw_pixels
 from hjepa_pl.evaluation.probes import PROBES, evaluate_probes, metric_name
 from hjepa_pl.types import CleanBatch, ConfigError
 from hjepa_pl.utils.wording import as_typed
@@ -104,9 +104,8 @@ class ProbeCallback(pl.Callback):
             )
         if trainer.sanity_checking:
             # Before training both networks are the same; the pixels are the other baseline.
-            height, width = batch.image.shape[-2:]
-            pixels = F.adaptive_avg_pool2d(batch.image, (min(height, 32), min(width, 32))).flatten(1)
-            features = {_evaluated(features): features[_evaluated(features)], _PIXELS: pixels}
+            name = _evaluated(features)
+            features = {name: features[name], _PIXELS: raw_pixels(batch.image)}
         kept = {name: value.detach().to("cpu", torch.float32) for name, value in features.items()}
         self._parts.setdefault(dataloader_idx, []).append(_Bank(batch.place.cpu(), batch.label.cpu(), kept))
 

@@ -41,11 +41,11 @@ def selection_metrics(
 
 
 def level_names(model: Any) -> list[str]:
-    """Return the names of the levels whose losses a model logs, those of the image last."""
+    """Return the names of the levels whose losses a model logs."""
     names = [level.name for level in getattr(model, "token_levels", ())]
     images = getattr(model, "images", None)
     if images is not None and images.level.compare != "none":
-        names += [*(level.name for level in images.inner), "image"]
+        names += [name for _, name, _ in images.levels]
     return names
 
 

@@ -1,5 +1,7 @@
 """Weighted k-nearest-neighbor classification on frozen features."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,20 +69,49 @@ def knn_predict(
         >>> knn_predict(bank, labels, torch.tensor([[2.0, 0.1], [0.1, 3.0]]), num_classes=2, k=1)
         tensor([0, 1])
     """
-    if k < 1:
-        raise ConfigError(f"invalid `k={k}`: must be a whole number >= 1.")
+    return knn_votes(train_x, train_y, test_x, num_classes, (k,), temperature, chunk)[k].argmax(dim=1)
+
+
+def knn_votes(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> dict[int, Tensor]:
+    """Return the votes of `knn_predict` for several numbers of neighbors, found in one pass.
+
+    Args:
+        train_x: (N, D) features of the training split.
+        train_y: (N,) int64 labels, 0 to num_classes - 1.
+        test_x: (M, D) features to classify, on the same device.
+        num_classes: Number of classes.
+        ks: Numbers of neighbors that vote.
+        temperature: Temperature of the votes.
+        chunk: Test images per matrix product.
+
+    Returns:
+        For each k (M, num_classes): the share of each class in the weights, which sum to 1.
+
+    Raises:
+        ConfigError: If a k is below 1 or the temperature is not positive.
+    """
+    if min(ks) < 1:
+        raise ConfigError(f"invalid `k={min(ks)}`: must be a whole number >= 1.")
     if temperature <= 0:
         raise ConfigError(f"invalid `temperature={temperature}`: must be a number > 0, such as 0.07.")
     bank = F.normalize(train_x, dim=1).T.contiguous()
-    neighbors = min(k, len(train_x))
-    predictions = []
+    parts: dict[int, list[Tensor]] = {k: [] for k in ks}
     for queries in F.normalize(test_x, dim=1).split(chunk):
-        similarity, nearest = (queries @ bank).topk(neighbors, dim=1)
+        similarity, nearest = (queries @ bank).topk(min(max(ks), len(train_x)), dim=1)
         # The largest weight cancels in the argmax; without it no temperature overflows.
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(queries), num_classes).scatter_add_(1, train_y[nearest], weights)
-        predictions.append(votes.argmax(dim=1))
-    return torch.cat(predictions)
+        weights, label = ((similarity - similarity[:, :1]) / temperature).exp(), train_y[nearest]
+        for k in ks:
+            votes = weights.new_zeros(len(queries), num_classes).scatter_add_(1, label[:, :k], weights[:, :k])
+            parts[k].append(votes)
+    return {k: F.normalize(torch.cat(votes), p=1, dim=1) for k, votes in parts.items()}
 
 
 def knn_accuracy(

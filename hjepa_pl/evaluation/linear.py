@@ -36,6 +36,17 @@ class LinearResult(NamedTuple):
     """Accuracy in percent on the validation split, with that penalty; None without such a split."""
 
 
+class LinearFit(NamedTuple):
+    """A fitted linear probe, on the test images."""
+
+    logits: Tensor
+    """(M, num_classes) of the test images."""
+    l2: float
+    """Selected penalty (see `fit_logistic` for its scale)."""
+    val: float | None
+    """Accuracy in percent on the validation split, with that penalty; None without such a split."""
+
+
 class LinearProbe(Probe):
     """Accuracy of `linear_probe`."""
 
@@ -118,19 +129,7 @@ def linear_probe(
 ) -> LinearResult:
     """Fit a multinomial logistic regression on training features, and measure its accuracy on test features.
 
-    Features are standardized by the training mean and standard deviation. Each penalty is fitted on four fifths of the
-    training images; the one with the best accuracy on the validation split (`validation_split`; of equals, the one with
-    the lowest cross-entropy) is fitted again on all of them. The test images take no part in the choice. If no class
-    has five images, there is no validation split and the penalty nearest to 0.01 is used. On the CPU everything is
-    computed in float64, elsewhere in float32 (MPS has no float64).
-
-    Args:
-        train_x: (N, D) features.
-        train_y: (N,) int64 labels.
-        test_x: (M, D) features, on the same device.
-        test_y: (M,) int64 labels.
-        num_classes: Number of classes.
-        penalties: L2 penalties to choose from.
+    The arguments are those of `fit_linear`.
 
     Returns:
         Accuracies and the selected penalty.
@@ -143,17 +142,44 @@ def linear_probe(
         >>> linear_probe(x, y, x + 0.1, y, num_classes=2).top1
         100.0
     """
+    logits, l2, val = fit_linear(train_x, train_y, test_x, num_classes, penalties)
+    top5 = top_k_accuracy(logits, test_y, 5) if num_classes > 5 else None
+    return LinearResult(top_k_accuracy(logits, test_y, 1), top5, l2, val)
+
+
+def fit_linear(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, num_classes: int, penalties: Sequence[float] = PENALTIES
+) -> LinearFit:
+    """Fit a multinomial logistic regression on training features, and classify test features.
+
+    Features are standardized by the training mean and standard deviation. Each penalty is fitted on four fifths of the
+    training images; the one with the best accuracy on the validation split (`validation_split`; of equals, the one with
+    the lowest cross-entropy) is fitted again on all of them. The test images take no part in the choice. If no class
+    has five images, there is no validation split and the penalty nearest to 0.01 is used. On the CPU everything is
+    computed in float64, elsewhere in float32 (MPS has no float64).
+
+    Args:
+        train_x: (N, D) features.
+        train_y: (N,) int64 labels.
+        test_x: (M, D) features, on the same device.
+        num_classes: Number of classes.
+        penalties: L2 penalties to choose from.
+
+    Returns:
+        Logits of the test features, the selected penalty, and its validation accuracy.
+
+    Raises:
+        ConfigError: If there are no penalties.
+    """
     if not penalties:
         raise ConfigError("invalid `penalties=[]`: must hold a number >= 0, such as 0.01.")
     dtype = torch.float64 if train_x.device.type == "cpu" else torch.float32
     small = train_x.device.type == "cpu" and train_x.numel() * num_classes < _SMALL
     with one_thread(when=small):
-        train_x, test_x = _rotate(*_standardize(train_x.to(dtype), test_x.to(dtype)))
+        train_x, test_x = _rotate(*standardize(train_x.to(dtype), test_x.to(dtype)))
         l2, start, val = _choose(train_x, train_y, num_classes, penalties)
         weight = fit_logistic(train_x, train_y, num_classes, l2, start)
-    logits = _logits(test_x, weight)
-    top5 = top_k_accuracy(logits, test_y, 5) if num_classes > 5 else None
-    return LinearResult(top_k_accuracy(logits, test_y, 1), top5, l2, val)
+    return LinearFit(_logits(test_x, weight), l2, val)
 
 
 def _choose(
@@ -174,7 +200,8 @@ def _choose(
     return best[2], best[3], best[0]
 
 
-def _standardize(train_x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
+def standardize(train_x: Tensor, test_x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (N, D) and (M, D) features in units of the training features' mean and standard deviation."""
     mean, std = train_x.mean(0), train_x.std(0, correction=0)
     # A constant feature (a white corner of a scan) becomes zero.
     std = torch.where(std > 1e-7 * mean.abs().clamp_min(1e-7), std, torch.inf)

@@ -34,8 +34,8 @@ class LevelConfig:
     views (ntxent, vicreg) is the whole objective, as published."""
     keep: PositiveFraction = 1.0
     """Image level: fraction of the patches of each full view that is encoded, drawn at random for each image and view
-    (MSN, arXiv:2204.07141, section 3, and FLIP, arXiv:2212.00794, section 3): .5 halves the cost of the views. Local
-    crops and the masked view are not thinned."""
+    (MSN, arXiv:2204.07141, section 3, and FLIP, arXiv:2212.00794, section 3): .5 halves their tokens. Local crops
+    and the masked view are not thinned."""
 
     def __post_init__(self) -> None:
         """Reject keys of the image level on token levels, and a weight without a loss."""
@@ -59,10 +59,9 @@ class LevelConfig:
 
     @property
     def name(self) -> str:
-        """Name in logs: depth and cell, as in 'last_c2' and 'b4_c1'; 'image', or 'b2_image' for an inner block."""
-        if self.cell == "image":
-            return "image" if self.block == "last" else f"b{self.block}_image"
-        return f"{'last' if self.block == 'last' else f'b{self.block}'}_c{self.cell}"
+        """Depth and cell, as in 'last_c2', 'b4_c1' and 'b2_image'. In logs the deepest image level is 'image'."""
+        depth = "last" if self.block == "last" else f"b{self.block}"
+        return f"{depth}_image" if self.cell == "image" else f"{depth}_c{self.cell}"
 
 
 def presets() -> dict[str, tuple[LevelConfig, ...]]:

@@ -123,7 +123,6 @@ class HJEPALightningModule(PretrainModule):
         check_model(settings, shape)
         self.store_arguments(settings.arguments())
         self.token_levels, self.image_level = settings.token_levels, settings.image_level
-        self.inner_images = settings.inner_images
         self.regularizers, self.mask_config = settings.regularizers, settings.masks
         self.seed, self.compiled = settings.seed, settings.compile
         self.img_size, self.in_chans = settings.encoder.img_size, settings.encoder.in_chans

@@ -27,13 +27,21 @@ class ImageLevels:
         inner: Image levels before the deepest: depth and weight.
         level: The deepest: weight, kind of comparison and views.
         seed: Key of the patches that are kept (`level.keep`).
+
+    Attributes:
+        levels: Each level with its name in logs ('image' for the deepest, 'b2_image' for an inner one) and its
+            projector, the deepest first.
     """
 
     def __init__(self, networks: Networks, inner: Sequence[LevelConfig], level: LevelConfig, seed: int) -> None:
         assert networks.projector is not None
-        self.context_encoder, self.projector = networks.context_encoder, networks.projector
-        self.inner, self.inner_projectors = inner, networks.inner_projectors
-        self.level, self.blocks, self.seed = level, tuple(each.block for each in (*inner, level)), seed
+        self.context_encoder, self.level, self.seed = networks.context_encoder, level, seed
+        projectors = {} if networks.inner_projectors is None else dict(networks.inner_projectors.items())
+        self.levels: list[tuple[LevelConfig, str, nn.Module]] = [
+            (level, "image", networks.projector),
+            *((each, each.name, projectors[each.name]) for each in inner),
+        ]
+        self.blocks = tuple(each.block for each in (*inner, level))
 
     def compare(
         self, batch: ViewBatch, context: Mapping[Block, Tensor], crops: EncodedCrops, record: StepRecord
@@ -60,7 +68,7 @@ class ImageLevels:
             every = torch.arange(patches, device=first.device).expand(len(first), -1)
             record.streams["tokens"] = TokenStream(first, every if kept is None else kept[: len(first)], patches)
         found = []
-        for level, name, projector in self._levels():
+        for level, name, projector in self.levels:
             block = level.block
             full = tokens[block].mean(dim=1).unflatten(0, (len(views), -1))  # (V, B, D)
             parts = []
@@ -72,11 +80,6 @@ class ImageLevels:
             found.append(Projections(projection, sum(map(len, parts)), name, weight))
             self._add_loss(found[-1], level.weight, record)
         return found
-
-    def _levels(self) -> list[tuple[LevelConfig, str, nn.Module]]:
-        """Return each level with its name in logs and its projector, the deepest first."""
-        inner = {} if self.inner_projectors is None else dict(self.inner_projectors.items())
-        return [(self.level, "image", self.projector), *((i, i.name, inner[i.name]) for i in self.inner)]
 
     def _add_loss(self, projections: Projections, weight: float, record: StepRecord) -> None:
         """Add the distance between the views at one level, unless a regularizer is the whole objective."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from hjepa_pl.data.augment.multicrop import ViewPlan
 from hjepa_pl.masks import MaskGenerator, MaskShape
@@ -98,21 +98,30 @@ class StepCount(NamedTuple):
         return sum(p.images * p.tokens for p in (*self.context, *self.target))
 
 
-class PeakBytes(TorchDispatchMode):
-    """Tracks the bytes of live storages and their peak.
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations, and the bytes of live storages.
+
+    FlopCounterMode's formulas; in one mode, since each mode costs time at every operation.
 
     Args:
-        known: Existing tensors, which are not counted.
+        known: Existing tensors, whose bytes are not counted.
+
+    Attributes:
+        flops: Two per multiply-add, of matrix products, convolutions and attention.
+        alive, peak: Bytes now, and the most so far.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = self.peak = 0
+        self.flops = self.alive = self.peak = 0
         self._seen = weakref.WeakSet(t.untyped_storage() for t in known)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count its outputs."""
-        out = func(*args, **(kwargs or {}))
+        """Run an operation, and count it and its outputs."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
         for value in tree_iter(out):
             if isinstance(value, Tensor):
                 self._count(value.untyped_storage())
@@ -166,8 +175,7 @@ class StepCounter:
         with self._fake, TokenCounter(module, batch_size) as passes:
             batch = empty_batch(module, self.views, batch_size, step, self.device)
             known = [*module.parameters(), *module.buffers(), *tree_iter(batch)]
-            flops, peak = FlopCounterMode(display=False), PeakBytes(t for t in known if isinstance(t, Tensor))
-            with flops, peak:
+            with Operations(t for t in known if isinstance(t, Tensor)) as counted:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                     loss, record = module.compute(batch)
                 loss.backward()
@@ -175,7 +183,7 @@ class StepCounter:
                 if module.ema is not None:
                     module.move_target(0.5)
             module.zero_grad(set_to_none=True)
-        return flops.get_total_flops(), peak.peak, passes.counts
+        return counted.flops, counted.peak, passes.counts
 
 
 def sizes_of(views: ViewPlan) -> list[tuple[int, int]]:

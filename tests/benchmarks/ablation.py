@@ -20,6 +20,7 @@ import logging
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +75,32 @@ def data_of(args: argparse.Namespace, arm: dict[str, Any], seed: int) -> MultiDa
     )
 
 
-class _StepTimes(pl.Callback):
-    """Seconds between the ends of batches: data, step and loop."""
+class StepTimes(pl.Callback):
+    """Seconds between the ends of batches: data, step and loop.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.ends: list[float] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(self.clock())
+
+    @property
+    def steps(self) -> list[float]:
+        """Return the seconds of each step but the first."""
+        return [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)]
 
 
 def fit(args: argparse.Namespace, arm: dict[str, Any], seed: int, steps: int, probe: bool) -> tuple[dict, list[float]]:
     """Train for a number of steps, perhaps none; return the probes' figures and the seconds of each step."""
     pl.seed_everything(seed, verbose=False)
-    model, data, times = model_of(args, arm, seed), data_of(args, arm, seed), _StepTimes()
+    model, data, times = model_of(args, arm, seed), data_of(args, arm, seed), StepTimes()
     probes = ProbeCallback(networks=("target", "online"))
     trainer = pl.Trainer(
         accelerator=args.accelerator, devices=1, precision=args.precision, max_steps=steps, max_epochs=-1,
@@ -102,7 +113,7 @@ def fit(args: argparse.Namespace, arm: dict[str, Any], seed: int, steps: int, pr
     else:
         trainer.validate(model, data, verbose=False)
     figures = {k.removeprefix("probe/"): float(f"{v:.4g}") for k, v in probes.results.items()}
-    return figures, [b - a for a, b in zip(times.ends, times.ends[1:], strict=False)]
+    return figures, times.steps
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -182,20 +193,21 @@ def table(args: argparse.Namespace) -> None:
         runs = [line for line in lines if line["kind"] == "run" and line["arm"] == name]
         if not runs:
             continue
-        cells = [_spread([r[f] for r in runs]) for f in figures]
-        mean = _spread([statistics.mean(r[f] for f in figures) for r in runs])
+        cells = [spread([r[f] for r in runs]) for f in figures]
+        mean = spread([statistics.mean(r[f] for f in figures) for r in runs])
         held = [statistics.mean(r[f] for f in validation) for r in runs if validation and {*validation} <= {*r}]
         if held:
             chosen[name] = statistics.mean(held)
         head = f"| {name} | {len(runs)} | {step[computation(arm)] * 1e3:.0f} | {runs[0]['steps']} |"
-        print(head, " | ".join([*cells, mean, _spread(held) if held else "-"]), "|")
+        print(head, " | ".join([*cells, mean, spread(held) if held else "-"]), "|")
     if chosen:
         print(f"\nBest by validation: {max(chosen, key=lambda name: chosen[name])}.")
     else:
         print("\nThese runs have no validation metrics: no arm can be chosen by them.")
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Return the mean, with the standard deviation if there are several values."""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"

@@ -24,7 +24,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ablation import read, write
+from ablation import StepTimes, read, spread, write
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -78,21 +78,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class _Times(pl.Callback):
-    """Seconds of the process at the end of each batch."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.ends.append(time.process_time())
-
-    @property
-    def steps(self) -> list[float]:
-        return [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)]
-
-
-def fit(args: argparse.Namespace, arm: dict[str, Any], seed: int, steps: int) -> tuple[HJEPALightningModule, _Times]:
+def fit(args: argparse.Namespace, arm: dict[str, Any], seed: int, steps: int) -> tuple[HJEPALightningModule, StepTimes]:
     """Train an arm for a number of steps."""
     pl.seed_everything(seed, verbose=False)
     module = HJEPALightningModule(encoder=ENCODER, seed=seed, **arm)
@@ -100,7 +86,7 @@ def fit(args: argparse.Namespace, arm: dict[str, Any], seed: int, steps: int) ->
     data = MultiDatasetDataModule(
         datasets=[{"name": "folder", "root": args.cifar10}], batch_size=64, views=views, seed=seed
     )
-    times = _Times()
+    times = StepTimes(time.process_time)  # of this process, whatever else the machine does
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, precision="bf16-mixed", max_steps=steps, max_epochs=-1, gradient_clip_val=3.0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -185,15 +171,10 @@ def table(args: argparse.Namespace) -> None:
             continue
         networks = [n for n in ("online", "target") if all(n in run for run in runs)]
         best = max(networks, key=lambda n: statistics.mean(run[n]["val_linear"] for run in runs))
-        cells = [" / ".join(_spread([run[best][f"{split}_{kind}"] for run in runs]) for kind in ("linear", "knn"))
+        cells = [" / ".join(spread([run[best][f"{split}_{kind}"] for run in runs]) for kind in ("linear", "knn"))
                  for split in ("val", "test")]  # fmt: skip
         speed = statistics.mean(64 * run["steps"] / run["cpu_seconds"] for run in runs) if runs[0]["steps"] else 0
         print(f"| {name} | {len(runs)} | {runs[0]['steps']} | {speed:.0f} | {best} | {' | '.join(cells)} |")
-
-
-def _spread(values: list[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Which label-free metric of held-out images ranks runs as a linear probe does?
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/signals.py --cifar10 FOLDER --out tests/benchmarks/signals_cpu.jsonl
-    python tests/benchmarks/signals.py --table --out tests/benchmarks/signals_cpu.jsonl
+    OMP_NUM_THREADS=1 python tests/benchmarks/signals.py --cifar10 FOLDER --out signals.jsonl
+    python tests/benchmarks/signals.py --table --out signals.jsonl
 
 Each arm is a real Trainer run of 0 to 200 steps. Arms differ in levels, regularizer, its weight, steps or learning
 rate: a ViT of width 64 and depth 4, patch 4, on CIFAR-10 (a folder with train/ and test/), batch 64, bf16.

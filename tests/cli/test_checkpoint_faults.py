@@ -76,7 +76,7 @@ def test_a_forged_checkpoint_is_refused_in_one_sentence(config, capsys) -> None:
         torch.save(kept, "forged.ckpt")
         capsys.readouterr()
         found = {"fit": fit(config, "--ckpt_path=forged.ckpt", "--experiment_name=b", "--trainer.max_epochs=2")}
-        for command in ("validate", "predict") if name in OF_ALL else ():
+        for command in ("validate", *(["predict"] if name == "nan" else [])) if name in OF_ALL else ():
             found[command] = main([command, "--config", str(config), "--ckpt_path=forged.ckpt"])
         said = capsys.readouterr().err
         refused = [line for line in said.splitlines() if line.startswith("hjepa: error: ") and sentence in line]

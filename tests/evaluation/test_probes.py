@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from hjepa_pl.evaluation import evaluate_probes, fit_logistic, knn_predict, linear_probe
-from hjepa_pl.evaluation.linear import PENALTIES, _logits, _rotate, _standardize, top_k_accuracy
+from hjepa_pl.evaluation.linear import PENALTIES, _logits, _rotate, standardize, top_k_accuracy
 from hjepa_pl.functional.stratify import validation_split
 from hjepa_pl.types import ConfigError
 
@@ -50,7 +50,7 @@ def test_knn_survives_a_small_temperature(digits: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
 def test_logistic_equals_sklearn(digits: tuple[Tensor, ...], l2: float) -> None:
     train_x, train_y, test_x, test_y = digits
-    train_x, test_x = _standardize(train_x.double(), test_x.double())
+    train_x, test_x = standardize(train_x.double(), test_x.double())
     weight = fit_logistic(train_x, train_y, 10, l2)
     theirs = LogisticRegression(C=1 / (l2 * len(train_x)), max_iter=2000, tol=1e-6)
     theirs.fit(train_x.numpy(), train_y.numpy())
@@ -62,7 +62,7 @@ def test_logistic_equals_sklearn(digits: tuple[Tensor, ...], l2: float) -> None:
 @pytest.mark.parametrize("images", [1200, 40])
 def test_rotation_keeps_the_optimum(digits: tuple[Tensor, ...], images: int) -> None:
     train_x, train_y, test_x, _ = digits
-    plain = _standardize(train_x[:images].double(), test_x.double())
+    plain = standardize(train_x[:images].double(), test_x.double())
     turned = _rotate(*plain)
     logits = [_logits(x[1], fit_logistic(x[0], train_y[:images], 10, 1e-2)) for x in (plain, turned)]
     torch.testing.assert_close(*logits, atol=0.01, rtol=0.01)

@@ -12,7 +12,7 @@ from hjepa_pl.losses.prediction import prediction_by_image
 from hjepa_pl.losses.regularize import read_regularizer, regularize
 from hjepa_pl.losses.sigreg import sigreg
 from hjepa_pl.losses.vicreg import covariance_term, invariance_term, variance_term
-from hjepa_pl.tools.step_cost import PeakBytes
+from hjepa_pl.tools.step_cost import Operations
 from hjepa_pl.types import ConfigError
 
 
@@ -125,7 +125,7 @@ def test_sigreg_of_many_tokens_holds_few_angles_at_a_time() -> None:
     """256 images of 68 tokens have 76 million angles, 303 MB each time that they are kept."""
     with FakeTensorMode():
         x = torch.empty(256 * 68, 192, requires_grad=True)
-        with PeakBytes([x]) as counted:
+        with Operations([x]) as counted:
             sigreg(x, 1).backward()
     assert counted.peak < 128 * 2**20
 

@@ -1,6 +1,7 @@
 """Masks are the same under every precision: whole numbers must not be rounded."""
 
 from contextlib import nullcontext
+from functools import cache
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ PRECISIONS = {
 }
 
 
-def drawn(kind, grid, cells, precision, images=200) -> list[Masks]:
+@cache  # those without autocast are compared with each
+def drawn(kind, grid, cells, precision, images=50) -> list[Masks]:
     with PRECISIONS[precision]:
         masks = build_masks(MaskConfig(kind=kind), grid, cells, seed=11)
         return [masks(Counters(0, step, torch.arange(images) + images * step)) for step in range(6)]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hjepa_pl.__main__ import main
-from tests.test_configs import CONFIGS, CROPS_AT_ONCE, FOLDER, SMALL, data_folder, write_tree  # noqa: F401 (a fixture)
+from tests.test_configs import CONFIGS, CROPS_AT_ONCE, SMALL, data_folder, write_tree  # noqa: F401 (a fixture)
 
 
 def check(folder, monkeypatch, capsys, path) -> list[str]:
@@ -18,14 +18,10 @@ def check(folder, monkeypatch, capsys, path) -> list[str]:
     return said.out.splitlines()
 
 
-def test_check_takes_a_config_with_regularizers_on_tokens(tmp_path, monkeypatch, capsys) -> None:
-    check(tmp_path, monkeypatch, capsys, FOLDER / "features" / "sigreg.yaml")
-
-
-@pytest.mark.slow  # as long as all of the suite, with the next; .ci/run asks for them
-def test_check_takes_every_config(tmp_path, monkeypatch, capsys) -> None:
-    lines = check(tmp_path, monkeypatch, capsys, FOLDER)
-    assert {line for line in lines if line.endswith(".yaml")} >= {str(path) for path in CONFIGS}
+@pytest.mark.slow  # with the next, for .ci/run
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_check_takes_every_config(path, tmp_path, monkeypatch, capsys) -> None:
+    assert check(tmp_path, monkeypatch, capsys, path)[0] == str(path)
 
 
 SMALLER = {

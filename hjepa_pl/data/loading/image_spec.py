@@ -1,14 +1,16 @@
 """The images of a run: their size, channels and normalization, most of which the encoder decides."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning.pytorch import Trainer
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hjepa_pl.types import ConfigError
 from hjepa_pl.utils.sizes import ImgSize, sides
 from hjepa_pl.utils.wording import as_typed
+
+if TYPE_CHECKING:  # an encoder is loaded without Lightning
+    from lightning.pytorch import Trainer
 
 
 class ImageSpec(NamedTuple):
@@ -51,12 +53,12 @@ def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, 
             )
 
 
-def of_module(trainer: Trainer | None, key: str) -> Any:
+def of_module(trainer: "Trainer | None", key: str) -> Any:
     """Return an attribute of the Trainer's module, None without one."""
     return getattr(getattr(trainer, "lightning_module", None), key, None)
 
 
-def of_encoder(trainer: Trainer | None, key: str, value: Any) -> Any:
+def of_encoder(trainer: "Trainer | None", key: str, value: Any) -> Any:
     """Return `img_size` or `in_chans` of the module's encoder, or the data module's own `value` without an encoder.
 
     Raises:

@@ -99,6 +99,21 @@ class ImageFile:
         return torch.from_numpy(array.transpose(2, 0, 1))
 
 
+def pillow_pixels(image: Image.Image, channels: int | None) -> Tensor:
+    """Return the pixels of an image that Pillow has opened, as `ImageFile.pixels` does of a file.
+
+    Args:
+        image: The image; it stays as it is.
+        channels: 1 or 3; None keeps gray images at one channel.
+
+    Raises:
+        OSError: If it cannot be decoded.
+    """
+    with _only_os_errors():
+        array = _to_eight_bits(ImageOps.exif_transpose(image), channels)
+    return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
+
+
 @contextmanager
 def _only_os_errors() -> Iterator[None]:
     """Raise every error of a decoder as OSError: broken bytes raise anything from SyntaxError to RuntimeError."""

@@ -66,9 +66,8 @@ def _levels(module: HJEPALightningModule) -> list[str]:
         counts = [masks.targets[number][0].numel() for masks in drawn]
         cells = (f"{high} x {wide}", f"{span(counts)} of {high * wide}")
         rows.append((level.name, str(level.block), str(level.cell), *cells, f"{level.weight:g}"))
-    deepest = () if module.image_level is None else (module.image_level,)
-    for level in (*module.inner_images, *deepest):
-        name = "image" if level is module.image_level else level.name
+    images = [] if module.images is None else module.images.levels
+    for level, name, _ in reversed(images):
         rows.append((name, str(level.block), "image", "1", "views", f"{level.weight:g}"))
     return ["", *table(("level", "block", "cell", "grid", "predicted", "weight"), rows), ""]
 

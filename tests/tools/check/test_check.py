@@ -13,7 +13,7 @@ from hjepa_pl.__main__ import main
 from hjepa_pl.modules.hjepa import HJEPALightningModule
 from hjepa_pl.tools.dry_run import DryCLI, prepare, scratch_folder
 from hjepa_pl.tools.format import memory, scaled
-from hjepa_pl.tools.step_cost import PeakBytes, StepCounter, count_table
+from hjepa_pl.tools.step_cost import Operations, StepCounter, count_table
 from tests.cli.test_cli import REFUSED, TINY
 from tests.conftest import make_batch
 
@@ -184,7 +184,7 @@ def test_rows_of_the_same_lengths_count_alike(config, targets) -> None:
 
 def test_what_the_memory_count_says_is_what_tensors_take() -> None:
     known = torch.zeros(1000)
-    with PeakBytes([known]) as counted:
+    with Operations([known]) as counted:
         a = known + 1  # 4,000 bytes
         b = a * 2  # 8,000 alive
         a.add_(b)  # none more

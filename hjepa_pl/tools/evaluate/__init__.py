@@ -1,0 +1,1 @@
+"""`hjepa eval`: judge an encoder on labeled datasets, beside its baselines."""

@@ -1,0 +1,149 @@
+"""The task finetune: the whole encoder trained on a dataset's labels, by `HJEPAFinetuneModule`."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hjepa_pl.backbones import Backbone
+from hjepa_pl.data.augment.augmenter import Augmenter
+from hjepa_pl.data.augment.color import adapt_channels
+from hjepa_pl.data.augment.config import AugmentationConfig, augmentation_config
+from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
+from hjepa_pl.data.loading.worker_slots import available_workers, choose_num_workers
+from hjepa_pl.data.sources.bad_files import BadFiles
+from hjepa_pl.evaluation.tasks import Outcome
+from hjepa_pl.functional.counters import Stream, hash_int
+from hjepa_pl.modules.finetune import HJEPAFinetuneModule
+from hjepa_pl.tools.evaluate.config import FinetuneRun
+from hjepa_pl.tools.evaluate.extract import Pass
+from hjepa_pl.tools.evaluate.networks import OwnEncoder
+from hjepa_pl.tools.evaluate.sets import LabeledSet
+from hjepa_pl.types import Counters
+from hjepa_pl.utils.malloc import keep_in_worker
+
+
+def finetune(
+    network: OwnEncoder, data: LabeledSet, run: FinetuneRun, augmentation: AugmentationConfig, seed: int, how: Pass
+) -> Outcome:
+    """Fine-tune an encoder on the training images, and classify the test images after the last epoch.
+
+    Args:
+        network: The encoder; its own weights stay as they are.
+        data: The dataset.
+        run: How long, on which views.
+        augmentation: Of the training images.
+        seed: Of the head, the order, the views and the mixing.
+        how: Device and precision.
+    """
+    began = time.perf_counter()
+    backbone = Backbone(network.build(), "online", network.spec.mean, network.spec.std)
+    images = FinetuneData(network, data, run, augmentation, seed)
+    half = how.precision != torch.float32
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = HJEPAFinetuneModule(backbone, len(data.classes), **(run.options or {}))
+        trainer = pl.Trainer(
+            accelerator=how.device.type, devices=[how.device.index or 0] if how.device.type != "cpu" else 1,
+            precision="bf16-mixed" if half else "32-true", max_epochs=run.epochs, gradient_clip_val=3.0, logger=False,
+            enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
+            callbacks=[TQDMProgressBar(leave=False)], use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=images)
+        parts: Any = trainer.predict(module, datamodule=images)
+    probabilities = torch.cat(parts).float()
+    accuracy = 100.0 * float((probabilities.argmax(dim=1) == data.test_y).double().mean())
+    return Outcome({"accuracy": accuracy, "train_seconds": round(time.perf_counter() - began, 2)}, probabilities)
+
+
+class FinetuneData(pl.LightningDataModule):
+    """Augmented training images with labels, and clean test images.
+
+    Files are resized to the encoder's size when they are read, and cropped after that.
+    """
+
+    def __init__(
+        self, network: OwnEncoder, data: LabeledSet, run: FinetuneRun, augmentation: AugmentationConfig, seed: int
+    ) -> None:
+        super().__init__()
+        self.spec, self.data, self.run, self.seed, self.bad = network.spec, data, run, seed, BadFiles()
+        self.augmenter = Augmenter(augmentation, self.spec.size, self.spec.mean, self.spec.std, seed)
+
+    def _rows(self, split: str) -> tuple[CleanRows, int]:
+        part = self.data.train if split == "train" else self.data.test
+        workers = choose_num_workers([part.images], None, available_workers(None), 1)
+        return CleanRows(part.images, part.rows, self.spec.size, self.spec.channels, part.name), workers
+
+    def train_dataloader(self) -> DataLoader[RawClean]:
+        """Return the training images, in another order in each epoch."""
+        rows, workers = self._rows("train")
+        order: Any = _Batches(len(rows), self.run.batch_size, self.seed)
+        return DataLoader(rows, batch_size=None, sampler=order, num_workers=workers, worker_init_fn=keep_in_worker)
+
+    def predict_dataloader(self) -> DataLoader[RawClean]:
+        """Return the test images in order."""
+        rows, workers = self._rows("test")
+        return clean_loader(rows, range(len(rows)), batch_size=256, num_workers=workers, pin_memory=False)
+
+    def on_after_batch_transfer(self, batch: RawClean, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Return images, augmented in training, and labels."""
+        trainer = self.trainer
+        assert trainer is not None
+        if not trainer.training:
+            clean = clean_batch(batch, self.spec, self.bad)
+            return clean.image, clean.label
+        self.bad.add(batch.broken, "is replaced by the next one")
+        images = adapt_channels(batch.image, self.spec.channels).float().div_(255)
+        counters = Counters(trainer.current_epoch, trainer.global_step, batch.position)
+        return self.augmenter.view(images, counters, 0), batch.label
+
+
+class _Batches:
+    """Batches of positions in a random order, which is a function of the seed and the epoch; the last one is dropped.
+
+    Args:
+        size: Number of images.
+        batch_size: Images of a batch, at most `size`.
+        seed: Of the order.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed, self.epoch = size, min(batch_size, size), seed, 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(hash_int(self.seed, self.epoch, Stream.ORDER))
+        self.epoch += 1
+        order = torch.randperm(self.size, generator=generator).tolist()
+        return iter([order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))])
+
+
+def augmentation_of(run: FinetuneRun, metadata: dict[str, Any]) -> AugmentationConfig:
+    """Return the augmentation of fine-tuning: a preset, or that of the pretraining run if it is known."""
+    stored = (metadata.get("data") or {}).get("augmentation")
+    if run.augmentation == "run":
+        return augmentation_config("small" if stored is None else stored)
+    return augmentation_config(run.augmentation)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's messages about the hardware and the end of the run."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("fabric", "pytorch")]
+    levels = [log.level for log in loggers]
+    try:
+        for log in loggers:
+            log.setLevel(logging.WARNING)
+        yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
