@@ -21,7 +21,7 @@ class LoggingConfig:
     """Loggers and pictures of a run in addition to metrics.csv and logs/train.log, which are always written."""
 
     pictures: bool = True
-    """Draw masks, errors, features and attention at validations, in less than 1 % of the time; to pictures/."""
+    """Draw masks, errors, features and attention to pictures/ at validations, in less than 1 % of the time."""
     tensorboard: bool = True
     """Write TensorBoard files to logs/tensorboard."""
     wandb: bool = False

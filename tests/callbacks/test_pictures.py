@@ -5,7 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -178,6 +178,24 @@ def test_two_processes_draw_once_and_end(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "The picture" not in done.stderr
     assert {path.stem for path in (tmp_path / "results/tiny/pictures").glob("*.png")} == ALL
+
+
+def test_gradient_norms_are_those_of_the_parts(tmp_path) -> None:
+    class Seen(pl.Callback):
+        norms: ClassVar[list[dict[str, float]]] = []
+
+        def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+            groups = {"encoder": module.encoder, "predictor": module.predictor}
+            flat = {n: torch.cat([p.grad.flatten() for p in g.parameters()]) for n, g in groups.items()}
+            self.norms.append({name: float(gradient.norm()) for name, gradient in flat.items()})
+
+    pictures = PictureCallback(str(tmp_path))
+    fit(tmp_path, [pictures, Seen()])
+    recorded = pictures._gradients.history
+    assert [step for step, _, _ in recorded] == [1, 3, 5, 7, 9, 11]
+    for step, names, norms in recorded:
+        found = dict(zip(names, norms.tolist(), strict=True))
+        assert found == pytest.approx(Seen.norms[step], rel=1e-5)
 
 
 def test_the_history_stays_short_and_even(tmp_path) -> None:

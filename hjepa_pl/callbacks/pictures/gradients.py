@@ -15,14 +15,14 @@ class GradientNorms:
     """Records the norm of the gradient of each part: the module's children, of an encoder with many blocks its thirds.
 
     Attributes:
-        history: Optimizer step and norms, by the name of the part.
+        history: Optimizer step, names of the parts and their norms, which stay on the device until they are drawn.
     """
 
     def __init__(self) -> None:
-        self.history: list[tuple[int, dict[str, float]]] = []
+        self.history: list[tuple[int, list[str], Tensor]] = []
 
     def record(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Record the gradients of the step that is about to be taken; waits for the device once."""
+        """Record the gradients of the step that is about to be taken, without waiting for the device."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed: gradients are multiplied
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         named: dict[str, Tensor] = {}
@@ -31,8 +31,7 @@ class GradientNorms:
             if found:
                 named[name] = torch.stack(torch._foreach_norm(found)).float().norm()
         if named:
-            values = (torch.stack(list(named.values())) / scale).tolist()
-            self.history.append((trainer.global_step, dict(zip(named, values, strict=True))))
+            self.history.append((trainer.global_step, list(named), torch.stack(list(named.values())) / scale))
         if len(self.history) > _MAX_POINTS:
             self.history = self.history[::2]
 
@@ -40,8 +39,11 @@ class GradientNorms:
         """Return the curves; None before the first record."""
         if not self.history:
             return None
-        names = list(self.history[-1][1])
-        lines = [Line(n, [(step, norms[n]) for step, norms in self.history if n in norms]) for n in names]
+        points: dict[str, list[tuple[float, float]]] = {name: [] for name in self.history[-1][1]}
+        for step, names, norms in self.history:
+            for name, norm in zip(names, norms.tolist(), strict=True):
+                points.setdefault(name, []).append((step, norm))
+        lines = [Line(name, found) for name, found in points.items()]
         return chart("Gradient norm of each part", lines, "optimizer step", "norm before clipping (log scale)")
 
 
