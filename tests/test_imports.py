@@ -40,15 +40,8 @@ ALLOWED = {
     "__init__": {"modules", "data", "backbones"},
 }
 """What each room (a folder, or a folder within data and tools) may import."""
-<<<<<<< HEAD
 LIGHTNING = {"modules", "callbacks", "callbacks/pictures", "data", "data/sources", "data/loading", "cli"}
 LIGHTNING |= {"tools", "tools/bench", "tools/evaluate"}
-=======
-LIGHTNING = {"modules", "callbacks", "data", "data/sources", "data/loading", "cli", "tools", "tools/bench"} | {
-    "tools/evaluate",
-    "callbacks/pictures",
-}
->>>>>>> ab419b20c102259c28b4dc119ed20e122a2e9e96
 
 
 def imports(path: Path) -> set[str]:
