@@ -31,14 +31,17 @@ def calibration_card(predictions: Mapping[tuple[str, str], Prediction], test_y: 
     for task in tasks:
         parts += [tag("p", heading(task), class_="soft"), _diagram(predictions[task, ours], test_y, heading(task))]
     rows = [
-        [network, *(f"{calibration_error(predictions[task, network], test_y):.1f}" for task in tasks)]
-        for network in networks
+        [network, *(_error_text(predictions.get((task, network)), test_y) for task in tasks)] for network in networks
     ]
     remark = (
         f"Bars: accuracy of the test images in {BINS} bins of confidence; on the dashed line, confidence is right. "
         "Dark feet: images in the bin, the tallest for the fullest. Expected calibration error, %:"
     )
     return card("Reliability", *parts, note(remark), table(["", *map(heading, tasks)], rows))
+
+
+def _error_text(prediction: Prediction | None, test_y: Tensor) -> str:
+    return "–" if prediction is None else f"{calibration_error(prediction, test_y):.1f}"
 
 
 def _diagram(prediction: Prediction, test_y: Tensor, task: str) -> Markup:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from hjepa_pl.evaluation.tasks import TASKS
 from hjepa_pl.tools.evaluate.html.elements.markup import Markup, join, tag
 from hjepa_pl.tools.evaluate.html.elements.numbers import (
     difference_text,
@@ -11,10 +10,11 @@ from hjepa_pl.tools.evaluate.html.elements.numbers import (
     is_clear,
     metric_names,
     metric_text,
+    unit_of,
 )
 from hjepa_pl.tools.evaluate.html.elements.parts import Bar, bars, note
 
-_BY = {"linear": "by a linear probe", "knn": "by k-NN"}
+_BY = {"linear": "by a linear probe", "knn": "by k-NN", "finetune": "after fine-tuning"}
 _FIRST = ("linear", "knn")
 """Tasks that stand for a dataset, the first of those that were done."""
 
@@ -36,7 +36,7 @@ def headline_bars(task: str, by_network: dict[str, Any], ours: str) -> Markup:
     """Return a task's headline of each network as bars."""
     name = metric_names(by_network[ours])[0]
     values = {label: metrics.get(name) or 0.0 for label, metrics in by_network.items()}
-    high = 100.0 if TASKS.find(task).unit == "%" else max(*values.values(), 1e-9)
+    high = 100.0 if unit_of(task) == "%" else max(*values.values(), 1e-9)
     rows = [
         Bar(label, values[label], metric_text(name, metrics), half_width(name, metrics), label == ours)
         for label, metrics in by_network.items()
@@ -48,7 +48,7 @@ def sentence(result: dict[str, Any], task: str, ours: str) -> Markup:
     """Return what was found on a dataset by a task, in a sentence."""
     by_network = result["tasks"][task]
     name = metric_names(by_network[ours])[0]
-    text, unit = metric_text(name, by_network[ours]), TASKS.find(task).unit
+    text, unit = metric_text(name, by_network[ours]), unit_of(task)
     beginning = join(tag("b", f"{text} {unit}".strip()), f" {_BY.get(task, f'by {heading(task)}')}")
     differences = result["differences"].get(task, {})
     if not differences:

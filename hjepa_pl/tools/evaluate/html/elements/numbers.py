@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hjepa_pl.evaluation.tasks import TASKS
+from hjepa_pl.evaluation.tasks import IMAGE_TASKS, TASKS
 
 HEADINGS = {
     "knn": "k-NN",
@@ -12,6 +12,7 @@ HEADINGS = {
     "few_shot": "Few labels",
     "retrieval": "Retrieval",
     "quality": "Quality, without labels",
+    "finetune": "Fine-tuned",
 }
 """Headings of tasks; others have their title in tables."""
 _METRICS = {
@@ -37,7 +38,12 @@ _COUNTED = {
 
 def heading(task: str) -> str:
     """Return the heading of a task."""
-    return HEADINGS.get(task) or TASKS.find(task).title
+    return HEADINGS.get(task) or IMAGE_TASKS.get(task) or TASKS.find(task).title
+
+
+def unit_of(task: str) -> str:
+    """Return the unit of a task's headline; empty for a number without one."""
+    return "%" if task in IMAGE_TASKS else TASKS.find(task).unit
 
 
 def metric_title(name: str) -> str:

@@ -91,6 +91,7 @@ code { font-size: 13.5px; overflow-wrap: anywhere; }
   table { font-size: 13px; }
   th, td { padding: 4px 5px; }
   th { white-space: normal; }
-  .matrix th { white-space: nowrap; }
+  th:first-child { min-width: 7em; }
+  .matrix th, .matrix th:first-child { white-space: nowrap; min-width: 0; }
 }
 """
