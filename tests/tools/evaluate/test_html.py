@@ -15,6 +15,7 @@ from hjepa_pl.evaluation.linear import fit_linear
 from hjepa_pl.tools.evaluate.html.calibration import calibration_error
 from hjepa_pl.tools.evaluate.html.classes import class_accuracy
 from hjepa_pl.tools.evaluate.html.elements.markup import Markup, join, tag
+from hjepa_pl.tools.evaluate.html.elements.numbers import metric_names, metric_text
 from hjepa_pl.tools.evaluate.html.embedding import CLASSES, embedding_card
 from hjepa_pl.tools.evaluate.html.maps import pca_colors
 from hjepa_pl.tools.evaluate.html.neighbors import nearest
@@ -26,7 +27,8 @@ from tests.tools.evaluate.judged import HOW, OURS, blobs, judged, networks
 
 VOID = {"meta", "img", "br", "col"}
 CARDS = (
-    "k-NN", "Linear probe", "Quality, without labels", "Accuracy by class", "Confusion matrix", "Reliability",
+    "k-NN", "Linear probe", "Quality, without labels", "Accuracy by class", "Confusion matrix",
+    "Reliability, Linear probe", "Reliability, k-NN",
     "PCA maps of patch tokens", "Nearest neighbors", "Features in the plane", "Spectrum of the features",
     "Level by level", "Similarity to the baselines", "Protocol", "Model and run", "Versions", "Cost",
 )  # fmt: skip
@@ -128,7 +130,7 @@ def test_any_classes_and_images(classes, size, channels, tmp_path) -> None:
     )
     write_html(report, found, nets, HOW, tmp_path)
     seen, text = page(tmp_path)
-    assert set(CARDS) - {"Linear probe"} == set(seen.cards)
+    assert set(CARDS) - {"Linear probe", "Reliability, Linear probe"} == set(seen.cards)
     assert not any(name in text for name in ('<b>&"', "</script>"))
     if "<b>&\"'" in classes:
         assert "<b>&\"'" in seen.text
@@ -210,6 +212,17 @@ def test_plane_has_a_mark_for_each_image_and_separates_classes() -> None:
     assert float(torch.pdist(centers).min()) > spread
     assert "needs five" in embedding_card(x[:3], y[:3], ["a", "b", "c"], seed=0)
     assert embedding_card(torch.ones(6, 4), torch.arange(6) % 2, ["a", "b"], seed=0)  # all features equal
+
+
+def test_numbers_as_text() -> None:
+    assert metric_text("accuracy", {"accuracy": 98.25, "interval": [97.0, 99.0]}) == "98.2 ± 1.0"
+    assert metric_text("shot1", {"shot1": 5.0, "shot1_interval": 0.25}) == "5.0 ± 0.2"
+    assert [metric_text("rankme", {"rankme": v}) for v in (-0.1234, 1234.5, float("nan"), None)] == [
+        "−0.123", "1,234", "–", "–"
+    ]  # fmt: skip
+    assert metric_names({"accuracy": 1.0, "interval": [0, 2], "k10": None, "seconds": 3, "note": "x"}) == [
+        "accuracy", "k10"
+    ]  # fmt: skip
 
 
 def test_text_is_escaped_unless_it_is_markup() -> None:
