@@ -175,6 +175,9 @@ def _notes(found: Sequence[Evaluation], shared: Sequence[str]) -> list[str]:
         if len(set(values)) > 1:
             pairs = ", ".join(f"{e.name} {value}" for e, value in zip(found, values, strict=True))
             notes.append(f"The {word} differs: {pairs}.")
+    settings = [e.report.get("finetune") for e in found]
+    if None not in settings and any(s != settings[0] for s in settings):
+        notes.append("The settings of fine-tuning differ: see `finetune` in report.json.")
     for evaluation in found:
         if left := [name for name in evaluation.report["sets"] if name not in shared]:
             notes.append(f"Only {evaluation.name} or some of the others were judged on {', '.join(left)}.")

@@ -4,6 +4,7 @@ from typing import Any
 
 from hjepa_pl.tools.evaluate.html.elements.markup import Markup, join, tag
 from hjepa_pl.tools.evaluate.html.elements.parts import card, cards, facts, note, table
+from hjepa_pl.utils.wording import as_typed
 
 
 def about(report: dict[str, Any]) -> Markup:
@@ -18,13 +19,14 @@ def about(report: dict[str, Any]) -> Markup:
 
 
 def _protocol(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rules by name."""
     protocol = report["protocol"]
     linear = "logistic regression to convergence; the validation split chooses the penalty"
     if protocol["linear"] == "sgd":
         rates = ", ".join(f"{rate:g}" for rate in protocol["rates"])
         decays = ", ".join(f"{decay:g}" for decay in protocol["decays"])
         linear = f"SGD for {protocol['epochs']} epochs, learning rate {rates}, weight decay {decays}"
-    return [
+    rules = [
         ("name", protocol["name"]),
         ("source", protocol["source"]),
         ("features", report["model"]["features"]),
@@ -32,6 +34,9 @@ def _protocol(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("linear probe", linear),
         ("departures", protocol["departures"] or "none"),
     ]
+    if report.get("finetune") is not None:
+        rules.append(("fine-tuning", tag("code", as_typed(report["finetune"]))))
+    return rules
 
 
 def _origin(report: dict[str, Any]) -> list[tuple[str, str | Markup]]:

@@ -23,23 +23,35 @@ def calibration_error(prediction: Prediction, test_y: Tensor) -> float:
     return 100.0 * float(binary_calibration_error(prediction.confidence.clamp(0, 1), correct, n_bins=BINS, norm="l1"))
 
 
-def calibration_card(predictions: Mapping[tuple[str, str], Prediction], test_y: Tensor, ours: str) -> Markup:
-    """Return a reliability diagram for each task that classifies, and the calibration errors of all networks."""
-    tasks = list(dict.fromkeys(task for task, _ in predictions))
-    networks = list(dict.fromkeys(network for _, network in predictions))
-    parts = []
-    for task in tasks:
-        parts += [tag("p", heading(task), class_="soft"), _diagram(predictions[task, ours], test_y, heading(task))]
-    rows = [[network, *(_error(predictions.get((task, network)), test_y) for task in tasks)] for network in networks]
+def calibration_cards(
+    predictions: Mapping[tuple[str, str], Prediction], test_y: Tensor, ours: str, first: str
+) -> list[Markup]:
+    """Return a reliability diagram for each task that classifies, and the calibration errors of all networks.
+
+    Args:
+        predictions: By task and network.
+        test_y: (M,) labels.
+        ours: Label of the judged network.
+        first: The task whose diagram comes first.
+    """
+    tasks = sorted(dict.fromkeys(task for task, _ in predictions), key=lambda task: task != first)
+    networks = dict.fromkeys(network for _, network in predictions)
+    rows = [
+        [network, *(_error_text(predictions.get((task, network)), test_y) for task in tasks)] for network in networks
+    ]
     remark = (
         f"Bars: accuracy of the test images in {BINS} bins of confidence; on the dashed line, confidence is right. "
         "Dark feet: images in the bin, the tallest for the fullest. Expected calibration error, %:"
     )
-    return card("Reliability", *parts, note(remark), table(["", *map(heading, tasks)], rows))
+    cards = []
+    for task in tasks:
+        below = [note(remark), table(["", *map(heading, tasks)], rows)] if task == first else []
+        title = f"Reliability, {heading(task)}"
+        cards.append(card(title, _diagram(predictions[task, ours], test_y, heading(task)), *below))
+    return cards
 
 
-def _error(prediction: Prediction | None, test_y: Tensor) -> str:
-    """Return a calibration error as text; a dash for a network on which the task cannot be done."""
+def _error_text(prediction: Prediction | None, test_y: Tensor) -> str:
     return "–" if prediction is None else f"{calibration_error(prediction, test_y):.1f}"
 
 

@@ -69,7 +69,7 @@ def confusion_card(names: list[str], test_y: Tensor, label: Tensor, by: str) -> 
         [names[c] for c in chosen], matrix[chosen][:, chosen], matrix[chosen].sum(1)
     )]  # fmt: skip
     if pairs := _pairs(wrong, names):
-        parts += [tag("p", "Most frequent errors", class_="soft"), table(["class", "taken for", "images"], pairs)]
+        parts += [tag("p", "Most frequent errors", class_="soft"), table(["class taken for another", "images"], pairs)]
     return card("Confusion matrix", *parts)
 
 
@@ -94,4 +94,4 @@ def _pairs(wrong: Tensor, names: list[str]) -> list[list[str]]:
     """Return the pairs of classes that are confused more than once, the most frequent first."""
     count, index = wrong.flatten().sort(descending=True, stable=True)
     found = [(n, i) for n, i in zip(count[:_PAIRS].tolist(), index[:_PAIRS].tolist(), strict=True) if n > 1]
-    return [[short(names[i // len(names)]), short(names[i % len(names)]), f"{n:,}"] for n, i in found]
+    return [[f"{short(names[i // len(names)])} → {short(names[i % len(names)])}", f"{n:,}"] for n, i in found]

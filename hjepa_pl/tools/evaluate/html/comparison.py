@@ -16,7 +16,7 @@ from hjepa_pl.utils.atomic_file import atomic_write
 
 COMPARISON_PAGE = "compare.html"
 _LONGEST = 40
-"""Most characters of a cell; hashes are cut off."""
+"""Most characters of a cell; paths are cut off."""
 
 
 def write_comparison_html(result: dict[str, Any], found: Sequence[Evaluation], out: Path) -> None:
@@ -50,11 +50,11 @@ def _section(anchor: str, name: str, result: dict[str, Any], found: Sequence[Eva
     parts = [tag("h2", name, id=anchor), tag("p", size, class_="soft")]
     parts.append(cards(*task_cards(entry, first), columns=2))
     task = headline_task(entry)
-    predictions = {
-        e.name: Prediction(*(e.arrays[f"{name}/{task}/{e.subject}/{part}"].long() for part in ("label", "confidence")))
-        for e in found
-        if f"{name}/{task}/{e.subject}/label" in e.arrays
-    }
+    predictions = {}
+    for e in found:
+        key = f"{name}/{task}/{e.subject}"
+        if f"{key}/label" in e.arrays:
+            predictions[e.name] = Prediction(e.arrays[f"{key}/label"].long(), e.arrays[f"{key}/confidence"])
     if len(predictions) == len(found):
         labels = found[0].arrays[f"{name}/labels"].long()
         parts.append(cards(accuracy_card(entry["classes"], labels, predictions, first, heading(task)), columns=2))
@@ -62,7 +62,7 @@ def _section(anchor: str, name: str, result: dict[str, Any], found: Sequence[Eva
 
 
 def _about(result: dict[str, Any]) -> Markup:
-    keys = {"folder": "folder", "precision": "precision", "seed": "seed", "created": "time", "commit": "commit"}
+    keys = {"folder": "folder", "precision": "precision", "seed": "seed", "created": "time"}
     evaluations = result["evaluations"]
     rows = [
         [title, *("–" if e[key] is None else str(e[key])[:_LONGEST] for e in evaluations)]
@@ -70,8 +70,10 @@ def _about(result: dict[str, Any]) -> Markup:
     ]
     rows[1:1] = [
         [title, *(str(e["model"][key])[:_LONGEST] for e in evaluations)]
-        for key, title in (("source", "model"), ("features", "features"), ("identity", "hash of the weights"))
+        for key, title in (("source", "model"), ("features", "features"))
     ]
+    rows.append(["commit", *((e["commit"] or "–")[:12] for e in evaluations)])
+    rows.append(["hash of the weights", *(e["model"]["identity"][:16] for e in evaluations)])
     remark = (
         "Leads are of the first evaluation; their 95 % intervals are of the paired bootstrap: the same test images are "
         "drawn for both."

@@ -7,7 +7,7 @@ from typing import Any
 from hjepa_pl.data.sources.bad_files import BadFiles
 from hjepa_pl.tools.evaluate.extract import Pass
 from hjepa_pl.tools.evaluate.html.about import about
-from hjepa_pl.tools.evaluate.html.calibration import calibration_card
+from hjepa_pl.tools.evaluate.html.calibration import calibration_cards
 from hjepa_pl.tools.evaluate.html.classes import accuracy_card, confusion_card
 from hjepa_pl.tools.evaluate.html.elements.markup import Markup, each, join, tag
 from hjepa_pl.tools.evaluate.html.elements.numbers import heading
@@ -98,5 +98,5 @@ def _predicted(found: JudgedSet, ours: str) -> list[Markup]:
     return [
         accuracy_card(data.classes, data.test_y, by_network, ours, heading(task)),
         confusion_card(data.classes, data.test_y, by_network[ours].label, heading(task)),
-        calibration_card(found.predictions, data.test_y, ours),
+        *calibration_cards(found.predictions, data.test_y, ours, task),
     ]

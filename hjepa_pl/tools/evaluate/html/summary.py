@@ -11,10 +11,11 @@ from hjepa_pl.tools.evaluate.html.elements.numbers import (
     is_clear,
     metric_names,
     metric_text,
+    number,
 )
 from hjepa_pl.tools.evaluate.html.elements.parts import Bar, bars, note
 
-_BY = {"linear": "by a linear probe", "knn": "by k-NN"}
+_BY = {"linear": "by a linear probe", "knn": "by k-NN", "finetune": "after fine-tuning"}
 _FIRST = ("linear", "knn")
 """Tasks that stand for a dataset, the first of those that were done."""
 
@@ -35,7 +36,7 @@ def headline_task(result: dict[str, Any]) -> str:
 def headline_bars(task: str, by_network: dict[str, Any], ours: str) -> Markup:
     """Return a task's headline of each network as bars."""
     name = metric_names(by_network[ours])[0]
-    values = {label: metrics.get(name) or 0.0 for label, metrics in by_network.items()}
+    values = {label: number(name, metrics) or 0.0 for label, metrics in by_network.items()}
     high = 100.0 if unit_of(task) == "%" else max(*values.values(), 1e-9)
     rows = [
         Bar(label, values[label], metric_text(name, metrics), half_width(name, metrics), label == ours)

@@ -11,6 +11,7 @@ from hjepa_pl.tools.evaluate.html.elements.numbers import (
     metric_names,
     metric_text,
     metric_title,
+    number,
 )
 from hjepa_pl.tools.evaluate.html.elements.parts import Bar, bars, card, note, table
 
@@ -49,9 +50,8 @@ def levels_card(result: dict[str, Any], main: str, ours: str) -> Markup:
         rows = []
         for kind, metrics in sorted(found.items(), key=lambda item: _depth(item[0])):
             name = metric_names(metrics)[0]
-            rows.append(
-                Bar(kind, metrics[name], metric_text(name, metrics), half_width(name, metrics), kind == main)
-            )  # fmt: skip
+            value, text = number(name, metrics) or 0.0, metric_text(name, metrics)
+            rows.append(Bar(kind, value, text, half_width(name, metrics), kind == main))
         parts += [tag("p", f"{heading(task)}, %", class_="soft"), bars(rows)]
     if not parts:
         blocks = "--features last.mean,1.mean,2.mean"

@@ -1,5 +1,6 @@
 """Tasks, metrics and numbers in words."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ HEADINGS = {
     "few_shot": "Few labels",
     "retrieval": "Retrieval",
     "quality": "Quality, without labels",
+    "attentive": "Attentive probe",
+    "finetune": "Fine-tuned",
 }
 """Headings of tasks; others have their title in tables."""
 _METRICS = {
@@ -22,6 +25,7 @@ _METRICS = {
     "l2": "L2 penalty",
     "lr": "learning rate",
     "weight_decay": "weight decay",
+    "train_seconds": "seconds of training",
     "rankme": "RankMe",
     "effective_rank": "effective rank",
     "alpha_req": "α-ReQ",
@@ -60,13 +64,19 @@ def metric_names(metrics: Mapping[str, Any]) -> list[str]:
 
 def metric_text(name: str, metrics: Mapping[str, Any]) -> str:
     """Return a metric as text: percentages with one decimal and ±, others with three digits; a dash without a value."""
-    value = metrics.get(name)
+    value = number(name, metrics)
     if value is None:
         return "–"
     if not metric_title(name).endswith("%"):
         return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
     half = half_width(name, metrics)
     return f"{value:.1f}" if half is None else f"{value:.1f} ± {half:.1f}"
+
+
+def number(name: str, metrics: Mapping[str, Any]) -> float | None:
+    """Return the value of a metric; None if it is missing or not a number."""
+    value = metrics.get(name)
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def half_width(name: str, metrics: Mapping[str, Any]) -> float | None:

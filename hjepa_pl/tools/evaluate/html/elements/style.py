@@ -20,7 +20,7 @@ p { margin: 0 0 10px; max-width: 78ch; overflow-wrap: anywhere; }
 .note { color: var(--soft); font-size: 14px; line-height: 1.45; }
 nav { margin: 10px 0 0; display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 15px; }
 nav a, a { color: #00578a; }
-.cards { columns: 3 350px; column-gap: 18px; margin-top: 18px; }
+.cards { columns: 3 350px; column-gap: 18px; margin: 18px 0; }
 .cards.two { columns: 2 480px; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; margin: 0 0 18px; min-width: 0;
   break-inside: avoid; background: #fff; }
@@ -28,6 +28,7 @@ nav a, a { color: #00578a; }
 table { border-collapse: collapse; font-size: 14px; line-height: 1.35; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: top; }
+tbody th { white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; }
 tbody th { font-weight: 400; }
@@ -59,7 +60,7 @@ svg text { font-size: 12px; fill: var(--ink); font-family: inherit; }
 .summary { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 8px 32px; align-items: center;
   padding: 14px 0; border-bottom: 1px solid var(--line); }
 .summary p { margin: 0; }
-.matrix th, .matrix td { padding: 0; border: 1px solid #fff; font-size: 12px; }
+.matrix th, .matrix td { padding: 0; white-space: nowrap; border: 1px solid #fff; font-size: 12px; }
 .matrix td { min-width: 25px; height: 25px; padding: 0 2px; text-align: center; vertical-align: middle; }
 .matrix td.hit { border: 2px solid #000; }
 .matrix thead th { border-bottom: 0; font-weight: 400; height: 1px; vertical-align: bottom; text-align: center; }
@@ -90,7 +91,9 @@ code { font-size: 13.5px; overflow-wrap: anywhere; }
   .card { padding: 12px; }
   table { font-size: 13px; }
   th, td { padding: 4px 5px; }
-  th { white-space: normal; }
-  .matrix th { white-space: nowrap; }
+  thead th { white-space: normal; }
+  th:first-child { min-width: 7em; }
+  .matrix thead th { white-space: nowrap; }
+  .matrix th:first-child { min-width: 0; }
 }
 """
