@@ -84,7 +84,7 @@ def online_is_better(results: dict[str, float]) -> list[str]:
         return []
     return [
         f"The online encoder is better than the target by {gaps[name]:.1f} points on {name.removeprefix('probe/')}: "
-        "use `context_encoder` of the checkpoint, train longer, or lower ema.momentum."
+        "export it with --branch online, train longer, or lower ema.momentum."
     ]
 
 
