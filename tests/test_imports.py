@@ -17,7 +17,7 @@ ALLOWED = {
     "models": BASE,
     "evaluation": BASE,
     "objectives": BASE | {"masks", "losses", "optim", "models"},
-    "modules": BASE | {"masks", "losses", "optim", "models", "objectives", "backbones"},
+    "modules": BASE | {"masks", "losses", "optim", "models", "objectives", "backbones", "evaluation"},
     "callbacks": BASE | {"evaluation"},
     "callbacks/pictures": BASE | {"evaluation", "models", "objectives"},
     "data/sources": BASE,

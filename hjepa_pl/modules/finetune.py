@@ -16,18 +16,19 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from hjepa_pl.backbones import Backbone, load_encoder
+from hjepa_pl.evaluation.linear import fit_logistic
 from hjepa_pl.models.config import EncoderConfig
 from hjepa_pl.models.encoder import VisionEncoder
 from hjepa_pl.models.families import build_encoder
 from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.optim.schedules import warmup_cosine
 from hjepa_pl.types import ConfigError
-from hjepa_pl.utils.settings import Fraction, NonNegative, Positive, PositiveFraction, from_plain, settings, to_plain
+from hjepa_pl.utils.settings import NonNegative, Positive, PositiveFraction, from_plain, settings, to_plain
 
 
 @settings("finetune")
 class FinetuneConfig:
-    """How an encoder is fine-tuned; the defaults are those of BEiT and MAE, scaled to small sets."""
+    """How an encoder is fine-tuned; the defaults suit tens of epochs on small sets, where Mixup and CutMix cost."""
 
     lr: Positive = 1e-3
     """Peak learning rate of the head; an encoder's block has `layer_decay` times that of the block above it."""
@@ -39,14 +40,13 @@ class FinetuneConfig:
     """Fraction of the run in which the learning rate rises linearly; a cosine to 0 follows."""
     drop_path_rate: Annotated[float, Ge(0), Lt(1)] = 0.1
     """Stochastic depth of the last block, rising linearly from 0 in the first."""
-    mixup: NonNegative = 0.8
-    """alpha of Mixup (arXiv:1710.09412); 0 is none. With CutMix one of the two is drawn for each batch."""
-    cutmix: NonNegative = 1.0
-    """alpha of CutMix (arXiv:1905.04899); 0 is none."""
+    mixup: NonNegative = 0.0
+    """alpha of Mixup (arXiv:1710.09412), 0.8 in MAE for 100 epochs; 0 is none. With CutMix too, one of the two is drawn
+    for each batch."""
+    cutmix: NonNegative = 0.0
+    """alpha of CutMix (arXiv:1905.04899), 1.0 in MAE for 100 epochs; 0 is none."""
     label_smoothing: Annotated[float, Ge(0), Le(0.9)] = 0.1
     """Part of the target that is spread over all classes."""
-    mix_fraction: Fraction = 0.8
-    """Fraction of the batches that Mixup or CutMix changes."""
 
 
 class HJEPAFinetuneModule(pl.LightningModule):
@@ -117,6 +117,24 @@ class HJEPAFinetuneModule(pl.LightningModule):
         )
         self._mix = self._make_mix()
 
+    @torch.no_grad()
+    def start_head(self, features: Tensor, labels: Tensor, l2: float = 1e-2) -> None:
+        """Set the head to the logistic regression on frozen features (LP-FT, arXiv:2202.10054, section 4).
+
+        Training then starts from the linear probe, and its first gradients do not spoil the encoder.
+
+        Args:
+            features: (N, D) mean patch tokens of clean training images, as `load_encoder(...)(images)` gives them.
+            labels: (N,) int64.
+            l2: Penalty, see `fit_logistic`.
+        """
+        x = features.double().cpu()
+        mean, std = x.mean(dim=0), x.std(dim=0, correction=0).clamp_min(1e-6)
+        weight = fit_logistic((x - mean) / std, labels.cpu(), self.num_classes, l2)
+        scaled = weight[:-1] / std[:, None]
+        self.head.weight.copy_(scaled.T)
+        self.head.bias.copy_(weight[-1] - mean @ scaled)
+
     def _architecture(self, encoder: Any) -> EncoderConfig:
         """Return the config of an encoder, with the drop path of fine-tuning."""
         config: Any = from_plain(EncoderConfig, encoder, "encoder")
@@ -137,7 +155,7 @@ class HJEPAFinetuneModule(pl.LightningModule):
             parts.append(v2.MixUp(alpha=config.mixup, num_classes=self.num_classes))
         if config.cutmix:
             parts.append(v2.CutMix(alpha=config.cutmix, num_classes=self.num_classes))
-        return v2.RandomApply([v2.RandomChoice(parts)], p=config.mix_fraction) if parts else None
+        return v2.RandomChoice(parts) if parts else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, num_classes) of normalized images (B, C, H, W)."""
@@ -177,8 +195,13 @@ class HJEPAFinetuneModule(pl.LightningModule):
         config, encoder = self.config, self.context_encoder
         if isinstance(encoder, VisionEncoder):
             groups = param_groups_layer_decay(
-                encoder.vit, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+                encoder.vit,
+                weight_decay=config.weight_decay,
+                no_weight_decay_list=encoder.vit.no_weight_decay(),
+                layer_decay=config.layer_decay,
             )
+            for group in groups:  # timm's last block has 1, as if the head were the block above the next one
+                group["lr_scale"] *= config.layer_decay
             extra = [p for n, p in encoder.named_parameters() if not n.startswith("vit.") and p.requires_grad]
         elif config.layer_decay == 1:
             groups, extra = [], [p for p in encoder.parameters() if p.requires_grad]
@@ -198,10 +221,18 @@ class HJEPAFinetuneModule(pl.LightningModule):
         """Return AdamW; `optimizer_step` sets the learning rates."""
         return torch.optim.AdamW(self.parameter_groups(), lr=self.config.lr, betas=(0.9, 0.999))
 
+    def on_fit_start(self) -> None:
+        """Check that the run has a length, which the learning rate follows.
+
+        Raises:
+            ConfigError: If it has none.
+        """
+        if self.trainer.estimated_stepping_batches == float("inf"):
+            raise ConfigError("fine-tuning needs the length of the run: set max_epochs or max_steps of the Trainer.")
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Set the learning rates by the fraction of the run that is done."""
-        total = self.trainer.estimated_stepping_batches
-        fraction = 0.0 if total == float("inf") else (self.trainer.global_step + 1) / total
+        """Set the learning rates by the fraction of the run that is done, in the middle of the step."""
+        fraction = (self.trainer.global_step + 0.5) / self.trainer.estimated_stepping_batches
         for group in optimizer.param_groups:
             peak = self.config.lr * group.get("lr_scale", 1.0)
             group["lr"] = warmup_cosine(peak, 0.0, self.config.warmup_fraction, fraction)

@@ -17,7 +17,7 @@ ANSWERED = [  # (words, part of the answer); all with status 2, before torch is 
     ("fit", "hjepa fit quickstart, or --config FILE; the package has cifar10"),
     ("validate", "hjepa validate --ckpt_path results/NAME"),
     ("train quickstart", "did you mean hjepa fit?"),
-    ("evaluate", "did you mean hjepa validate?"),
+    ("evaluate", "did you mean hjepa eval?"),
     ("fti", "did you mean hjepa fit?"),
     ("quickstart", "the command is missing; write hjepa fit quickstart"),
     ("--config x.yaml", "the command is missing; write hjepa fit --config x.yaml"),

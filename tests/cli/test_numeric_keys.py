@@ -218,6 +218,7 @@ ROWS: dict[str, Row] = {
     "data.max_bad_fraction": (SHARE, {}), "data.holdout": (((-0.1, 0.6, NAN), (0.1, 0.5)), {}),
     "collapse.every_n_steps": (((-1, 0, 0.5, NAN), (1, 2)), {}), "collapse.window": (((-1, 0, 1, NAN), (20, 100)), {}),
     "collapse.patience": (((-1, 0, NAN), (1, 2)), {}), "collapse.min_std": (((-1, 1, NAN), (0, 0.5)), {}),
+    "collapse.min_spread": (((-1, 1, NAN), (0, 0.5)), {}),
     "collapse.max_position_share": (((-1, 0, 1.1, NAN), (0.5, 1)), {}),
     "collapse.max_image_share": (((-1.0, 0.0, 1.1, NAN), (0.5, 1.0)), {}),
     "collapse.min_rank": (((-1, 0, NAN, INF), (1, 2)), {}), "checkpoint.save_top_k": (COUNT0, {}),

@@ -3,8 +3,11 @@
 import dataclasses
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader, TensorDataset
 
 from hjepa_pl.backbones import load_encoder
@@ -39,7 +42,7 @@ def make(**options) -> HJEPAFinetuneModule:
 
 
 def test_the_encoder_learns_and_its_checkpoint_loads_in_both_ways(tmp_path) -> None:
-    module = make(mixup=0.0, cutmix=0.0, label_smoothing=0.0, drop_path_rate=0.0, layer_decay=1.0, lr=1e-2)
+    module = make(label_smoothing=0.0, drop_path_rate=0.0, layer_decay=1.0, lr=1e-2)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = train(module, epochs=6)
     moved = [name for name, value in module.named_parameters() if not torch.equal(value, before[name])]
@@ -58,16 +61,41 @@ def test_the_encoder_learns_and_its_checkpoint_loads_in_both_ways(tmp_path) -> N
     assert torch.equal(tuned.eval().context_encoder(images)["last"], module.context_encoder(images)["last"])
 
 
+def test_the_head_starts_as_the_linear_probe() -> None:
+    module = make().eval()
+    digits = load_dataset("digits", None, "train")
+    images = (digits.images.float() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        features = module.context_encoder(images)["last"].mean(dim=1)
+        before = (module(images).argmax(1) == digits.labels).double().mean()
+        module.start_head(features, digits.labels)
+        logits = module(images)
+    scaler = StandardScaler().fit(features)
+    theirs = LogisticRegression(C=1 / (1e-2 * len(images)), max_iter=3000, tol=1e-8)
+    theirs.fit(scaler.transform(features), digits.labels)
+    assert (logits.argmax(1) == digits.labels).double().mean() > before + 0.1
+    expected = theirs.predict_proba(scaler.transform(features))
+    assert np.allclose(logits.softmax(dim=1), expected, atol=1e-2)
+
+
 def test_blocks_nearer_to_the_images_learn_slower() -> None:
     groups = make(layer_decay=0.5).parameter_groups()
     scales = sorted({group["lr_scale"] for group in groups}, reverse=True)
-    assert scales == [0.5**i for i in range(4)]  # head, final norm and last block, two blocks, embedding
+    assert scales == [0.5**i for i in range(5)]  # head, final norm and last block, two blocks, embedding
     assert {group["lr_scale"] for group in make(layer_decay=1.0).parameter_groups()} == {1.0}
     counted = sum(len(group["params"]) for group in groups)
     assert counted == sum(p.requires_grad for p in make().parameters())
     assert all(
         group["weight_decay"] == 0 for group in groups for p in group["params"] if p.ndim == 1 and p.numel() != 10
     )
+
+
+def test_a_run_without_a_length_is_rejected() -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu", max_time="00:00:00:03", max_epochs=-1, logger=False, enable_checkpointing=False
+    )
+    with pytest.raises(ConfigError, match="set max_epochs or max_steps of the Trainer"):
+        trainer.fit(make(), loader("train"))
 
 
 def test_rates_rise_and_fall_over_the_run() -> None:
@@ -87,7 +115,7 @@ def test_rates_rise_and_fall_over_the_run() -> None:
     "option",
     [
         {"lr": 1e-4}, {"layer_decay": 0.5}, {"weight_decay": 1.0}, {"warmup_fraction": 0.9}, {"drop_path_rate": 0.5},
-        {"mixup": 0.0}, {"cutmix": 0.0}, {"label_smoothing": 0.5}, {"mix_fraction": 0.0},
+        {"mixup": 0.8}, {"cutmix": 1.0}, {"label_smoothing": 0.5},
     ],
     ids=lambda option: next(iter(option)),
 )  # fmt: skip

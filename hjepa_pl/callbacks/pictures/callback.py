@@ -85,7 +85,7 @@ class PictureCallback(pl.Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.is_global_zero and (trainer.global_step + 1) % every == 0:
             began = time.monotonic()
-            self._gradients.record(trainer, pl_module)
+            self._gradients.record(trainer, pl_module, optimizer)
             self.seconds += time.monotonic() - began
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

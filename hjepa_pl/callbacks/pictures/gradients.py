@@ -1,5 +1,7 @@
 """Gradient norms of the parts of a model, over the steps of a run."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from PIL import Image
@@ -21,10 +23,12 @@ class GradientNorms:
     def __init__(self) -> None:
         self.history: list[tuple[int, list[str], Tensor]] = []
 
-    def record(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def record(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
         """Record the gradients of the step that is about to be taken, without waiting for the device."""
-        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed: gradients are multiplied
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        scaler: Any = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed: gradients are multiplied
+        # Lightning has divided them already, except for optimizers that do so in their step.
+        divided = scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = 1.0 if divided else float(scaler.get_scale())
         named: dict[str, Tensor] = {}
         for name, parameters in _parts(module).items():
             found = [p.grad for p in parameters if p.grad is not None]

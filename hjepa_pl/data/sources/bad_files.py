@@ -71,6 +71,11 @@ class BadFiles:
         """Return the paths of a dataset's bad files."""
         return self._of[dataset]
 
+    @property
+    def count(self) -> int:
+        """Number of bad files so far."""
+        return len(set().union(*self._of.values()))
+
     def add(self, files: Iterable[BadFile], action: str) -> None:
         """Report the files that are new.
 

@@ -29,17 +29,18 @@ def attentive(network: Network, data: LabeledSet, seed: int, how: Pass) -> Outco
         ConfigError: If the tokens would take more than `LARGEST` bytes.
     """
     network.prepare([network.kind(None)], how.device)
-    x, test_x = (_tokens(network, split, how) for split in (data.train, data.test))
-    if x is None or test_x is None:
+    train, test = (_tokens(network, split, how) for split in (data.train, data.test))
+    if train is None or test is None:
         return None
-    logits, rate, val = fit_attentive(x, data.train_y, test_x, len(data.classes), seed=seed, device=how.device)
-    accuracy = 100.0 * float((logits.argmax(dim=1) == data.test_y).double().mean())
+    (x, y), (test_x, test_y) = train, test
+    logits, rate, val = fit_attentive(x, y, test_x, len(data.classes), seed=seed, device=how.device)
+    accuracy = 100.0 * float((logits.argmax(dim=1) == test_y).double().mean())
     metrics = {"accuracy": accuracy, "lr": rate} | ({} if val is None else {"validation": val})
     return Outcome(metrics, logits.softmax(dim=1))
 
 
-def _tokens(network: Network, split: Split, how: Pass) -> Tensor | None:
-    """Return the patch tokens (N, P, D) of a split in 16 bits; None if the network has none."""
+def _tokens(network: Network, split: Split, how: Pass) -> tuple[Tensor, Tensor] | None:
+    """Return the patch tokens (N, P, D) of a split in 16 bits, and the labels; None if the network has none."""
     count, found = len(split.rows), False
 
     def compute(images: Tensor) -> list[Tensor]:
@@ -55,7 +56,7 @@ def _tokens(network: Network, split: Split, how: Pass) -> Tensor | None:
             )
         return [tokens.flatten(1, 2)]
 
-    result = pass_images(
+    values, labels = pass_images(
         compute, network.spec, split, range(count), how, BadFiles(), lambda _: None, dtype=torch.float16
     )
-    return result[0] if found else None
+    return (values[0], labels) if found else None

@@ -73,7 +73,7 @@ def compare(paths: Sequence[str], out: Path | None = None) -> dict[str, Any]:
     found = read_evaluations(paths)
     shared = check_comparable(found)
     if out is not None:
-        make_writable(out)
+        make_writable("eval.out", out)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -42,8 +42,8 @@ class FinetuneRun:
     """Passes over the training images; the last one is tested."""
     batch_size: Annotated[int, Ge(2)] = 128
     """Images in a step."""
-    augmentation: Literal["run", "small", "jepa", "deit3", "none"] = "run"
-    """Augmentation of the training images: that of the run of `ckpt`, or a preset."""
+    augmentation: Literal["crop", "small", "jepa", "deit3", "none"] = "crop"
+    """Augmentation of the training images: random crops, flipped if the run of `ckpt` flipped; or a preset."""
     options: dict[str, Any] | None = None
     """Fields of `FinetuneConfig` (lr, layer_decay, mixup ...); null is none."""
 
@@ -83,9 +83,10 @@ class EvalConfig:
     device: Name = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`; auto is the fastest that is there."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the forward pass; auto is that of the run of `ckpt`, else float32 on a CPU and bfloat16 on a GPU."""
+    """Precision of the forward pass; auto is bfloat16 if the run of `ckpt` had 16 bits, float32 if it had 32; without a
+    run float32 on a CPU and bfloat16 on a GPU."""
     seed: Annotated[int, Ge(0)] = 0
-    """Key of all draws: labels, resampling, splits of folders."""
+    """Key of all draws: labels, resampling, and with --sets the splits of folders (without, the run's seed is)."""
     batch_size: Count = 256
     """Images in a forward pass."""
     cache: PathText | None = None
@@ -102,6 +103,8 @@ class EvalConfig:
                 TASKS.find(task)
         if self.tasks is not None and self.suite is not None:
             raise invalid("eval.tasks", self.tasks, "has no effect with --suite; remove one of them.")
+        if self.sets == []:
+            raise invalid("eval.sets", [], "must hold a dataset; remove it for those of the run.")
         if self.tasks == []:
             raise invalid("eval.tasks", [], "must hold a task, such as knn.")
         if self.finetune is not None and "finetune" not in (self.tasks or []):

@@ -27,6 +27,7 @@ from hjepa_pl.tools.evaluate.report import REPORT, SCHEMA, kinds_table, result_t
 from hjepa_pl.tools.evaluate.sets import LabeledSet, open_sets, sets_of_run
 from hjepa_pl.tools.evaluate.subjects import open_networks
 from hjepa_pl.tools.evaluate.suite import JudgedSet, Plan, judge, kinds_of
+from hjepa_pl.utils.device import choose_device
 from hjepa_pl.utils.settings import invalid, to_plain
 from hjepa_pl.utils.sizes import sides
 
@@ -45,7 +46,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     began = time.perf_counter()
     run = run_folder(config.ckpt)
-    sets, seed = (config.sets, config.seed) if config.sets else sets_of_run(run)
+    sets, seed = (config.sets, config.seed) if config.sets is not None else sets_of_run(run)
     out = output_folder(config, run)
     plan = _plan(config, run)
     networks = open_networks(config)
@@ -57,7 +58,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         kinds_of(network, plan, subject=network is networks[0])  # raises for kinds that it has not
     bad = BadFiles()
     data = open_sets(sets, seed, bad)
-    make_writable(out)
+    if plan.how.cache is not None:
+        make_writable("eval.cache", plan.how.cache)
+    make_writable("eval.out", out)
     judged = _judge_all(networks, data, plan, bad)
     report = {
         "schema": SCHEMA,
@@ -68,12 +71,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "device": str(plan.how.device),
         "precision": str(plan.how.precision).removeprefix("torch."),
         "seed": plan.seed,
+        "sets_seed": seed,
         "protocol": {"name": config.protocol, **plan.protocol._asdict()},
         "model": _model(networks[0], config, plan),
         "networks": [network.label for network in networks],
         "sets": {found.data.name: found.result for found in judged},
         "finetune": None if plan.finetune is None else [to_plain(part) for part in plan.finetune],
-        "bad_files": sum(len(bad.of(part.name)) for d in data for part in (d.train, d.test)),
+        "bad_files": bad.count,
         "seconds": round(time.perf_counter() - began, 2),
     }
     write_report(report, judged, out)
@@ -88,9 +92,8 @@ def run_folder(ckpt: str | None) -> Path | None:
     """Return the folder of the run that a checkpoint belongs to; None if it is not in one."""
     if ckpt is None:
         return None
-    path = Path(ckpt)
-    candidates = [path] if path.is_dir() else [path.parent, path.parent.parent]
-    return next((folder for folder in candidates if (folder / "config.yaml").is_file()), None)
+    path = Path(ckpt).absolute()
+    return next((folder for folder in (path, *path.parents[:2]) if (folder / "config.yaml").is_file()), None)
 
 
 def output_folder(config: EvalConfig, run: Path | None) -> Path:
@@ -103,26 +106,8 @@ def output_folder(config: EvalConfig, run: Path | None) -> Path:
     return Path("results") / f"eval-{name.replace('/', '-')}"
 
 
-def choose_device(name: str) -> torch.device:
-    """Return a device by name; `auto` is the fastest that is there.
-
-    Raises:
-        ConfigError: If there is no such device.
-    """
-    there = ["cpu"]
-    if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    if name == "auto":
-        return torch.device(next(d for d in ("cuda", "mps", "cpu") if d in there))
-    if name not in there:
-        raise invalid("eval.device", name, f"is not here; use auto or {' or '.join(there)}.")
-    return torch.device(name)
-
-
 def _plan(config: EvalConfig, run: Path | None) -> Plan:
-    device = choose_device(config.device)
+    device = choose_device("eval.device", config.device)
     default = Path("~/.cache/hjepa_pl").expanduser()
     cache = Path(config.cache or os.environ.get("HJEPA_CACHE") or default).expanduser()
     how = Pass(
@@ -143,25 +128,23 @@ def _precision(config: EvalConfig, run: Path | None, device: torch.device) -> to
             stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["trainer"]["precision"]
         except (yaml.YAMLError, OSError, KeyError, TypeError):
             stored = None
-        return torch.bfloat16 if stored is not None and "bf16" in str(stored) else torch.float32
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if stored is not None and "16" in str(stored) else torch.float32
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def make_writable(out: Path) -> None:
-    """Make the folder of the report, before anything takes time.
+def make_writable(key: str, folder: Path) -> None:
+    """Make a folder, before anything takes time.
 
     Raises:
-        ConfigError: If it cannot be written to.
+        ConfigError: If it cannot be written to; the message names `key`.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise invalid(
-            "eval.out", str(out), f"cannot be written to ({error.strerror}); choose another folder."
-        ) from None
+        raise invalid(key, str(folder), f"cannot be written to ({error.strerror}); choose another folder.") from None
 
 
 def _judge_all(networks: Sequence[Network], data: Sequence[LabeledSet], plan: Plan, bad: BadFiles) -> list[JudgedSet]:

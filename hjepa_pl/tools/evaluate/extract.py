@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from hjepa_pl.utils.atomic_file import atomic_write
 
 _PART = 4096
 """Images in a file of the cache: what a kill loses at most."""
+_FOLDER = "features"
+"""Folder within the cache, where everything is the cache's own."""
 _VERSION = 1
 """Raised when the same settings give other features, which empties the cache."""
 
@@ -49,11 +51,20 @@ class Pass(NamedTuple):
     """Folder of the features; None keeps nothing."""
 
 
+class Part(NamedTuple):
+    """Features of consecutive images of a split, as they are kept in a file."""
+
+    features: Tensor
+    labels: Tensor
+
+
 class Extracted(NamedTuple):
     """Features of a split."""
 
     features: dict[str, Tensor]
     """(N, D) float32 on the CPU, by kind."""
+    labels: Tensor
+    """(N,) int64 of the images that were read: a file that cannot be decoded is replaced by the next one."""
     encoded: int
     """Images that were passed through the network; the others were in the cache."""
     seconds: float
@@ -74,7 +85,7 @@ def extract(
     """
     began, encoded = time.perf_counter(), 0
     folder = None if how.cache is None or isinstance(network, Pixels) else _folder(network, split, how)
-    parts: dict[str, list[Tensor]] = {kind.name: [] for kind in kinds}
+    parts: dict[str, list[Part]] = {kind.name: [] for kind in kinds}
     prepared: tuple[Kind, ...] = ()
     for start in range(0, len(split.rows), _PART):
         positions = range(start, min(start + _PART, len(split.rows)))
@@ -84,16 +95,18 @@ def extract(
             if missing != prepared:
                 network.prepare(missing, how.device)
                 prepared = missing
-            values = pass_images(network.encode, network.spec, split, positions, how, bad, advance)
+            values, labels = pass_images(network.encode, network.spec, split, positions, how, bad, advance)
             encoded += len(positions)
             for kind, value in zip(missing, values, strict=True):
-                found[kind.name] = value
-                _write(folder, start, kind, value)
+                found[kind.name] = Part(value, labels)
+                _write(folder, start, kind, Part(value, labels))
         else:
             advance(len(positions))
         for kind in kinds:
             parts[kind.name].append(found[kind.name])  # type: ignore[arg-type]
-    return Extracted({k: torch.cat(v) for k, v in parts.items()}, encoded, time.perf_counter() - began)
+    features = {name: torch.cat([part.features for part in found]) for name, found in parts.items()}
+    labels = torch.cat([part.labels for part in parts[kinds[0].name]])
+    return Extracted(features, labels, encoded, time.perf_counter() - began)
 
 
 @torch.inference_mode()
@@ -106,8 +119,8 @@ def pass_images(
     bad: BadFiles,
     advance: Callable[[int], None],
     dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
-    """Pass some images of a split through a network.
+) -> tuple[list[Tensor], Tensor]:
+    """Pass some images of a split through a network; return what is computed, and the labels of the images.
 
     Args:
         compute: From normalized images (B, C, H, W) on the device to tensors (B, ...).
@@ -129,9 +142,10 @@ def pass_images(
         raw = raw._replace(image=raw.image.to(how.device, non_blocking=True))
         images = clean_batch(raw, spec, bad).image
         with torch.autocast(how.device.type, how.precision) if half else nullcontext():
-            batches.append([value.to("cpu", dtype) for value in compute(images)])
+            batches.append([*(value.to("cpu", dtype) for value in compute(images)), raw.label])
         advance(len(images))
-    return [torch.cat(values) for values in zip(*batches, strict=True)]
+    *values, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return values, labels
 
 
 def _folder(network: Network, split: Split, how: Pass) -> Path | None:
@@ -144,11 +158,12 @@ def _folder(network: Network, split: Split, how: Pass) -> Path | None:
         "network": network.identity,
         "spec": list(network.spec),
         "images": content,
+        "device": how.device.type,
         "precision": str(how.precision),
         "torch": torch.__version__,
     }
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    return how.cache / name
+    return how.cache / _FOLDER / name
 
 
 def _content(split: Split) -> str | None:
@@ -170,29 +185,40 @@ def _file(folder: Path, start: int, kind: Kind) -> Path:
     return folder / f"{start:09d}-{kind.name}.safetensors"
 
 
-def _read(folder: Path | None, start: int, kind: Kind, count: int) -> Tensor | None:
+def _read(folder: Path | None, start: int, kind: Kind, count: int) -> Part | None:
     """Return a part from the cache; None if it is not there or not whole."""
     if folder is None or not (path := _file(folder, start, kind)).is_file():
         return None
     try:
-        value: Any = load_file(path).get("features")
-    except (SafetensorError, OSError):
+        found: Any = load_file(path)
+        part = Part(found["features"], found["labels"])
+    except (SafetensorError, OSError, KeyError):
         return None
-    os.utime(path)  # when it was last used
-    return value if value is not None and len(value) == count else None
+    with suppress(OSError):
+        os.utime(path)  # when it was last used
+    return part if len(part.features) == len(part.labels) == count else None
 
 
-def _write(folder: Path | None, start: int, kind: Kind, value: Tensor) -> None:
+def _write(folder: Path | None, start: int, kind: Kind, part: Part) -> None:
     if folder is not None:
         with atomic_write(_file(folder, start, kind), "wb", sync=False) as file:
-            file.write(save({"features": value}))
+            file.write(save(part._asdict()))
 
 
 def trim(cache: Path, limit: float = 10e9) -> None:
-    """Delete the parts that were used least recently, so that a cache holds at most `limit` bytes."""
-    files = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in cache.rglob("*.safetensors")), reverse=True)
+    """Delete the parts that were used least recently, so that a cache holds at most `limit` bytes.
+
+    Another evaluation may do the same at the same time.
+    """
+    found = []
+    for path in (cache / _FOLDER).glob("*/*.safetensors"):
+        with suppress(OSError):
+            stat = path.stat()
+            found.append((stat.st_mtime, stat.st_size, path))
     total = 0
-    for _, size, file in files:
+    for _, size, path in sorted(found, reverse=True):
         total += size
         if total > limit:
-            file.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()  # if it was the last one

@@ -1,5 +1,6 @@
 """The task finetune: the whole encoder trained on a dataset's labels, by `HJEPAFinetuneModule`."""
 
+import dataclasses
 import logging
 import sys
 import time
@@ -20,6 +21,7 @@ from hjepa_pl.data.augment.config import AugmentationConfig, augmentation_config
 from hjepa_pl.data.loading.eval_loader import CleanRows, RawClean, clean_batch, clean_loader
 from hjepa_pl.data.loading.worker_slots import available_workers, choose_num_workers
 from hjepa_pl.data.sources.bad_files import BadFiles
+from hjepa_pl.evaluation.base import Features
 from hjepa_pl.evaluation.tasks import Outcome
 from hjepa_pl.functional.counters import Stream, hash_int
 from hjepa_pl.modules.finetune import HJEPAFinetuneModule
@@ -30,15 +32,25 @@ from hjepa_pl.tools.evaluate.sets import LabeledSet
 from hjepa_pl.types import Counters
 from hjepa_pl.utils.malloc import keep_in_worker
 
+CROP_SCALE = (0.4, 1.0)
+"""Smallest and largest fraction of the area in `augmentation: crop`."""
+
 
 def finetune(
-    network: OwnEncoder, data: LabeledSet, run: FinetuneRun, augmentation: AugmentationConfig, seed: int, how: Pass
+    network: OwnEncoder,
+    data: LabeledSet,
+    features: Features,
+    run: FinetuneRun,
+    augmentation: AugmentationConfig,
+    seed: int,
+    how: Pass,
 ) -> Outcome:
     """Fine-tune an encoder on the training images, and classify the test images after the last epoch.
 
     Args:
         network: The encoder; its own weights stay as they are.
         data: The dataset.
+        features: Mean patch tokens of its training images, from which the head starts (LP-FT), and all labels.
         run: How long, on which views.
         augmentation: Of the training images.
         seed: Of the head, the order, the views and the mixing.
@@ -51,6 +63,7 @@ def finetune(
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = HJEPAFinetuneModule(backbone, len(data.classes), **(run.options or {}))
+        module.start_head(features.train_x, features.train_y)
         trainer = pl.Trainer(
             accelerator=how.device.type, devices=[how.device.index or 0] if how.device.type != "cpu" else 1,
             precision="bf16-mixed" if half else "32-true", max_epochs=run.epochs, gradient_clip_val=3.0, logger=False,
@@ -60,7 +73,7 @@ def finetune(
         trainer.fit(module, datamodule=images)
         parts: Any = trainer.predict(module, datamodule=images)
     probabilities = torch.cat(parts).float()
-    accuracy = 100.0 * float((probabilities.argmax(dim=1) == data.test_y).double().mean())
+    accuracy = 100.0 * float((probabilities.argmax(dim=1) == features.test_y).double().mean())
     return Outcome({"accuracy": accuracy, "train_seconds": round(time.perf_counter() - began, 2)}, probabilities)
 
 
@@ -93,7 +106,7 @@ class FinetuneData(pl.LightningDataModule):
         rows, workers = self._rows("test")
         return clean_loader(rows, range(len(rows)), batch_size=256, num_workers=workers, pin_memory=False)
 
-    val_dataloader = predict_dataloader
+    val_dataloader = predict_dataloader  # not used, but Lightning warns without one
 
     def on_after_batch_transfer(self, batch: RawClean, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Return images, augmented in training, and labels."""
@@ -131,11 +144,14 @@ class _Batches:
 
 
 def augmentation_of(run: FinetuneRun, metadata: dict[str, Any]) -> AugmentationConfig:
-    """Return the augmentation of fine-tuning: a preset, or that of the pretraining run if it is known."""
-    stored = (metadata.get("data") or {}).get("augmentation")
-    if run.augmentation == "run":
-        return augmentation_config("small" if stored is None else stored)
-    return augmentation_config(run.augmentation)
+    """Return the augmentation of fine-tuning: a preset, or crops with the flips of the pretraining run.
+
+    The colors of pretraining are left out: on 5,000 images of CIFAR-10 they cost 4 points (36.4 for 40.2, 8 epochs).
+    """
+    if run.augmentation != "crop":
+        return augmentation_config(run.augmentation)
+    flip = ((metadata.get("data") or {}).get("augmentation") or {}).get("flip", 0.5)
+    return dataclasses.replace(augmentation_config("none"), crop_scale=CROP_SCALE, flip=flip)
 
 
 @contextmanager

@@ -105,18 +105,18 @@ class OwnEncoder(Network):
         super().__init__(label, spec, depth, "last.mean")
         self.config, self.state, self.seed, self.metadata = config, state, seed, metadata or {}
 
-    def prepare(self, kinds: Sequence[Kind], device: torch.device) -> None:
-        """Build the encoder with a parameter-free norm after each inner block that is read.
+    def kind(self, name: str | None) -> Kind:
+        """Return a kind of features by name; raises `ConfigError` for other than means of tokens."""
+        kind = super().kind(name)
+        if kind.pool != "mean":
+            raise ConfigError(
+                f"invalid `eval.features={kind.name}`: encoders of hjepa_pl have no {kind.pool} features; use "
+                f"{kind.name.replace('cls', 'mean') if kind.pool == 'cls' else 'last.mean'}."
+            )
+        return kind
 
-        Raises:
-            ConfigError: For a kind that the encoder does not have.
-        """
-        for kind in kinds:
-            if kind.pool != "mean":
-                raise ConfigError(
-                    f"invalid `eval.features={kind.name}`: encoders of hjepa_pl have no {kind.pool} features; use "
-                    f"{kind.name.replace('cls', 'mean') if kind.pool == 'cls' else 'last.mean'}."
-                )
+    def prepare(self, kinds: Sequence[Kind], device: torch.device) -> None:
+        """Build the encoder with a parameter-free norm after each inner block that is read."""
         self._blocks: list[list[Block]] = [
             ["last" if b == -1 else self.depth + 1 + b for b in kind.blocks] for kind in kinds
         ]
@@ -165,20 +165,19 @@ class TimmModel(Network):
         super().__init__(label, spec, depth, "pooled")
         self.model = model
 
-    def prepare(self, kinds: Sequence[Kind], device: torch.device) -> None:
-        """Move the model to the device.
+    def kind(self, name: str | None) -> Kind:
+        """Return a kind of features by name; raises `ConfigError` for `cls` of a model without class token."""
+        kind = super().kind(name)
+        prefix, registers = (getattr(self.model, f"num_{which}_tokens", 0) for which in ("prefix", "reg"))
+        if kind.pool == "cls" and prefix <= registers:
+            raise ConfigError(
+                f"invalid `eval.features={kind.name}`: {self.label} has no class token; use "
+                f"{kind.name.replace('cls', 'mean')}."
+            )
+        return kind
 
-        Raises:
-            ConfigError: For `cls` of a model without class token.
-        """
-        prefix = getattr(self.model, "num_prefix_tokens", 0)
-        registers = getattr(self.model, "num_reg_tokens", 0)
-        for kind in kinds:
-            if kind.pool == "cls" and prefix <= registers:
-                raise ConfigError(
-                    f"invalid `eval.features={kind.name}`: {self.label} has no class token; use "
-                    f"{kind.name.replace('cls', 'mean')}."
-                )
+    def prepare(self, kinds: Sequence[Kind], device: torch.device) -> None:
+        """Move the model to the device."""
         self._kinds = list(kinds)
         self.model = self.model.eval().to(device)
 

@@ -1,18 +1,19 @@
 """The labeled datasets of an evaluation."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from torch import Tensor
 
 from hjepa_pl.data.config import ProbeConfig, as_list
 from hjepa_pl.data.loaded_sets import LoadedSets
 from hjepa_pl.data.sources.bad_files import BadFiles
+from hjepa_pl.data.sources.images import FileImages, is_in_memory
 from hjepa_pl.data.sources.registry import download_dataset
 from hjepa_pl.tools.evaluate.config import EvalSet
 from hjepa_pl.tools.evaluate.extract import Split
@@ -103,6 +104,18 @@ def _as_probe(entry: EvalSet) -> ProbeConfig:
 
 
 def images_hash(split: Split) -> str:
-    """Return a short hash of the labels and the order of a split, for the report."""
-    labels = split.images.labels[split.rows].to(torch.int64)
-    return hashlib.sha256(labels.numpy().tobytes() + split.rows.numpy().tobytes()).hexdigest()[:16]
+    """Return a hash of a split: its labels, and its pixels in memory or the names and sizes of its files.
+
+    It does not depend on the machine or the folder, so that evaluations elsewhere can be compared.
+    """
+    digest = hashlib.sha256(split.images.labels[split.rows].numpy().tobytes())
+    if is_in_memory(split.images):
+        digest.update(split.images.images[split.rows].cpu().numpy().tobytes())
+    elif isinstance(split.images, FileImages):
+        paths = [split.images.path(row) for row in split.rows.tolist()]
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        for path in paths:
+            digest.update(f"{os.path.relpath(path, folder)} {os.path.getsize(path)}\n".encode(errors="surrogateescape"))
+    else:
+        digest.update(split.rows.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -13,7 +13,7 @@ from hjepa_pl.evaluation.base import Features
 from hjepa_pl.evaluation.geometry import linear_cka
 from hjepa_pl.evaluation.intervals import accuracy_interval, difference_interval
 from hjepa_pl.evaluation.protocols import Protocol
-from hjepa_pl.evaluation.tasks import TASKS, Outcome
+from hjepa_pl.evaluation.tasks import IMAGE_TASKS, TASKS, Outcome
 from hjepa_pl.tools.evaluate.attentive import attentive
 from hjepa_pl.tools.evaluate.config import FinetuneRun
 from hjepa_pl.tools.evaluate.extract import Extracted, Pass, extract
@@ -77,21 +77,21 @@ def judge(
     Raises:
         ConfigError: If features are not finite, or a task cannot be done on the dataset.
     """
-    train_y, test_y = data.train_y, data.test_y
     main: dict[str, tuple[Tensor, Tensor]] = {}
     tasks: dict[str, dict[str, Any]] = {name: {} for name in plan.tasks}
     predictions: dict[tuple[str, str], Prediction] = {}
     others: dict[str, dict[str, Any]] = {}
     costs: dict[str, Any] = {}
+    test_y = data.test_y
     for network in networks:
         kinds = kinds_of(network, plan, subject=network is networks[0])
         train = extract(network, data.train, kinds, plan.how, bad, advance)
         test = extract(network, data.test, kinds, plan.how, bad, advance)
-        costs[network.label] = _cost(train, test, data)
+        costs[network.label], test_y = _cost(train, test, data), test.labels
         for kind in kinds:
             x, test_x = train.features[kind.name], test.features[kind.name]
             _check_finite(network, data.name, x, test_x)
-            features = Features(x, train_y, test_x, test_y, len(data.classes))
+            features = Features(x, train.labels, test_x, test.labels, len(data.classes))
             if kind is kinds[0]:
                 main[network.label] = (x, test_x)
                 found = _all_tasks(network, data, features, plan)
@@ -103,8 +103,8 @@ def judge(
                 others[kind.name] = {n: _measure(n, features, plan)[0] for n in KIND_TASKS if n in plan.tasks}
     result = {
         "classes": data.classes,
-        "train": len(train_y),
-        "test": len(test_y),
+        "train": len(data.train.rows),
+        "test": len(data.test.rows),
         "hash": {"train": images_hash(data.train), "test": images_hash(data.test)},
         "tasks": tasks,
         "differences": _differences(networks, predictions, test_y, plan.seed),
@@ -120,19 +120,27 @@ def kinds_of(network: Network, plan: Plan, *, subject: bool) -> list[Kind]:
     names: list[str | None] = list(plan.features) if plan.features else [plan.protocol.feature]
     if not subject:
         names = names[:1] if network.label == UNTRAINED else [None]
-    return list(dict.fromkeys(network.kind(name) for name in names))
+    try:
+        return list(dict.fromkeys(network.kind(name) for name in names))
+    except ConfigError as error:
+        if plan.features or plan.protocol.feature is None:
+            raise
+        raise ConfigError(f"The protocol reads {plan.protocol.feature}: {error} Or set --features.") from None
 
 
 def _all_tasks(
     network: Network, data: LabeledSet, features: Features, plan: Plan
 ) -> dict[str, tuple[dict[str, Any], Prediction | None]]:
     """Do all tasks on a network's main features, those on its images or tokens included where it has them."""
-    found = {name: _measure(name, features, plan) for name in plan.tasks if name in TASKS}
+    found = {name: _measure(name, features, plan) for name in plan.tasks if name not in IMAGE_TASKS}
     outcomes: dict[str, Outcome | None] = {}
     if "attentive" in plan.tasks:
         outcomes["attentive"] = attentive(network, data, plan.seed, plan.how)
     if plan.finetune is not None and isinstance(network, OwnEncoder):
-        outcomes["finetune"] = finetune(network, data, *plan.finetune, plan.seed, plan.how)
+        kind = network.kind("last.mean")
+        start = extract(network, data.train, [kind], plan.how, BadFiles(), lambda _: None)
+        frozen = features._replace(train_x=start.features[kind.name], train_y=start.labels)
+        outcomes["finetune"] = finetune(network, data, frozen, *plan.finetune, plan.seed, plan.how)
     for name, outcome in outcomes.items():
         if outcome is not None:
             found[name] = _with_interval(outcome, features.test_y, plan.seed)

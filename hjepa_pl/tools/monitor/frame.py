@@ -156,8 +156,9 @@ def _speed(run: RunFiles, width: int) -> list[str]:
 def _warnings(run: RunFiles) -> list[str]:
     """Return what is wrong with the run, in sentences."""
     if run.ended:
-        collapse = (run.summary.get("collapse") or {}).get("message")
-        found = [run.summary.get("error"), *(run.summary.get("notes") or []), collapse]
+        collapse, notes = run.summary.get("collapse"), run.summary.get("notes")
+        message = collapse.get("message") if isinstance(collapse, dict) else None
+        found = [run.summary.get("error"), *(notes if isinstance(notes, list) else []), message]
     else:
         found = [run.status.get("warning")]
     return [str(text) for text in (run.problem, *found) if text]

@@ -19,6 +19,7 @@ from hjepa_pl.data.sources.registry import load_dataset
 from hjepa_pl.tools.predict.stream import Column, TensorStream
 from hjepa_pl.types import ConfigError, RunStopped
 from hjepa_pl.utils.atomic_file import atomic_write
+from hjepa_pl.utils.device import choose_device
 
 _MAX_BAD = 0.1
 """Fraction of files that cannot be decoded above which nothing is kept."""
@@ -79,7 +80,7 @@ def predict(request: Request) -> int:
     """
     out = Path(request.out)
     _check(request, out)
-    backbone = load_encoder(request.ckpt, request.branch, _device(request.device))
+    backbone = load_encoder(request.ckpt, request.branch, choose_device("--device", request.device))
     images, name = _images(request)
     with atomic_write(out, "wb") as file:
         bad = _write(file, images, backbone, request, name)
@@ -104,24 +105,13 @@ def _check(request: Request, out: Path) -> None:
         raise ConfigError(f"invalid `--root={request.root}`: has no effect with the folder {request.data}; remove it.")
 
 
-def _device(name: str) -> torch.device:
-    """Return the device of a name; auto is the first that torch finds."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except Exception:
-        raise ConfigError(f"invalid `--device={name}`: must be a device that torch finds; use auto or cpu.") from None
-    return device
-
-
 def _images(request: Request) -> tuple[IndexedImages, str]:
     """Return the set of images, and what it is."""
-    if Path(request.data).is_dir():
-        return load_dataset("folder", request.data, request.split), Path(request.data).name
+    folder = Path(request.data)
     try:
+        if folder.is_dir():
+            split = f" ({request.split})" if (folder / request.split).is_dir() else ""
+            return load_dataset("folder", request.data, request.split), f"{folder.name}{split}"
         return load_dataset(request.data, request.root, request.split), f"{request.data} ({request.split})"
     except ConfigError as error:
         if "datasets.name" in str(error):

@@ -74,7 +74,8 @@ def test_refuses_what_is_not_comparable(pair, tmp_path, capsys) -> None:
     other = tmp_path / "other"
     write(other, 1, blobs(["a", "b", "<c>"], 20, 19), tasks=("knn",))
     assert "with other test images of blobs than first" in refused(first, other)
-    write(other, 1, blobs(["a", "b", "<c>"], 19, 20), tasks=("knn",))
+    fewer = DATA.train._replace(rows=DATA.train.rows[:-1])
+    write(other, 1, DATA._replace(train=fewer), tasks=("knn",))
     assert "with other training images of blobs" in refused(first, other)
     write(other, 1, DATA._replace(name="elsewhere"), tasks=("knn",))
     assert "share no dataset (first: blobs; other: elsewhere)" in refused(first, other)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -155,14 +156,21 @@ assert len(sys.modules) < 500, len(sys.modules)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a pseudo-terminal")
 @pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
 def test_on_a_terminal_it_goes_on_until_a_key(toy_run, key) -> None:
+    import fcntl
     import pty
+    import termios
 
     ours, theirs = pty.openpty()
+
+    def controlled() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background ignore it
+
     process = subprocess.Popen(
         [sys.executable, "-m", "hjepa_pl", "monitor", str(toy_run[0])],
         stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True, start_new_session=True,
         env=os.environ | {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"},
-        preexec_fn=lambda: __import__("fcntl").ioctl(theirs, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=controlled,
     )  # fmt: skip
     os.close(theirs)
     seen = b""

@@ -96,7 +96,7 @@ def test_wrong_requests_are_one_sentence(write, tmp_path, capsys) -> None:
         ("digits", ["--num-workers=2"], "invalid `--num-workers=2`: has no effect, the images are in memory"),
         ("digits", ["--split=val"], "invalid `--split=val`: must be train or test"),
         ("digits", ["--batch-size=0"], "invalid `--batch-size=0`: must be a whole number >= 1."),
-        ("digits", ["--device=tpu9"], "invalid `--device=tpu9`: must be a device that torch finds"),
+        ("digits", ["--device=tpu9"], "invalid `--device=tpu9`: is not here; use auto or cpu"),
         (folder, ["--root=x"], "invalid `--root=x`: has no effect with the folder"),
         (folder, ["--out=x.npz"], "invalid `--out=x.npz`: must end in .safetensors."),
         (folder, ["--dtype=int8"], "invalid choice: 'int8'"),
