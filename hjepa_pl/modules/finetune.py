@@ -28,7 +28,7 @@ from hjepa_pl.utils.settings import NonNegative, Positive, PositiveFraction, fro
 
 @settings("finetune")
 class FinetuneConfig:
-    """How an encoder is fine-tuned; the defaults suit tens of epochs on small sets, where Mixup and CutMix cost."""
+    """How an encoder is fine-tuned; the defaults are for small sets and tens of epochs, without Mixup and CutMix."""
 
     lr: Positive = 1e-3
     """Peak learning rate of the head; an encoder's block has `layer_decay` times that of the block above it."""
@@ -97,6 +97,12 @@ class HJEPAFinetuneModule(pl.LightningModule):
             raise ConfigError(f"invalid `num_classes={num_classes}`: must be a whole number >= 2.")
         if (backbone is None) == (encoder is None):
             raise ConfigError("HJEPAFinetuneModule needs either a backbone (a checkpoint or a run) or an encoder.")
+        if branch is not None and not isinstance(backbone, str | Path):
+            raise ConfigError(
+                f"invalid `branch={branch}`: has an effect only with the path of a checkpoint; remove it."
+            )
+        if backbone is not None and (mean is not None or std is not None):
+            raise ConfigError("invalid `mean` or `std`: a backbone has its own; remove them.")
         self.config = FinetuneConfig(**options)
         if isinstance(backbone, str | Path):
             backbone = load_encoder(backbone, branch)
@@ -218,7 +224,7 @@ class HJEPAFinetuneModule(pl.LightningModule):
         ]
 
     def configure_optimizers(self) -> Optimizer:
-        """Return AdamW; `optimizer_step` sets the learning rates."""
+        """Return AdamW; `on_before_optimizer_step` sets the learning rates."""
         return torch.optim.AdamW(self.parameter_groups(), lr=self.config.lr, betas=(0.9, 0.999))
 
     def on_fit_start(self) -> None:

@@ -1,6 +1,5 @@
 """The objects of a `hjepa fit` run, made without running."""
 
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,22 +15,15 @@ from hjepa_pl.data.augment.multicrop import ViewPlan
 from hjepa_pl.data.sources.registry import DATASETS, Dataset
 from hjepa_pl.models.pretrained import without_pretrained
 from hjepa_pl.modules.base import PretrainModule
+from hjepa_pl.tools.quiet import quiet_lightning
 from hjepa_pl.utils.run_length import limited, total_steps
 
 
 @contextmanager
 def scratch_folder() -> Iterator[str]:
     """Yield a temporary results_dir, and silence Lightning's messages about the hardware."""
-    loggers = [logging.getLogger(f"lightning.{n}") for n in ("fabric", "pytorch")]
-    levels = [log.level for log in loggers]
-    try:
-        for log in loggers:
-            log.setLevel(logging.WARNING)
-        with tempfile.TemporaryDirectory(prefix="hjepa-") as folder:
-            yield folder
-    finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)
+    with quiet_lightning(), tempfile.TemporaryDirectory(prefix="hjepa-") as folder:
+        yield folder
 
 
 class ToolCLI(HJEPACLI):

@@ -139,6 +139,7 @@ def test_every_option_is_in_that_table() -> None:
     [
         ({"num_classes": 1}, "invalid `num_classes=1`: must be a whole number >= 2."),
         ({"num_classes": 3, "encoder": None}, "needs either a backbone"),
+        ({"num_classes": 3, "branch": "online"}, "invalid `branch=online`: has an effect only with the path"),
         ({"num_classes": 3, "lr": 0.0}, "invalid `finetune.lr=0`: must be a number > 0"),
         ({"num_classes": 3, "learning_rate": 0.1}, "finetune does not accept 'learning_rate'"),
     ],

@@ -42,7 +42,7 @@ class FinetuneRun:
     """Passes over the training images; the last one is tested."""
     batch_size: Annotated[int, Ge(2)] = 128
     """Images in a step."""
-    augmentation: Literal["crop", "small", "jepa", "deit3", "none"] = "crop"
+    augmentation: Literal["crop", "small", "jepa", "none"] = "crop"
     """Augmentation of the training images: random crops, flipped if the run of `ckpt` flipped; or a preset."""
     options: dict[str, Any] | None = None
     """Fields of `FinetuneConfig` (lr, layer_decay, mixup ...); null is none."""

@@ -62,21 +62,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         make_writable("eval.cache", plan.how.cache)
     make_writable("eval.out", out)
     judged = _judge_all(networks, data, plan, bad)
-    report = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"hjepa eval {shlex.join(sys.argv[2:])}" if sys.argv[1:2] == ["eval"] else None,
-        "commit": git_hash(),
-        "versions": versions(),
-        "device": str(plan.how.device),
-        "precision": str(plan.how.precision).removeprefix("torch."),
-        "seed": plan.seed,
+    report = _report(config, plan, networks[0], judged) | {
         "sets_seed": seed,
-        "protocol": {"name": config.protocol, **plan.protocol._asdict()},
-        "model": _model(networks[0], config, plan),
         "networks": [network.label for network in networks],
-        "sets": {found.data.name: found.result for found in judged},
-        "finetune": None if plan.finetune is None else [to_plain(part) for part in plan.finetune],
         "bad_files": bad.count,
         "seconds": round(time.perf_counter() - began, 2),
     }
@@ -86,6 +74,24 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         trim(plan.how.cache)
     _print(report, out)
     return report
+
+
+def _report(config: EvalConfig, plan: Plan, subject: Network, judged: Sequence[JudgedSet]) -> dict[str, Any]:
+    """Return what report.json says of the settings, and of each dataset."""
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"hjepa eval {shlex.join(sys.argv[2:])}" if sys.argv[1:2] == ["eval"] else None,
+        "commit": git_hash(),
+        "versions": versions(),
+        "device": str(plan.how.device),
+        "precision": str(plan.how.precision).removeprefix("torch."),
+        "seed": plan.seed,
+        "protocol": {"name": config.protocol, **plan.protocol._asdict()},
+        "model": _model(subject, config, plan),
+        "sets": {found.data.name: found.result for found in judged},
+        "finetune": None if plan.finetune is None else [to_plain(part) for part in plan.finetune],
+    }
 
 
 def run_folder(ckpt: str | None) -> Path | None:

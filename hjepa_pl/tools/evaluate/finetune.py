@@ -1,7 +1,6 @@
 """The task finetune: the whole encoder trained on a dataset's labels, by `HJEPAFinetuneModule`."""
 
 import dataclasses
-import logging
 import sys
 import time
 import warnings
@@ -29,6 +28,7 @@ from hjepa_pl.tools.evaluate.config import FinetuneRun
 from hjepa_pl.tools.evaluate.extract import Pass
 from hjepa_pl.tools.evaluate.networks import OwnEncoder
 from hjepa_pl.tools.evaluate.sets import LabeledSet
+from hjepa_pl.tools.quiet import quiet_lightning
 from hjepa_pl.types import Counters
 from hjepa_pl.utils.malloc import keep_in_worker
 
@@ -146,7 +146,8 @@ class _Batches:
 def augmentation_of(run: FinetuneRun, metadata: dict[str, Any]) -> AugmentationConfig:
     """Return the augmentation of fine-tuning: a preset, or crops with the flips of the pretraining run.
 
-    The colors of pretraining are left out: on 5,000 images of CIFAR-10 they cost 4 points (36.4 for 40.2, 8 epochs).
+    The colors of pretraining are left out: with the whole augmentation of configs/cifar10.yaml an encoder reached 36.4
+    on CIFAR-10 (5,000 labels, 8 epochs), with crops alone (`jepa`) 40.2.
     """
     if run.augmentation != "crop":
         return augmentation_config(run.augmentation)
@@ -156,16 +157,8 @@ def augmentation_of(run: FinetuneRun, metadata: dict[str, Any]) -> AugmentationC
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's messages about the hardware, the end of the run and its own use of torch."""
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("fabric", "pytorch")]
-    levels = [log.level for log in loggers]
-    try:
-        for log in loggers:
-            log.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            for message in (".*does not have many workers.*", ".*isinstance\\(treespec, LeafSpec\\).*"):
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)
+    """Silence Lightning's messages about the run, about workers, and about its own use of torch."""
+    with quiet_lightning(), warnings.catch_warnings():
+        for message in (".*does not have many workers.*", ".*isinstance\\(treespec, LeafSpec\\).*"):
+            warnings.filterwarnings("ignore", message=message)
+        yield

@@ -271,6 +271,7 @@ def test_fine_tuning_trains_the_encoder_beside_the_untrained_one(run, tmp_path, 
     assert report["finetune"][0]["epochs"] == 2
     for options, sentence in (
         ("{options: {learning_rate: 1}}", "finetune does not accept 'learning_rate'"),
+        ("{augmentation: deit3}", "invalid `finetune.augmentation=deit3`: must be crop, small, jepa or none."),
         ("{epochs: 0}", "invalid `finetune.epochs=0`: must be a whole number >= 1."),
     ):
         assert main([*words, "--finetune", options]) == 2

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hjepa_pl.data.sources.bad_files import BadFiles
-from hjepa_pl.evaluation.threads import one_thread
+from hjepa_pl.evaluation.pictures.maps import pca_maps
 from hjepa_pl.tools.evaluate.extract import Pass
 from hjepa_pl.tools.evaluate.html.elements.markup import Markup, join, tag
 from hjepa_pl.tools.evaluate.html.elements.parts import card, note, short
@@ -27,17 +27,8 @@ def pca_colors(tokens: Tensor) -> Tensor:
     Returns:
         (P, h, w, 3) uint8; each component spans the colors from its 1st to its 99th percentile.
     """
-    x = tokens.flatten(0, 2).double()
-    with one_thread():
-        centered = x - x.mean(dim=0)
-        axes = torch.linalg.eigh(centered.T @ centered)[1][:, -3:].flip(1)
-        axes = axes * torch.where(axes.sum(dim=0) < 0, -1.0, 1.0)  # an axis has no sign
-        values = centered @ axes
-        if values.shape[1] < 3:
-            values = torch.cat([values, values.new_zeros(len(values), 3 - values.shape[1])], dim=1)
-        low, high = values.quantile(torch.tensor([0.01, 0.99], dtype=values.dtype), dim=0)
-    scaled = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return (255 * scaled).round().to(torch.uint8).unflatten(0, tokens.shape[:3])
+    colors = pca_maps(tokens.flatten(1, 2)).unflatten(1, tokens.shape[1:3])
+    return (255 * colors).round().to(torch.uint8)
 
 
 @torch.inference_mode()
